@@ -1,0 +1,282 @@
+"""The face: `selfpatch COMMAND THING [--flag value] [key=value ...]`.
+
+Nothing heavy is imported before a command runs, so that help is instant.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import UserError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Evaluate any self-supervised checkpoint on COCO, ADE20K and DAVIS, and put it into the paper's table.\n\n"
+    "`selfpatch demo` shows the whole way on small data that it makes itself.",
+)
+
+Checkpoints = Annotated[list[Path] | None, typer.Argument(metavar="CKPT... [key=value...]", show_default=False)]
+Out = Annotated[Path, typer.Option("--out", help="Folder of records, masks and pictures.")]
+Heads = Annotated[int | None, typer.Option("--heads", help="Attention heads: weights never tell.", show_default=False)]
+CardFields = Annotated[
+    list[str] | None,
+    typer.Option("--card", help="Field of the card: `mean=0.5`; may be repeated.", show_default=False),
+]
+Format = Annotated[str | None, typer.Option("--format", help="Format, instead of detection (`selfpatch ls formats`).")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1; auto takes a GPU if there is one.")]
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option("--plugins", help="Folder with formats/, tasks/ ... of your own; also SELFPATCH_PLUGINS."),
+]
+
+
+def use_plugins(folders: list[Path] | None) -> None:
+    """Add plug-in folders for this process and its children."""
+    known = [p for p in os.environ.get("SELFPATCH_PLUGINS", "").split(os.pathsep) if p]
+    os.environ["SELFPATCH_PLUGINS"] = os.pathsep.join(known + [str(f) for f in folders or []])
+
+
+def card_fields(heads: int | None, fields: list[str] | None) -> dict[str, str]:
+    """--heads and --card as one table. Raises UserError for a field without a value."""
+    table: dict[str, str] = {}
+    for item in fields or []:
+        key, sign, value = item.partition("=")
+        if not sign:
+            raise UserError(f"--card {item}: not key=value")
+        table[key] = value
+    return table | ({"heads": str(heads)} if heads is not None else {})
+
+
+def split_arguments(arguments: list[Path] | None) -> tuple[list[Path], list[str]]:
+    """Checkpoints and key=value; whatever exists as a path is a checkpoint, even with `=` in its name."""
+    paths, values = [], []
+    for argument in arguments or []:
+        is_value = "=" in str(argument) and not argument.exists()
+        (values if is_value else paths).append(str(argument) if is_value else argument)
+    return paths, values
+
+
+def comma_list(values: list[str] | None) -> list[str]:
+    """Repeated or comma-separated values as one list."""
+    return [part for value in values or [] for part in value.split(",") if part]
+
+
+RUN_EXAMPLES = """
+Examples:
+
+    selfpatch run dino_deitsmall16_pretrain.pth --heads 6 --format dino --task davis --data /data/DAVIS
+
+    selfpatch run a.pth b.pth --task davis --data davis2017=/data/DAVIS --limit 3 --pictures
+
+    selfpatch run vit.pth --heads 3 --card mean=0.5 --card std=0.5 --task davis --data /data/DAVIS radius=6 frames=20
+
+    selfpatch run --task davis --masks results/my_method --data /data/DAVIS
+"""
+
+
+@app.command(epilog=RUN_EXAMPLES)
+def run(
+    checkpoints: Checkpoints = None,
+    task: Annotated[list[str] | None, typer.Option("--task", help="Task; a list `a,b` or repeated.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help="Root of the data set, or NAME=ROOT; else SELFPATCH_DATA.")
+    ] = None,
+    out: Out = Path("results"),
+    heads: Heads = None,
+    card: CardFields = None,
+    format: Format = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name in tables; else parent folder/stem.")] = None,
+    row: Annotated[
+        str | None, typer.Option("--row", help="Published row 'METHOD|BACKBONE' that it reproduces, for differences.")
+    ] = None,
+    seed: Annotated[list[str] | None, typer.Option("--seed", help="Seed; a list `0,1,2` or repeated.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N sequences or images.")] = None,
+    device: Device = "auto",
+    precision: Annotated[str | None, typer.Option("--precision", help="float32 or bf16 (recorded).")] = None,
+    masks: Annotated[
+        Path | None, typer.Option("--masks", help="Score the masks in this folder (DIR/SEQUENCE/00000.png).")
+    ] = None,
+    list_file: Annotated[Path | None, typer.Option("--list", help="File of sequence names, for the set's own.")] = None,
+    pictures: Annotated[bool, typer.Option("--pictures", help="Contact sheets and animations as well.")] = False,
+    rerun: Annotated[bool, typer.Option("--rerun", help="Add a record even if there is one.")] = False,
+    plugins: Plugins = None,
+):
+    """Run checkpoints through tasks; each result becomes one record.
+
+    A second run skips what is done; an interrupted one goes on where it stopped. `key=value` sets a value of the
+    protocol (it is recorded, and keeps the result out of the published columns).
+    """
+    use_plugins(plugins)
+    from .runner import Options, run_command
+
+    paths, values = split_arguments(checkpoints)
+    seeds = comma_list(seed) or ["0"]
+    if not all(s.isdigit() for s in seeds):
+        raise UserError(f"--seed {','.join(seeds)}: seeds are whole numbers from 0")
+    options = Options(
+        data=data or [],
+        out=out,
+        card=card_fields(heads, card),
+        format=format,
+        name=name,
+        row=row,
+        seeds=[int(s) for s in seeds],
+        limit=limit,
+        device=device,
+        masks=masks,
+        list_file=list_file,
+        pictures=pictures,
+        rerun=rerun,
+        overrides=values + ([f"precision={precision}"] if precision else []),
+    )
+    raise typer.Exit(run_command(paths, comma_list(task), options))
+
+
+INSPECT_EXAMPLES = """
+Examples:
+
+    selfpatch inspect checkpoint.pth
+
+    selfpatch inspect vit.safetensors --heads 6 --card mean=0.5 --card std=0.5
+"""
+
+
+@app.command(epilog=INSPECT_EXAMPLES)
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE")],
+    heads: Heads = None,
+    card: CardFields = None,
+    format: Format = None,
+    plugins: Plugins = None,
+):
+    """Say what a checkpoint file is: format, card, accounting of every tensor, fingerprint."""
+    use_plugins(plugins)
+    from .inspect import report
+
+    print(report(file, format, card_fields(heads, card)))
+
+
+TABLE_EXAMPLES = """
+Examples:
+
+    selfpatch table
+
+    selfpatch table --against selfpatch_poster --format md,latex
+
+    selfpatch table --against 'dino_paper:Table 5' --task davis
+"""
+
+
+@app.command(epilog=TABLE_EXAMPLES)
+def table(
+    out: Out = Path("results"),
+    format: Annotated[list[str] | None, typer.Option("--format", help="md, csv, latex; a list or repeated.")] = None,
+    against: Annotated[
+        str | None, typer.Option("--against", help="Published source, or SOURCE:TABLE (`selfpatch ls published`).")
+    ] = None,
+    task: Annotated[list[str] | None, typer.Option("--task", help="Only these tasks.")] = None,
+    limited: Annotated[bool, typer.Option("--limited", help="Also show results of --limit runs, marked.")] = False,
+    plugins: Plugins = None,
+):
+    """Print the records as a table, beside published rows."""
+    use_plugins(plugins)
+    from .tables import table_command
+
+    print(table_command(out, comma_list(format) or ["md"], against, comma_list(task) or None, limited), end="")
+
+
+LS_EXAMPLES = """
+Examples:
+
+    selfpatch ls tasks
+
+    selfpatch ls records --out results
+
+    selfpatch ls formats --plugins ~/my_plugins
+"""
+
+
+@app.command("ls", epilog=LS_EXAMPLES)
+def list_things(
+    kind: Annotated[str, typer.Argument(metavar="tasks|formats|recipes|records|published")],
+    out: Out = Path("results"),
+    plugins: Plugins = None,
+):
+    """List tasks, checkpoint formats, pretraining recipes, records or published tables, and where each comes from."""
+    use_plugins(plugins)
+    from .listing import listing
+
+    print(listing(kind, out))
+
+
+DOCTOR_EXAMPLES = """
+Examples:
+
+    selfpatch doctor
+
+    selfpatch doctor --data davis2017=/data/DAVIS
+"""
+
+
+@app.command(epilog=DOCTOR_EXAMPLES)
+def doctor(
+    data: Annotated[list[str] | None, typer.Option("--data", help="Data roots to check, as for `run`.")] = None,
+    out: Out = Path("results"),
+):
+    """Check Python, torch, CUDA, cv2, disk, optional parts and data; each failing line comes with its fix."""
+    from .doctor import doctor_command
+
+    raise typer.Exit(doctor_command(data or [], out))
+
+
+DEMO_EXAMPLES = """
+Examples:
+
+    selfpatch demo
+
+    selfpatch demo --out /tmp/demo
+"""
+
+
+@app.command(epilog=DEMO_EXAMPLES)
+def demo(out: Annotated[Path, typer.Option("--out", help="Folder for everything it makes.")] = Path("runs/demo")):
+    """Make a small video set, evaluate a random network and a colour baseline on it, print the table. Offline."""
+    from .demo import demo_command
+
+    raise typer.Exit(demo_command(out))
+
+
+def spell_out_card(arguments: list[str]) -> list[str]:
+    """`--card mean=0.5 std=0.5` as `--card mean=0.5 --card std=0.5`: fields that follow a --card belong to it."""
+    from .card import FIELDS
+
+    out: list[str] = []
+    in_card = False
+    for argument in arguments:
+        key, sign, _ = argument.partition("=")
+        if in_card and sign and key in FIELDS and out[-1] != "--card":
+            out.append("--card")
+        in_card = argument == "--card" or (in_card and bool(sign) and key in FIELDS)
+        out.append(argument)
+    return out
+
+
+def main() -> None:
+    """Console script: runs a command; a user's mistake is one line on stderr and a non-zero exit status."""
+    try:
+        app(args=spell_out_card(sys.argv[1:]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.status)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

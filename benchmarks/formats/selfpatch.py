@@ -1,0 +1,56 @@
+"""SelfPatch: full training checkpoint, or its backbone alone.
+
+Source: alinlab/SelfPatch 81aef14, main_selfpatch.py (save_dict), selfpatch_vision_transformer.py. Downstream uses the
+teacher's backbone; its class-attention head gives the image vector. Backbone: no class token, no final norm.
+"""
+
+from ..card import IMAGENET_MEAN, IMAGENET_STD, vit_card
+from . import below, fits, is_vit
+from .dino import NETWORKS, heads
+
+LACK = {"cls_token", "norm.weight"}
+
+
+def network(shapes) -> str | None:
+    """Prefix of the backbone to evaluate: the teacher's if there is one."""
+    for prefix in NETWORKS:
+        if is_vit(keys := below(shapes, prefix)) and not LACK & set(keys):
+            return prefix
+    return None
+
+
+def claims(shapes, meta) -> int:
+    prefix = network(shapes)
+    if prefix is None:
+        return 0
+    if "dino_loss.patch_center" in shapes or any(".ca_head." in f".{k}" for k in shapes):
+        return 3
+    return 2 if prefix else int(fits(shapes))
+
+
+def convert(state, meta):
+    prefix = network(state)
+    dropped = heads(state, prefix, ("c_head.", "p_head."))
+    weights = {name: state[key] for name, key in state.below(prefix).items() if key not in dropped}
+    readout = state.below(prefix.removesuffix("backbone.") + "ca_head.")
+    weights |= {f"readout.{name}": state[key] for name, key in readout.items()}
+    shapes = {k: tuple(v.shape) for k, v in weights.items()}
+    return weights, vit_card(shapes, pos_resize="dino", mean=IMAGENET_MEAN, std=IMAGENET_STD), dropped
+
+
+def example(folder):
+    """A tiny full checkpoint."""
+    import torch
+
+    from ..card import Card
+    from ..encoder import Encoder
+
+    card = Card("vit", 8, 24, 2, 3, False, False, pos="learned 4x4", mlp_ratio=2.0, readout="class_attention")
+    encoder = Encoder(card)
+    teacher = {f"backbone.{k}": v for k, v in encoder.vit.state_dict().items()}
+    teacher |= {f"ca_head.{k}": v for k, v in encoder.readout.state_dict().items()}
+    teacher |= {"c_head.mlp.0.weight": torch.zeros(8, 24), "p_head.mlp.0.weight": torch.zeros(8, 24)}
+    student = {f"module.{k}": v for k, v in teacher.items()}
+    losses = {"center": torch.zeros(1, 1, 8), "patch_center": torch.zeros(1, 8)}
+    torch.save({"student": student, "teacher": teacher, "dino_loss": losses}, folder / "selfpatch.pth")
+    return folder / "selfpatch.pth", {"heads": 3}

@@ -1,0 +1,21 @@
+"""What a checkpoint file is, in words."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from .loading import differences, look_untrained, open_checkpoint
+
+
+def report(path: Path, format: str | None, card: Mapping) -> str:
+    """Format, card, accounting and fingerprint of a file, with whatever keeps it from running. Raises UserError."""
+    c = open_checkpoint(path, format=format, card=card)
+    lines = [f"{c.path}", f"format       {c.reading.format}"]
+    lines += [f"             or {r.format}: {differences(c.reading, r)}; `run` needs --format" for r in c.rivals]
+    lines += [f"tensors      {c.accounting}", f"fingerprint  {c.fingerprint}", "card"]
+    for key, value in c.card.as_dict().items():
+        shown = "unknown" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else value
+        lines.append(f"  {key:<12} {shown}" + (f"  ({c.facts[key]})" if key in c.facts and value is not None else ""))
+    lines += [f"`run` refuses: {reason}" for reason in c.lacking]
+    if why := look_untrained(c.reading.weights):
+        lines.append(f"warning: the weights look untrained: {why}")
+    return "\n".join(lines)

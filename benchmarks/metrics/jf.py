@@ -1,0 +1,386 @@
+"""DAVIS-2017 region similarity J and boundary measure F, equal to the official evaluator bit for bit.
+
+Source: davisvideochallenge/davis2017-evaluation, commit ac7c43f (`davis2017/metrics.py`, `utils.py`, `evaluation.py`),
+semi-supervised task. Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation",
+CVPR 2016, section 5. Only numpy and OpenCV are needed, so that scoring processes start without torch.
+
+Why it is fast: an object is scored on its bounding box only (a dilated boundary is never looked at outside the box of
+both boundaries), and boundaries are dilated as rows of bits, 64 pixels to a word.
+"""
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+
+from ..errors import UserError
+
+BOUND = 0.008  # width of the tolerance band, as a part of the image diagonal
+VOID = 255  # annotators' "do not know"; the official semi-supervised evaluation turns it into background
+_WORD = 64  # bits of one word of a packed row
+
+
+def region_similarity(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """J: intersection over union of two masks, 1 where both are empty.
+
+    bool or uint8 [..., H, W], zero is outside the object -> float64 [...]. UserError: the shapes differ.
+    """
+    return _score_masks(prediction, truth, lambda p, t: _overlap(*_crop(p, t)))
+
+
+def boundary_measure(prediction: np.ndarray, truth: np.ndarray, bound: float = BOUND) -> np.ndarray:
+    """F: harmonic mean of the precision and recall of boundary pixels, matched within a disk.
+
+    bool or uint8 [..., H, W], zero is outside the object -> float64 [...]. UserError: the shapes differ.
+    `bound` is the disk's radius: a part of the image diagonal if below 1 (rounded up), else whole pixels.
+    """
+    radius = bound_radius(np.shape(truth)[-2:], bound)
+    return _score_masks(prediction, truth, lambda p, t: _boundary_f(*_crop(p, t), radius))
+
+
+def frame_scores(
+    prediction: np.ndarray, truth: np.ndarray, objects: int, bound: float = BOUND
+) -> tuple[np.ndarray, np.ndarray]:
+    """J and F of every object of one frame.
+
+    Args:
+        prediction: uint8 [H, W], labels 0 (background) to `objects`.
+        truth: uint8 [H, W], labels; void (255) and labels above `objects` (not in the first mask) are background.
+        objects: number of objects of the sequence, see `object_count`.
+        bound: as for `boundary_measure`.
+    Returns:
+        (J, F), float64 [objects] each; entry i belongs to label i + 1.
+    Raises:
+        UserError: the sizes differ, or the prediction has a label above `objects`. The caller names the file.
+    """
+    return _score(*_prepare(prediction, truth, objects, bound))
+
+
+def object_count(first_truth: np.ndarray) -> int:
+    """Number of objects of a sequence: the largest label of its first annotation, uint8 [H, W], void (255) aside."""
+    return int(first_truth.max(initial=0, where=first_truth != VOID))
+
+
+def statistics(values: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """Mean, recall (part of the frames above 0.5) and decay (first minus last quarter) of per-frame scores [frames].
+
+    As official, quarters share their end frames. Official bin edges are uint8 and wrap beyond 256 frames; these do not
+    (DAVIS-2017's longest validation sequence has 104).
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1 or not len(values):
+        raise UserError(f"statistics need at least one frame's score, got shape {values.shape}")
+    edges = (np.round(np.linspace(1, len(values), 5) + 1e-10) - 1).astype(int)
+    first, last = values[edges[0] : edges[1] + 1], values[edges[3] : edges[4] + 1]
+    return {
+        "mean": float(np.mean(values)),
+        "recall": float(np.mean(values > 0.5)),
+        "decay": float(np.mean(first) - np.mean(last)),
+    }
+
+
+def summarize(scores: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, dict[str, Any]]:
+    """Per-object summary of the scored frames' (J [objects], F [objects]), in order, first and last frame left out.
+
+    Returns:
+        {"1": {"J": statistics, "F": statistics, "J_per_frame": [...], "F_per_frame": [...]}, "2": ...}
+    """
+    if not len(scores):
+        raise UserError("no frame to score: the first and the last frame do not count, so a sequence needs three")
+    j, f = np.array(scores, np.float64).transpose(1, 2, 0)  # [objects, frames] each
+    return {
+        str(i + 1): {
+            "J": statistics(j[i]),
+            "F": statistics(f[i]),
+            "J_per_frame": j[i].tolist(),
+            "F_per_frame": f[i].tolist(),
+        }
+        for i in range(len(j))
+    }
+
+
+def sequence_scores(
+    frames: Sequence[tuple[Any, Any]],
+    objects: int,
+    bound: float = BOUND,
+    read: Callable[[Any, Any], tuple[np.ndarray, np.ndarray]] | None = None,
+    pool: "ScorePool | None" = None,
+) -> dict[str, dict[str, Any]]:
+    """Scores of one sequence.
+
+    Args:
+        frames: (prediction, truth) of ALL frames in order; the first and the last are not scored and not read.
+            Label arrays as for `frame_scores`, or with `read` whatever that takes (paths).
+        read: turns one pair into two label arrays. With a pool it runs in the scoring process, so it must be a
+            function of an importable module, best of one that does not import torch.
+        pool: score in its processes; the result is the same bit for bit.
+    Returns:
+        as `summarize`.
+    Raises:
+        UserError: as `frame_scores`, with the path or the index of the frame; fewer than three frames.
+    """
+    pool = pool or ScorePool(0)
+    scored = frames[1:-1]
+    futures = [pool.submit(p, t, objects, bound, read) for p, t in scored]
+    scores = []
+    for i, ((prediction, _), future) in enumerate(zip(scored, futures, strict=True), 1):
+        try:
+            scores.append(future.result())
+        except UserError as error:
+            where = prediction if isinstance(prediction, str | os.PathLike) else f"frame {i}"
+            raise UserError(f"{where}: {error}", error.status) from error
+    return summarize(scores)
+
+
+def global_scores(sequences: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, float]:
+    """Means over all objects of all sequences, in percent at full precision.
+
+    Args:
+        sequences: {sequence: result of `sequence_scores`}.
+    Returns:
+        JF_m (mean of J_m and F_m), J_m, J_recall, J_decay, F_m, F_recall, F_decay.
+    """
+    objects = [scores for sequence in sequences.values() for scores in sequence.values()]
+    if not objects:
+        raise UserError("no sequence to average over")
+    result = {
+        f"{metric}_{name}": 100 * float(np.mean([scores[metric][key] for scores in objects]))
+        for metric in ("J", "F")
+        for name, key in (("m", "mean"), ("recall", "recall"), ("decay", "decay"))
+    }
+    return {"JF_m": (result["J_m"] + result["F_m"]) / 2, **result}
+
+
+def bound_radius(shape: tuple[int, int], bound: float = BOUND) -> int:
+    """The disk's radius in pixels for images of `shape` (H, W): 8 at 480x854. `bound` as for `boundary_measure`."""
+    if not (0 < bound < 1 or (bound >= 1 and float(bound).is_integer())):
+        raise UserError(f"bound={bound}: give a part of the diagonal between 0 and 1, or whole pixels")
+    return int(bound if bound >= 1 else np.ceil(bound * np.linalg.norm(shape)))
+
+
+class ScorePool:
+    """Processes that score frames while the parent computes; use it in a `with` statement.
+
+    They are spawned on demand, never forked (a parent with torch's threads must not fork), ignore Ctrl-C, which is the
+    parent's to handle, and end with the parent even if that is killed. `workers`: their number; None: one per available
+    core, at most 8; 0: none, `submit` itself scores.
+    """
+
+    def __init__(self, workers: int | None = None):
+        cores = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+        self.workers = min(8, len(cores)) if workers is None else workers
+        spawn = multiprocessing.get_context("spawn")
+        self._executor = ProcessPoolExecutor(self.workers, spawn, _start_worker) if self.workers else None
+
+    def submit(self, prediction, truth, objects: int, bound: float = BOUND, read=None) -> Future:
+        """A future of `frame_scores(...)`, or with `read` of `frame_scores(*read(prediction, truth), ...)`.
+
+        Its `result()` raises what scoring raised, and a UserError where a process died.
+        """
+        answer: Future = Future()
+        try:
+            if read is None:
+                task = (_score, *_prepare(prediction, truth, objects, bound))
+            else:
+                task = (_read_and_score, read, prediction, truth, objects, bound)
+            if self._executor is None:
+                answer.set_result(task[0](*task[1:]))
+                return answer
+            # Processes started here inherit the blocked signal: Ctrl-C must not end them, nor print their trace.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                remote = self._executor.submit(*task)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            remote.add_done_callback(lambda done: _pass_on(done, answer))
+        except Exception as error:
+            answer.set_exception(_clear(error))
+        return answer
+
+    def close(self, cancel: bool = False) -> None:
+        """Wait for what is submitted, or with `cancel` only for what is being scored, and end the processes."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=cancel)
+
+    def __enter__(self) -> "ScorePool":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        self.close(cancel=kind is not None)
+
+
+def _pass_on(done: Future, answer: Future) -> None:
+    if done.cancelled():
+        answer.cancel()
+    elif error := done.exception():
+        answer.set_exception(_clear(error))
+    else:
+        answer.set_result(done.result())
+
+
+def _clear(error: BaseException) -> BaseException:
+    if not isinstance(error, BrokenProcessPool):
+        return error
+    return UserError(
+        "a scoring process died (out of memory, killed, or the calling script lacks `if __name__ == '__main__':`): "
+        "run again, with fewer or with 0 scoring processes"
+    )
+
+
+def _start_worker() -> None:
+    cv2.setNumThreads(1)
+
+    def follow_parent():
+        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=follow_parent, daemon=True).start()
+
+
+def _read_and_score(read, prediction, truth, objects, bound):
+    return frame_scores(*read(prediction, truth), objects, bound)
+
+
+def _prepare(prediction, truth, objects: int, bound: float) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """Checks; what `_score` takes: the labels where there are any (much less to send to a process), objects, radius."""
+    prediction, truth = _checked(prediction, truth)
+    if not 1 <= objects < VOID:
+        raise UserError(f"{objects} objects to score: the first mask must hold labels from 1 to {VOID - 1}")
+    if (highest := int(prediction.max(initial=0))) > objects:
+        raise UserError(
+            f"the prediction has label {highest}, but the sequence's first mask has {objects} object(s): "
+            f"labels 0 to {objects} are allowed"
+        )
+    return *_crop(prediction, truth), objects, bound_radius(truth.shape, bound)
+
+
+def _score(prediction: np.ndarray, truth: np.ndarray, objects: int, radius: int) -> tuple[np.ndarray, np.ndarray]:
+    scores = np.empty((2, objects))
+    for i in range(objects):
+        pair = (prediction == i + 1).view(np.uint8), (truth == i + 1).view(np.uint8)
+        if objects > 1:
+            pair = _crop(*pair)
+        scores[:, i] = _overlap(*pair), _boundary_f(*pair, radius)
+    return scores[0], scores[1]
+
+
+def _score_masks(prediction: np.ndarray, truth: np.ndarray, score: Callable) -> np.ndarray:
+    """`score` of every pair of masks [..., H, W] -> float64 [...]."""
+    prediction, truth = _checked(prediction, truth)
+    pairs = zip(prediction.reshape(-1, *truth.shape[-2:]), truth.reshape(-1, *truth.shape[-2:]), strict=True)
+    return np.array([score(p, t) for p, t in pairs], np.float64).reshape(truth.shape[:-2])
+
+
+def _checked(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as contiguous uint8 arrays of one shape."""
+    if np.shape(prediction) != np.shape(truth):
+        sizes = ["x".join(map(str, np.shape(a))) for a in (prediction, truth)]
+        raise UserError(f"the prediction is {sizes[0]}, the annotation {sizes[1]} (height x width): they must be equal")
+    for mask in (prediction, truth):
+        if mask.dtype not in (np.uint8, np.bool_):
+            raise TypeError(f"masks are bool or uint8 arrays, got {mask.dtype}")
+    return np.ascontiguousarray(prediction).view(np.uint8), np.ascontiguousarray(truth).view(np.uint8)
+
+
+def _crop(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both masks on the bounding box of their union plus one pixel on every side that the image has.
+
+    That pixel holds the boundary left of and above the object, and makes the box's own border empty wherever it is not
+    the image's, which is the condition under which `_boundary_f` may take it for the image's.
+    """
+    x, y, w, h = cv2.boundingRect(cv2.bitwise_or(prediction, truth))
+    box = np.s_[max(y - 1, 0) : y + h + 1, max(x - 1, 0) : x + w + 1] if w else np.s_[:0, :0]
+    return prediction[box], truth[box]
+
+
+def _overlap(prediction: np.ndarray, truth: np.ndarray) -> float:
+    if not prediction.size:
+        return 1.0
+    union = cv2.countNonZero(cv2.bitwise_or(prediction, truth))
+    return cv2.countNonZero(cv2.bitwise_and(prediction, truth)) / union if union else 1.0
+
+
+def _boundary_f(prediction: np.ndarray, truth: np.ndarray, radius: int) -> float:
+    """F of two masks, uint8 [h, w] as `_crop` leaves them."""
+    if not prediction.size:
+        return 1.0
+    boundary = _boundaries(prediction, truth, radius)
+    n_prediction, n_truth = map(_count, boundary)
+    if not n_prediction or not n_truth:
+        # One boundary alone has no match: precision and recall are 1 and 0, F is 0. Two absent ones agree.
+        return float(n_prediction == n_truth)
+    matched = boundary & _dilate(boundary, radius)[::-1]
+    precision, recall = _count(matched[0]) / n_prediction, _count(matched[1]) / n_truth
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def _boundaries(prediction: np.ndarray, truth: np.ndarray, radius: int) -> np.ndarray:
+    """Boundary pixels of both masks [h, w] as bits: uint64 [2, h, words], the leftmost lowest, >= radius spare bits.
+
+    A pixel is a boundary pixel if its right, lower or lower right neighbour differs. The official special cases for the
+    last row and column are those of an image whose last row and column are repeated once.
+    """
+    h, w = truth.shape
+    words = -(-(w + radius) // _WORD)
+    padded = np.zeros((2, h + 1, words * _WORD), np.uint8)
+    padded[0, :h, :w], padded[1, :h, :w] = prediction, truth
+    padded[:, :h, w] = padded[:, :h, w - 1]
+    padded[:, h] = padded[:, h - 1]
+    bits = np.packbits(padded, axis=-1, bitorder="little").view("<u8")
+    right = _shifted(bits, -1)
+    here = bits[:, :h]
+    boundary = (here ^ right[:, :h]) | (here ^ bits[:, 1:]) | (here ^ right[:, 1:])
+    boundary[:, :, w // _WORD] &= np.uint64((1 << w % _WORD) - 1)  # the repeated column is no pixel
+    boundary[:, :, w // _WORD + 1 :] = 0  # nor is the next row's first pixel, shifted to this row's end
+    return boundary
+
+
+def _dilate(bits: np.ndarray, radius: int) -> np.ndarray:
+    """Dilation of packed rows [2, h, words] by the disk dx^2 + dy^2 <= radius^2; `radius` spare bits end every row."""
+    wide, reach, result = bits, 0, np.zeros_like(bits)
+    # From the disk's tips to its middle: `wide` is `bits` dilated within the rows by the half-width at distance dy.
+    for dy, half_width in _half_widths(radius):
+        while reach < half_width:
+            step = min(half_width - reach, 2 * reach + 1, _WORD - 1)
+            wide = wide | _shifted(wide, step) | _shifted(wide, -step)
+            reach += step
+        if not dy:
+            result |= wide
+        elif dy < bits.shape[1]:
+            result[:, dy:] |= wide[:, :-dy]
+            result[:, :-dy] |= wide[:, dy:]
+    return result
+
+
+@lru_cache
+def _half_widths(radius: int) -> list[tuple[int, int]]:
+    """(dy, largest dx of the disk in that row), dy from `radius` down to 0."""
+    dx = np.arange(radius + 1)
+    return [(dy, int(np.flatnonzero(dx**2 + dy**2 <= radius**2)[-1])) for dy in range(radius, -1, -1)]
+
+
+def _shifted(bits: np.ndarray, by: int) -> np.ndarray:
+    """Pixels moved right by `by` (left if negative), |by| < 64; what leaves a row lands in a row's spare bits."""
+    result = np.empty_like(bits)
+    flat, out = bits.reshape(-1), result.reshape(-1)
+    n, rest = np.uint64(abs(by)), np.uint64(_WORD - abs(by))
+    if by > 0:
+        np.left_shift(flat, n, out=out)
+        out[1:] |= flat[:-1] >> rest
+    else:
+        np.right_shift(flat, n, out=out)
+        out[:-1] |= flat[1:] << rest
+    return result
+
+
+def _count(bits: np.ndarray) -> int:
+    return int(cv2.norm(bits.view(np.uint8), cv2.NORM_HAMMING))

@@ -1,0 +1,47 @@
+"""One line of progress for a task: a live bar with an estimate on a terminal, a line now and then elsewhere."""
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Reporter:
+    """`report(done, total, text)` as work proceeds; a context manager.
+
+    On a terminal: bar, count, elapsed and remaining time. Otherwise (logs, CI) a plain line at most every `every`
+    seconds, with the same estimate.
+    """
+
+    def __init__(self, title: str, console: Console, every: float = 30.0):
+        self.title, self.console, self.every = title, console, every
+        self.first: tuple[float, float] | None = None  # time and count of the first report: resumed work has a start
+        self.last = 0.0
+        self.bar = None
+        if console.is_terminal:
+            text, left = TextColumn("{task.description}"), TextColumn("left")
+            columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), left, TimeRemainingColumn())
+            self.bar = Progress(*columns, console=console, transient=True, speed_estimate_period=60)
+
+    def __enter__(self):
+        if self.bar:
+            self.bar.start()
+            self.task = self.bar.add_task(self.title, total=None)
+        return self
+
+    def __exit__(self, *_):
+        if self.bar:
+            self.bar.stop()
+
+    def __call__(self, done: float, total: float, text: str) -> None:
+        if self.bar:
+            self.bar.update(self.task, completed=done, total=total, description=f"{self.title}  {text}")
+            return
+        now = time.monotonic()
+        self.first = self.first or (now, done)
+        if now - self.last < self.every and done < total:
+            return
+        self.last = now
+        spent, count = now - self.first[0], done - self.first[1]
+        left = f", about {spent / count * (total - done):.0f} s left" if count > 0 and done < total else ""
+        self.console.print(f"{self.title}  {done:g}/{total:g}  {text}{left}", highlight=False, soft_wrap=True)

@@ -1,0 +1,180 @@
+"""Records: one JSON per result, written at once and never overwritten.
+
+`OUT/records/TASK/KEY.json`, `KEY.2.json` ... for repetitions, `KEY.failed-N.json` for failures. KEY is a hash of
+whatever makes a number another number. How a record reads: results/README.md.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from .errors import UserError
+
+SCHEMA = 1
+PACKAGES = ("selfpatch-bench", "torch", "torchvision", "timm", "numpy", "opencv-python-headless", "pillow")
+
+
+def make_key(parts: Mapping) -> str:
+    """Hash (16 hex digits) of everything that makes a number another number."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def folder(out: Path, task: str) -> Path:
+    """Where a task's records lie."""
+    return out / "records" / task
+
+
+def done(out: Path, task: str, key: str) -> list[Path]:
+    """Records of this key that are results, oldest first; failures do not count."""
+    numbered = []
+    for path in folder(out, task).glob(f"{key}*.json"):
+        if match := re.fullmatch(rf"{key}(?:\.(\d+))?\.json", path.name):
+            numbered.append((int(match[1] or 1), path))
+    return [path for _, path in sorted(numbered)]
+
+
+def read(path: Path) -> dict:
+    """A record from its file. Raises UserError for a file that is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a record: {error}") from None
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise UserError(f"{path} is not a record of schema {SCHEMA}")
+    return content
+
+
+def write(out: Path, record: Mapping, failed: bool = False) -> Path:
+    """Write a record under the next free name of its key; the name appears only when the content is on disk.
+
+    Two processes never get the same name, and a crash leaves nothing but a hidden temporary file. Raises UserError
+    when the disk refuses.
+    """
+    base, key = folder(out, record["task"]), record["key"]
+    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    temporary = base / f".{key}.{os.getpid()}.{time.monotonic_ns()}.tmp"
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("w", encoding="utf-8") as f:
+                f.write(text)
+                f.flush()
+                os.fsync(f.fileno())
+            number = 1
+            while True:
+                suffix = f".failed-{number}" if failed else "" if number == 1 else f".{number}"
+                path = base / f"{key}{suffix}.json"
+                try:
+                    _publish(temporary, path)
+                    break
+                except FileExistsError:
+                    number += 1
+        finally:
+            temporary.unlink(missing_ok=True)
+        directory = os.open(base, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise UserError(f"cannot write a record below {base}: {error.strerror or error}", 1) from None
+    return path
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Give a finished file its name. Raises FileExistsError if the name is taken, which a rename would not."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):  # a file system without hard links
+            raise
+        if path.exists():
+            raise FileExistsError(path) from None
+        temporary.replace(path)
+
+
+@contextlib.contextmanager
+def lock(out: Path, task: str, key: str, wait: bool = True) -> Iterator[bool]:
+    """Hold the right to work on a key; yields False (at once) if another process has it and `wait` is false.
+
+    The kernel releases it when the process ends, however it ends.
+    """
+    base = folder(out, task)
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        handle = (base / f".{key}.lock").open("w")
+    except OSError as error:
+        raise UserError(f"cannot write below {base}: {error.strerror or error}", 1) from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def commit() -> str | None:
+    """Commit of the checkout that this code runs from, `+` if it has changes; None for an installed package."""
+    here = Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return None
+    try:
+        git = ["git", "-C", str(here)]
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        state = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() + ("+" if state.stdout.strip() else "")
+
+
+def environment(device: str) -> dict:
+    """Versions, machine and commit, for the record."""
+    import torch
+
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    facts = {
+        "python": platform.python_version(),
+        "packages": versions,
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "commit": commit(),
+        "command": sys.argv[1:],
+    }
+    if device.startswith("cuda"):
+        facts |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    return facts
+
+
+def peak_memory(device: str) -> dict[str, int]:
+    """Bytes: the process's largest resident size so far, and the GPU's largest allocation."""
+    import torch
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if device.startswith("cuda"):
+        peak["gpu"] = torch.cuda.max_memory_allocated(device)
+    return peak
+
+
+def now() -> str:
+    """UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,71 @@
+"""What a task plug-in declares and what it is given (see `tasks/__init__.py`)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric by its name in the published tables, in `unit`. `noise`: half width of the run-to-run band."""
+
+    name: str
+    unit: str = "%"
+    higher: bool = True
+    noise: float = 0.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task's declaration: `TASK = Task(...)` in its module.
+
+    version: raised whenever the same checkpoint would get another number; part of the record's key.
+    protocol: dataclass type of every protocol value with its default; `key=value` on the command line overrides one.
+    published: the (task, protocol) pairs of published rows that this task's numbers may stand beside.
+    needs: what it takes from the encoder, for messages.
+    """
+
+    version: int
+    protocol_id: str
+    protocol: type
+    metrics: tuple[Metric, ...]
+    dataset: str
+    published: tuple[tuple[str, str], ...] = ()
+    needs: str = "patch maps"
+
+
+@dataclass
+class Data:
+    """What a task's `check` found: the parts of a record that describe the data.
+
+    official: exactly the published benchmark's data, checked by names and counts; `differs` says in words what is not.
+    """
+
+    name: str
+    root: Path
+    fingerprint: str
+    official: bool
+    differs: str
+    summary: str
+    notes: list[str] = field(default_factory=list)  # lines for the user
+    content: Any = field(default=None, repr=False)  # the opened set, handed on to `run`
+
+
+@dataclass
+class Config:
+    """What `run(encoder, cfg, out)` gets beside the encoder and its output folder.
+
+    progress(done, total, text): called by the task as it proceeds.
+    """
+
+    protocol: Any
+    root: Path | None = None
+    data: Data | None = None
+    limit: int | None = None
+    seed: int = 0
+    device: str = "cpu"
+    pictures: bool = False
+    masks: Path | None = None  # a folder of results to score instead of running an encoder
+    list_file: Path | None = None
+    progress: Callable[[float, float, str], None] = lambda done, total, text: None

@@ -1,0 +1,15 @@
+"""One file = one task. The module's name is the task's name.
+
+A task defines
+
+    TASK = Task(version=..., protocol_id=..., protocol=Protocol, metrics=(...), dataset=..., published=(...))
+        see benchmarks/task.py; `Protocol` is a dataclass whose fields are the protocol's values with their defaults.
+    check(cfg) -> Data
+        everything that can be wrong with the data is found here, before any long work, in one line each.
+    run(encoder, cfg, out) -> {"metrics": {...}, "parts": {...}, "protocol": {...}}
+        metrics by the published vocabulary; parts: whatever they are averages of; protocol: values that only the
+        encoder decides (mean, std ...). `out` is a folder of the task's own that survives an interruption: a second
+        call with the same folder goes on where the first one stopped.
+
+and may define `example(folder) -> Path` (a tiny data set) and `pictures(encoder, cfg, out)`.
+"""

@@ -1,0 +1,91 @@
+"""SelfPatch: every patch predicts the teacher's prototypes of its most similar neighbours, summarised.
+
+Source: alinlab/SelfPatch 81aef14, main_selfpatch.py: DINOLoss and its patch term; Yun et al., Patch-Level
+Representation Learning for Self-Supervised Vision Transformers, CVPR 2022, section 3. Alone it is a patch objective; the
+published method adds 0.1 of it to `dino`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...benchmarks.errors import UserError
+from . import Aggregated, HeadSpec, Net, Spec, Step
+from ._prototypes import PrototypeConfig, PrototypeObjective, cross_entropy, head_factory
+
+
+@dataclass
+class Config(PrototypeConfig):
+    """k: neighbours in a target. radius: 1, 2, ... or all (every other patch of the view). wrap: the grid is a torus,
+    as in the official code; false clips the neighbourhood at the border. aggregation: class_attention | mean.
+    views: "all", or "global" to leave the local views out, which the teacher then need not see."""
+
+    head: str = "p_head"
+    outputs: int = 4096
+    k: int = 4
+    radius: int | str = 1
+    wrap: bool = True
+    aggregation: str = "class_attention"
+    views: str = "all"
+
+
+class Objective(PrototypeObjective):
+    """Mean over views, images and patches i of CE(softmax((t_i - centre) / tau_t), s_i / tau_s), of the same view.
+
+    s_i: head of the student's own patch; t_i: head of the teacher's summary of the neighbours of patch i.
+    """
+
+    @staticmethod
+    def spec(cfg: Config, net: Net) -> Spec:
+        for name, valid in (("aggregation", ("class_attention", "mean")), ("views", ("all", "global"))):
+            if getattr(cfg, name) not in valid:
+                raise UserError(f"objective selfpatch: {name}={getattr(cfg, name)}: it is {' or '.join(valid)}")
+        if cfg.k < 1:
+            raise UserError(f"objective selfpatch: k={cfg.k}: it is 1 or more")
+        if cfg.aggregation == "class_attention" and net.readout != "class_attention":
+            raise UserError(
+                f"objective selfpatch: aggregation=class_attention needs network.readout=class_attention, not {net.readout}; "
+                "or choose aggregation=mean"
+            )
+        used = net.grids if cfg.views == "all" else net.grids[:1]
+        if min(h * w for h, w in used) < 2:
+            raise UserError("objective selfpatch: a view of a single patch has no neighbours; make views larger")
+        aggregated = Aggregated(cfg.k, cfg.radius, cfg.wrap, cfg.aggregation)
+        head = HeadSpec(head_factory(cfg), "patch", teacher_input=aggregated, groups=cfg.views)
+        return Spec({cfg.head: head}, teacher_views=cfg.views)
+
+    def __init__(self, cfg: Config, net: Net):
+        super().__init__(cfg)
+
+    def forward(self, student, teacher, groups, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        name = self.cfg.head
+        pairs = [(s[name], t[name]) for s, t in zip(student, teacher, strict=True) if t and name in t]
+        views = sum(len(s) for s, _ in pairs)
+        loss, entropy, centre_sum, rows = 0.0, 0.0, 0.0, 0
+        for s, t in pairs:  # [V, B, N, K] each
+            logits, targets = s.flatten(0, 2), Targets(self, t.flatten(0, 2), step)
+            total = cross_entropy(logits, targets, self.cfg.student_temperature)
+            share = len(s) / views / len(logits)  # every view weighs the same, however many patches it has
+            loss = loss + share * total
+            entropy = entropy + share * targets.entropy
+            centre_sum, rows = centre_sum + targets.sum, rows + len(logits)
+        images = pairs[0][0].shape[1]
+        return {"patch": loss}, self.stats(loss, entropy, images, centre_sum, rows)
+
+
+class Targets:
+    """Teacher logits [R, K] as targets, made chunk by chunk; adds up their entropy and the logits on the way."""
+
+    def __init__(self, objective: PrototypeObjective, logits: Tensor, step: Step):
+        self.objective, self.logits, self.step = objective, logits, step
+        self.sum, self.entropy = 0.0, 0.0
+
+    @torch.no_grad()
+    def __call__(self, a: int, b: int) -> Tensor:
+        rows = self.logits[a:b]
+        log_p = self.objective.log_targets(rows, self.step)
+        p = log_p.exp()
+        self.sum = self.sum + rows.sum(0, dtype=log_p.dtype)
+        self.entropy = self.entropy - (p * log_p).sum()
+        return p

@@ -1,0 +1,219 @@
+"""Views of an image: what is drawn (this file), apart from the pixel work (pixels.py).
+
+A recipe's views are a table of rows and three options (specification of the official code in methods.md 1.2, 2.2, 3.2,
+4.2, 5.2; one table for all methods, 7.2). The draws of one view are a fixed row of uniform numbers made by hashing
+(seed, epoch, image, view): nothing depends on a worker, a rank or on what was drawn before, and the parameters of any
+view can be drawn again without decoding anything.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..benchmarks.errors import UserError
+
+_MASK = (1 << 64) - 1
+_GAMMA = 0x9E3779B97F4A7C15  # SplitMix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014
+_TRIES = 10  # torchvision's RandomResizedCrop gives up after ten
+_COUNT = 16 + 4 * _TRIES  # uniform numbers of one view
+OPERATIONS = ("brightness", "contrast", "saturation", "hue")
+
+
+@dataclass
+class ViewSpec:
+    """One row of a recipe: `count` views drawn alike.
+
+    size in pixels; scale = range of the crop's share of the source area; ratio = range of width / height; jitter =
+    strengths of brightness, contrast, saturation, hue; *_p = probabilities; blur_radius = range of Pillow's radius
+    (the Gaussian's standard deviation, in pixels of the view); solarize_threshold in grey levels.
+    """
+
+    count: int = 1
+    size: int = 224
+    scale: tuple[float, float] = (0.4, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: str = "bicubic"
+    flip: float = 0.5
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    jitter_p: float = 0.8
+    gray_p: float = 0.2
+    blur_p: float = 0.5
+    blur_radius: tuple[float, float] = (0.1, 2.0)
+    solarize_p: float = 0.0
+    solarize_threshold: int = 128
+
+
+@dataclass
+class Views:
+    """A recipe's views. View v is the v-th when the rows are written out by their counts; views of one size form a
+    group, groups come in the order of their first row.
+
+    pre_resize: squash every image to this many pixels square first (bilinear; PW-Self: 256), else null
+    share:      'image': each image draws for itself; 'batch': all images of a step use the same numbers (PW-Self)
+    unit:       'image': colours are changed per view; 'patch' is reserved
+    """
+
+    rows: list[ViewSpec] = field(default_factory=list)
+    pre_resize: int | None = None
+    share: str = "image"
+    unit: str = "image"
+
+    def specs(self) -> list[ViewSpec]:
+        """The row of each view."""
+        return [row for row in self.rows for _ in range(row.count)]
+
+    def groups(self) -> list[list[int]]:
+        """View numbers of each group."""
+        found: dict[int, list[int]] = {}
+        for view, row in enumerate(self.specs()):
+            found.setdefault(row.size, []).append(view)
+        return list(found.values())
+
+    def check(self) -> None:
+        """UserError naming the first value that no view can be drawn with."""
+        for number, row in enumerate(self.rows):
+            for problem in _problems(row):
+                raise UserError(f"views.rows[{number}]: {problem}")
+        if not self.specs():
+            raise UserError("views.rows: at least one view is needed")
+        if self.pre_resize is not None and self.pre_resize < 1:
+            raise UserError(f"views.pre_resize={self.pre_resize}: must be a number of pixels, or null")
+        if self.share not in ("image", "batch"):
+            raise UserError(f"views.share={self.share}: must be image or batch")
+        if self.unit != "image":
+            raise UserError(f"views.unit={self.unit}: only image is implemented")
+
+
+def _problems(row: ViewSpec):
+    if row.count < 0 or row.size < 1:
+        yield f"count={row.count}, size={row.size}: count must be at least 0 and size at least 1"
+    for name, top in (("scale", 1.0), ("ratio", math.inf), ("blur_radius", math.inf)):
+        low, high = getattr(row, name)
+        if not (0 < low <= high <= top or (name == "blur_radius" and low == 0 <= high)):
+            bound = "<= 1" if top == 1 else ""
+            yield f"{name}={low}, {high}: must be 0 < low <= high {bound}"
+    for name in ("flip", "jitter_p", "gray_p", "blur_p", "solarize_p"):
+        if not 0 <= getattr(row, name) <= 1:
+            yield f"{name}={getattr(row, name)}: must be a probability"
+    if min(row.jitter) < 0 or row.jitter[3] > 0.5:
+        yield f"jitter={tuple(row.jitter)}: must not be negative, the fourth (hue) at most 0.5"
+    if not 0 <= row.solarize_threshold <= 256:
+        yield f"solarize_threshold={row.solarize_threshold}: must be a grey level"
+    if row.interpolation not in ("bicubic", "bilinear"):
+        yield f"interpolation={row.interpolation}: must be bicubic or bilinear"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What was drawn for one view of one image; it determines the pixels.
+
+    box = left, top, width, height in source pixels; jitter = (operation, factor) in the order of application; blur =
+    radius, 0 for none; solarize = threshold, None for none.
+    """
+
+    box: tuple[int, int, int, int]
+    size: int
+    interpolation: str
+    flip: bool
+    jitter: tuple[tuple[str, float], ...]
+    gray: bool
+    blur: float
+    solarize: int | None
+
+
+def _mix(x: int) -> int:
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)
+
+
+def _mix_array(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def hashed(*key: int) -> int:
+    """64 bits that depend on every number of the key and on their order."""
+    state = 0
+    for number in key:
+        state = _mix(((state + _GAMMA) & _MASK) ^ (number & _MASK))
+    return state
+
+
+def permutation(n: int, *key: int) -> np.ndarray:
+    """A permutation of 0..n-1, int64 [n]: the order of hashed numbers, so the same with every version of numpy."""
+    numbers = np.arange(n, dtype=np.uint64) * np.uint64(_GAMMA) + np.uint64(hashed(*key))
+    return np.argsort(_mix_array(numbers), kind="stable")
+
+
+_STEPS = np.arange(1, _COUNT + 1, dtype=np.uint64) * np.uint64(_GAMMA)
+
+
+def uniforms(views: int, *key: int) -> np.ndarray:
+    """Uniform numbers in [0, 1), float64 [views, 56]: row v is the SplitMix64 stream started at hashed(*key, v)."""
+    states = _mix_array(np.uint64((hashed(*key) + _GAMMA) & _MASK) ^ np.arange(views, dtype=np.uint64))
+    return (_mix_array(states[:, None] + _STEPS) >> np.uint64(11)) * 2.0**-53
+
+
+def draw(spec: ViewSpec, height: int, width: int, numbers: Sequence[float]) -> View:
+    """One view of a source of height x width pixels from one row of `uniforms`.
+
+    Every decision has its own places in the row, so none depends on how many numbers another one took:
+    0 flip, 1 whether jitter, 2-5 its factors, 6-9 their order, 10 gray, 11-12 blur, 13 solarize, 16... the crop.
+    """
+    u = numbers.tolist() if isinstance(numbers, np.ndarray) else numbers
+    jitter = ()
+    if u[1] < spec.jitter_p:
+        order = sorted(range(4), key=u[6:10].__getitem__)
+        jitter = tuple((OPERATIONS[k], _factor(k, spec.jitter[k], u[2 + k])) for k in order if spec.jitter[k] > 0)
+    low, high = spec.blur_radius
+    return View(
+        box=_crop(height, width, spec.scale, spec.ratio, u[16:]),
+        size=spec.size,
+        interpolation=spec.interpolation,
+        flip=u[0] < spec.flip,
+        jitter=jitter,
+        gray=u[10] < spec.gray_p,
+        blur=low + (high - low) * u[12] if u[11] < spec.blur_p else 0.0,
+        solarize=spec.solarize_threshold if u[13] < spec.solarize_p else None,
+    )
+
+
+def _factor(operation: int, strength: float, u: float) -> float:
+    """torchvision's ColorJitter: hue in +-strength, the others in 1 +- strength, not below 0."""
+    if OPERATIONS[operation] == "hue":
+        return strength * (2 * u - 1)
+    low = max(0.0, 1 - strength)
+    return low + (1 + strength - low) * u
+
+
+def _crop(height: int, width: int, scale, ratio, u: Sequence[float]) -> tuple[int, int, int, int]:
+    """torchvision's RandomResizedCrop.get_params: area uniform, aspect log-uniform, ten tries, then a centre crop."""
+    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
+    for k in range(0, 4 * _TRIES, 4):
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * u[k])
+        aspect = math.exp(log_low + (log_high - log_low) * u[k + 1])
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(u[k + 2] * (width - w + 1)), int(u[k + 3] * (height - h + 1)), w, h
+    w, h = width, height
+    if width / height < min(ratio):
+        h = round(width / min(ratio))
+    elif width / height > max(ratio):
+        w = round(height * max(ratio))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def draw_all(views: Views, height: int, width: int, *key: int) -> list[View]:
+    """All views of one image; key = (seed, epoch, image), or (seed, step) where a batch shares its draws.
+
+    height and width are those of the file; boxes are in the pre-resized frame where the recipe has one.
+    """
+    if views.pre_resize is not None:
+        height = width = views.pre_resize
+    specs = views.specs()
+    numbers = uniforms(len(specs), *key).tolist()
+    return [draw(spec, height, width, row) for spec, row in zip(specs, numbers, strict=True)]

@@ -1,0 +1,42 @@
+"""Shared fixtures. `SELFPATCH_SHARED` names the folder with reference values and real data (default ../shared)."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("SELFPATCH_SHARED", REPO.parent / "shared"))
+
+
+def shared_cases(pattern: str) -> list:
+    """Files below the shared folder that match `pattern`, as pytest parameters with readable ids."""
+    return [pytest.param(p, id=str(p.relative_to(SHARED))) for p in sorted(SHARED.glob(pattern))]
+
+
+def pytest_collection_modifyitems(items):
+    if SHARED.is_dir():
+        return
+    skip = pytest.mark.skip(reason=f"no folder {SHARED}: set SELFPATCH_SHARED to run the tests on reference data")
+    for item in items:
+        if "shared" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The shared folder; a test that uses it is also marked `shared`."""
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def need(shared):
+    """need("golden/x.npz") -> its path, or a skip that names what is absent."""
+
+    def look(relative: str) -> Path:
+        path = shared / relative
+        if not path.exists():
+            pytest.skip(f"{path} is absent")
+        return path
+
+    return look

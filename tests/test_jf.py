@@ -1,0 +1,411 @@
+"""J and F equal the plain formula bit for bit and the official evaluator's recorded values, also from processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import reference_jf as plain
+from conftest import SHARED, shared_cases
+from PIL import Image
+from selfpatch_bench.benchmarks.errors import UserError
+from selfpatch_bench.benchmarks.metrics import jf
+
+TESTS = Path(__file__).parent
+OFFICIAL = 1e-9  # the recorded values are float64; those of golden/*/scores.json per frame are rounded to 9 digits
+
+
+# ---------------------------------------------------------------- the plain formula, bit for bit
+
+
+def test_the_references_dilation_is_the_official_one():
+    rng = np.random.default_rng(0)
+    for radius in (1, 2, 5, 8, 18):
+        boundary = rng.random((40, 61)) < 0.01
+        assert np.array_equal(plain.dilate_by_offsets(boundary, radius), plain.dilate_by_opencv(boundary, radius))
+
+
+def _pairs(seed: int):
+    """(prediction, truth, objects, bound): round and ragged label maps of any size, related, shifted or unrelated."""
+    rng = np.random.default_rng(seed)
+    for _ in range(60):
+        shape = tuple(rng.integers(1, 150, 2) if rng.random() < 0.7 else rng.integers(1, 6, 2))
+        objects, smooth = int(rng.integers(1, 4)), rng.choice([0, 1, 3, 8.0])
+        truth = plain.blobs(rng, shape, objects, smooth)
+        if rng.random() < 0.5:
+            prediction = np.roll(truth, tuple(rng.integers(-4, 5, 2)), (0, 1))
+        else:
+            prediction = plain.blobs(rng, shape, objects, smooth)
+        yield prediction, truth, objects, rng.choice([0.008, 0.02, 0.1, 0.45, 1, 2, 8, 17, 70])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_frames_equal_the_plain_formula(seed):
+    for prediction, truth, objects, bound in _pairs(seed):
+        ours = jf.frame_scores(prediction, truth, objects, bound)
+        reference = plain.frame_scores(prediction, truth, objects, bound, plain.dilate_by_offsets)
+        assert np.array_equal(ours, reference), (truth.shape, objects, bound)
+
+
+def _special_masks(shape: tuple[int, int]):
+    h, w = shape
+    masks = {"empty": np.zeros(shape, bool), "full": np.ones(shape, bool)}
+    for name, box in {
+        "top left pixel": np.s_[0, 0],
+        "bottom right pixel": np.s_[h - 1, w - 1],
+        "bottom left pixel": np.s_[h - 1, 0],
+        "inner pixel": np.s_[h // 2, w // 2],
+        "top row": np.s_[0],
+        "last row": np.s_[h - 1],
+        "first column": np.s_[:, 0],
+        "last column": np.s_[:, w - 1],
+        "all but the last column": np.s_[:, : w - 1],
+        "lower half": np.s_[h // 2 :],
+        "right half": np.s_[:, w // 2 :],
+        "middle": np.s_[h // 4 : h // 2 + 1, w // 4 : w // 2 + 1],
+    }.items():
+        masks[name] = np.zeros(shape, bool)
+        masks[name][box] = True
+    return masks
+
+
+# Widths around 64: where pixels and spare bits just fill a word.
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (1, 9), (9, 1), (2, 2), (1, 64), (7, 55), (12, 62), (9, 63), (9, 64), (5, 128)]
+)
+def test_special_masks_equal_the_plain_formula(shape):
+    masks = _special_masks(shape)
+    for a, prediction in masks.items():
+        for b, truth in masks.items():
+            for bound in (0.008, 2, 9):
+                f = plain.boundary_measure(prediction, truth, bound, plain.dilate_by_offsets)
+                assert jf.boundary_measure(prediction, truth, bound) == f, (a, b, bound)
+            assert jf.region_similarity(prediction, truth) == plain.region_similarity(prediction, truth), (a, b)
+
+
+def test_full_size_frames_equal_the_plain_formula():
+    rng = np.random.default_rng(1)
+    for shape in ((480, 854), (600, 800)):
+        truth = plain.blobs(rng, shape, 4, 25.0)
+        prediction = np.where(rng.random(shape) < 0.001, 0, np.roll(truth, (5, -9), (0, 1))).astype(np.uint8)
+        assert np.array_equal(jf.frame_scores(prediction, truth, 4), plain.frame_scores(prediction, truth, 4))
+
+
+def test_empty_masks():
+    empty, full, some = np.zeros((20, 30), bool), np.ones((20, 30), bool), np.eye(20, 30, dtype=bool)
+    assert jf.region_similarity(empty, empty) == 1
+    assert jf.region_similarity(empty, some) == jf.region_similarity(some, empty) == 0
+    assert jf.boundary_measure(empty, empty) == 1
+    assert jf.boundary_measure(empty, some) == jf.boundary_measure(some, empty) == 0
+    assert jf.boundary_measure(full, empty) == 1  # a full mask has no boundary: the official measure cannot tell
+
+
+def test_radius():
+    assert [jf.bound_radius(s) for s in ((480, 854), (480, 910), (1080, 1920), (1, 9))] == [8, 9, 18, 1]
+    assert jf.bound_radius((600, 800)) == 8  # 0.008 x 1000 exactly: not rounded up to 9
+    assert jf.bound_radius((480, 854), 3) == 3
+    for bound in (0, -1, 2.5, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="bound="):
+            jf.bound_radius((480, 854), bound)
+
+
+def test_leading_dimensions_and_read_only_input():
+    rng = np.random.default_rng(2)
+    prediction, truth = rng.random((2, 3, 2, 20, 33)) < 0.5
+    prediction.flags.writeable = truth.flags.writeable = False
+    j, f = jf.region_similarity(prediction, truth), jf.boundary_measure(prediction.view(np.uint8), truth)
+    assert j.shape == f.shape == (3, 2)
+    assert j.dtype == f.dtype == np.float64
+    for i in np.ndindex(3, 2):
+        assert j[i] == plain.region_similarity(prediction[i], truth[i])
+        assert f[i] == plain.boundary_measure(prediction[i], truth[i])
+    assert jf.region_similarity(prediction[0, 0], truth[0, 0]).shape == ()
+    frame = np.asarray(Image.fromarray(truth[0, 0].astype(np.uint8)))  # Pillow's view cannot be written to
+    assert np.array_equal(jf.frame_scores(frame, frame, 1), [[1], [1]])
+
+
+def test_void_and_late_labels_are_background():
+    truth = np.zeros((40, 50), np.uint8)
+    truth[10:20, 10:20], truth[20:30, 10:20], truth[:5] = 1, 255, 7
+    prediction = np.where(truth == 7, 0, np.minimum(truth, 1)).astype(np.uint8)  # takes the void for the object
+    j, f = jf.frame_scores(prediction, truth, 1)
+    assert j[0] == 0.5
+    assert f[0] == plain.boundary_measure(prediction == 1, truth == 1) < 1
+    assert jf.object_count(truth) == 7
+    assert jf.object_count(np.full((3, 4), 255, np.uint8)) == 0
+
+
+# ---------------------------------------------------------------- statistics
+
+
+def test_statistics():
+    values = np.linspace(0.95, 0.05, 10)  # edges of the quarters: 0, 2, 5, 7, 9
+    first, last = values[:3].mean(), values[7:].mean()
+    assert jf.statistics(values) == {
+        "mean": pytest.approx(0.5, abs=1e-15),
+        "recall": 0.5,
+        "decay": pytest.approx(first - last, abs=1e-15),
+    }
+    assert jf.statistics([0.5, 0.5])["recall"] == 0  # strictly above
+    assert jf.statistics([0.7]) == {"mean": 0.7, "recall": 1, "decay": 0}
+    assert jf.statistics([0.75, 0.25]) == {"mean": 0.5, "recall": 0.5, "decay": 0.5}
+    assert jf.statistics([1, 0.5, 0])["decay"] == 0.75  # edges 0, 1, 1, 2, 2: the official 1e-10 rounds halves up
+    long = np.repeat([1.0, 0.0], 200)  # official uint8 bin edges wrap here and give no number
+    assert jf.statistics(long)["decay"] == 1
+
+
+def test_global_scores_average_over_objects_not_sequences():
+    def scores(j, f):
+        return {"J": {"mean": j, "recall": 1.0, "decay": 0.1}, "F": {"mean": f, "recall": 0.5, "decay": -0.1}}
+
+    result = jf.global_scores({"a": {"1": scores(0.9, 0.8), "2": scores(0.6, 0.2)}, "b": {"1": scores(0.0, 0.2)}})
+    assert result == pytest.approx(
+        {"JF_m": 45, "J_m": 50, "J_recall": 100, "J_decay": 10, "F_m": 40, "F_recall": 50, "F_decay": -10}, abs=1e-12
+    )
+
+
+# ---------------------------------------------------------------- recorded values
+
+
+def _check_object(ours: dict, recorded: dict):
+    for metric in ("J", "F"):
+        assert ours[f"{metric}_per_frame"] == pytest.approx(recorded[f"{metric}_per_frame"], abs=OFFICIAL, rel=0)
+        assert ours[metric] == pytest.approx(recorded[metric], abs=OFFICIAL, rel=0)
+
+
+def _golden_frames(golden: dict) -> list:
+    values = {"v": 255, **{str(i): i for i in range(4)}}
+    return [
+        tuple(np.array([[values[c] for c in row] for row in frame[k]], np.uint8) for k in ("prediction", "truth"))
+        for frame in golden["frames"]
+    ]
+
+
+def test_small_golden():
+    golden = json.loads((TESTS / "golden" / "jf.json").read_text())
+    scores = jf.sequence_scores(_golden_frames(golden), golden["objects"], golden["bound"])
+    assert list(scores) == ["1", "2", "3"]
+    assert [s["J_per_frame"] for s in scores.values()] == golden["J_per_frame"]
+    assert [s["F_per_frame"] for s in scores.values()] == golden["F_per_frame"]
+    assert golden["J_per_frame"][1][3] == 0  # the case with an object that disappears is there
+
+
+def _labels(path: Path) -> np.ndarray:
+    return np.array(Image.open(path))
+
+
+def _truths(folder: Path, frames: int | None = None) -> tuple[list[np.ndarray], list[str], int]:
+    """Label maps, file names, number of objects; masks of 0 and 255 only are one object."""
+    paths = sorted(folder.glob("*.png"))[:frames]
+    truths = [_labels(p) for p in paths]
+    objects = jf.object_count(truths[0])
+    if not objects:
+        truths, objects = [(t > 0).astype(np.uint8) for t in truths], 1
+    return truths, [p.name for p in paths], objects
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("path", shared_cases("golden/davis_jf_*.json"))
+def test_official_scores_of_a_methods_binary_masks(path):
+    method, scored = path.stem.removeprefix("davis_jf_"), 0
+    for folder in sorted(SHARED.glob(f"data/*/{method}_results")):
+        for sequence, recorded in json.loads(path.read_text()).items():
+            if not (folder / sequence).is_dir():
+                continue
+            truths, names, objects = _truths(folder.parent / "Annotations" / "480p" / sequence)
+            predictions = [(_labels(folder / sequence / name) > 0).astype(np.uint8) for name in names]
+            ours = jf.sequence_scores(list(zip(predictions, truths, strict=True)), objects)
+            _check_object(ours["1"], recorded)
+            scored += 1
+    if not scored:
+        pytest.skip(f"no masks below {SHARED}/data/*/{method}_results")
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("path", shared_cases("golden/*/scores.json"))
+def test_official_scores_of_propagated_masks(path):
+    golden = json.loads(path.read_text())
+    annotations = SHARED / golden["data"] / "Annotations" / "480p"
+    if not annotations.is_dir():
+        pytest.skip(f"{annotations} is absent")
+    results = {}
+    for sequence, recorded in golden["sequences"].items():
+        truths, names, objects = _truths(annotations / sequence, recorded["frames"])
+        predictions = [_labels(path.parent / "masks" / sequence / name) for name in names]
+        results[sequence] = jf.sequence_scores(list(zip(predictions, truths, strict=True)), objects)
+        assert list(results[sequence]) == list(recorded["objects"])
+        for label, scores in recorded["objects"].items():
+            _check_object(results[sequence][label], scores)
+    ours = jf.global_scores(results)
+    names = {"J_M": "J_m", "J_R": "J_recall", "J_D": "J_decay", "F_M": "F_m", "F_R": "F_recall", "F_D": "F_decay"}
+    for theirs, name in {**names, "JF_M": "JF_m"}.items():
+        assert ours[name] / 100 == pytest.approx(golden["global"][theirs], abs=OFFICIAL, rel=0)
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+def test_clear_errors():
+    mask = np.zeros((4, 5), np.uint8)
+    for function in (jf.region_similarity, jf.boundary_measure, lambda p, t: jf.frame_scores(p, t, 1)):
+        with pytest.raises(UserError, match=r"prediction is 4x5, the annotation 5x4"):
+            function(mask, mask.T)
+        with pytest.raises(TypeError, match="int64"):
+            function(mask, mask.astype(np.int64))
+    for label in (3, 255):
+        mask[2, 2] = label
+        with pytest.raises(UserError, match=f"label {label}, but .* 2 object"):
+            jf.frame_scores(mask, np.zeros_like(mask), 2)
+    with pytest.raises(UserError, match="0 objects"):
+        jf.frame_scores(mask, mask, 0)
+    for empty in (lambda: jf.statistics([]), lambda: jf.sequence_scores([(mask, mask)] * 2, 1)):
+        with pytest.raises(UserError, match="frame"):
+            empty()
+    with pytest.raises(UserError, match="no sequence"):
+        jf.global_scores({})
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_names_the_frame_or_the_file(tmp_path, workers):
+    good, bad = np.zeros((4, 5), np.uint8), np.full((4, 5), 9, np.uint8)
+    np.save(tmp_path / "good.npy", good)
+    np.save(tmp_path / "bad.npy", bad)
+    arrays = [(good, good), (good, good), (bad, good), (bad, good)]
+    paths = [tuple(str(tmp_path / ("bad.npy" if m is bad else "good.npy")) for m in pair) for pair in arrays]
+    with jf.ScorePool(workers) as pool:
+        with pytest.raises(UserError, match=r"^frame 2: the prediction has label 9"):
+            jf.sequence_scores(arrays, 1, pool=pool)
+        with pytest.raises(UserError, match=r"bad\.npy: the prediction has label 9"):
+            jf.sequence_scores(paths, 1, read=plain.read_arrays, pool=pool)
+        assert jf.sequence_scores(arrays[:3], 1, pool=pool)["1"]["J_per_frame"] == [1]  # and the pool still works
+
+
+# ---------------------------------------------------------------- processes
+
+
+def test_import_is_light():
+    """A scoring process imports this module: torch would cost it seconds and hundreds of megabytes."""
+    code = "import sys, selfpatch_bench.benchmarks.metrics.jf; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert "cv2" in modules
+    assert not {"torch", "torchvision", "timm", "pandas", "scipy", "skimage"} & set(modules)
+
+
+def test_pool_equals_serial(tmp_path):
+    rng, frames, paths = np.random.default_rng(3), [], []
+    for i in range(12):
+        truth = plain.blobs(rng, (120, 161), 3, 6.0)
+        frames.append((np.roll(truth, i, 1), truth))
+        paths.append((tmp_path / f"p{i}.npy", tmp_path / f"t{i}.npy"))
+        for path, labels in zip(paths[-1], frames[-1], strict=True):
+            np.save(path, labels)
+    serial = jf.sequence_scores(frames, 3)
+    assert 0 < serial["1"]["J"]["mean"] < 1
+    with jf.ScorePool(2) as pool:
+        assert jf.sequence_scores(frames, 3, pool=pool) == serial
+        assert jf.sequence_scores(paths, 3, read=plain.read_arrays, pool=pool) == serial
+        futures = [pool.submit(*pair, 3) for pair in frames[1:-1]]  # as a propagation does, one frame after the other
+        assert jf.summarize([f.result() for f in futures]) == serial
+
+
+def test_a_dead_worker_is_a_clear_error():
+    mask = np.zeros((4, 5), np.uint8)
+    with jf.ScorePool(1) as pool:
+        with pytest.raises(UserError, match="scoring process died"):
+            pool.submit("a", "b", 1, read=plain.read_and_die).result()
+        with pytest.raises(UserError, match="scoring process died"):
+            pool.submit(mask, mask, 1).result()
+
+
+def _running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def _wait_for_end(pids: list[int]) -> bool:
+    """Whether all end; the limit only keeps a failing test from hanging."""
+    for _ in range(300):
+        if not any(map(_running, pids)):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_an_exception_ends_the_processes():
+    pool = jf.ScorePool(1)
+    try:
+        with pool:
+            pid = round(1 / pool.submit(None, None, 1, read=plain.read_pid).result()[0][0])
+            assert _running(pid)
+            futures = [pool.submit(None, None, 1, read=plain.read_pid) for _ in range(500)]
+            raise ZeroDivisionError
+    except ZeroDivisionError:
+        pass
+    assert _wait_for_end([pid])
+    assert all(f.done() for f in futures)
+    assert any(f.cancelled() for f in futures)  # it did not wait for all that was submitted
+
+
+SCRIPT = """
+import reference_jf, sys
+from selfpatch_bench.benchmarks.metrics import jf
+
+if __name__ == "__main__":
+    with jf.ScorePool(1) as pool:
+        future = pool.submit(None, None, 1, read=reference_jf.read_pid)
+        if sys.argv[1] == "started":
+            print(round(1 / future.result()[0][0]), flush=True)
+        else:
+            print(*pool._executor._processes, flush=True)
+        while True:
+            pool.submit(None, None, 1, read=reference_jf.read_pid).result()
+"""
+
+
+def _start_script(tmp_path, when: str) -> tuple[subprocess.Popen, int]:
+    """A process that scores for ever, leader of its own process group, and the id of its scoring process."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
+    process = subprocess.Popen(
+        [sys.executable, str(script), when],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    return process, int(process.stdout.readline())
+
+
+@pytest.mark.parametrize("when", ["starting", "started"])
+def test_ctrl_c_ends_everything_with_one_traceback(tmp_path, when):
+    process, worker = _start_script(tmp_path, when)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: parent and worker both get it
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == -signal.SIGINT
+    assert errors.count("Traceback") == errors.count("\nKeyboardInterrupt") == 1, errors
+    assert _wait_for_end([worker])
+
+
+def test_killing_the_parent_leaves_no_process(tmp_path):
+    process, worker = _start_script(tmp_path, "started")
+    assert _running(worker)
+    process.kill()
+    process.wait(timeout=60)
+    assert _wait_for_end([worker])
+    process.communicate()
+
+
+def test_workers_use_one_thread(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((2, 2), np.uint8))
+    with jf.ScorePool(1) as pool:
+        assert pool._executor.submit(cv2.getNumThreads).result() == 1
