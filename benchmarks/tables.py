@@ -187,7 +187,7 @@ def _source_section(source: PublishedTable, slots, joined, tasks, marks) -> Sect
         values = {getattr(r, key) for r in source.rows}
         if len(values) == 1 and values != {""}:
             section.caption.append(f"{LABELS[key]}: {values.pop()}")
-    section.caption.append(f"numbers as printed there; transcription: {sure or 'not described in SOURCES.md'}")
+    section.caption.append(f"numbers as printed there ({sure or 'not described in SOURCES.md'})")
     for printed in source.rows:
         cells = {c: Cell(float(n.text), text=n.text) for c, n in printed.cells.items()}
         labels = {k: getattr(printed, k) for k in ("method", "backbone", "pretrain_data", "pretrain_epochs")}

@@ -15,7 +15,7 @@ import torch
 from .errors import UserError
 
 MAX_DEPTH = 100  # nested containers; DINO's files have 4
-MAX_NODES = 2_000_000  # members of all containers, each path counted: shared references can multiply (billion laughs)
+MAX_NODES = 2_000_000  # members of all containers (a container as 8) along every path: shared references multiply
 MAX_NAME_CHARS = 1 << 26  # dotted names of all tensors together
 MAX_SHARING = 64  # times that all tensors, were each copied, may exceed their storages; tied blocks share a dozen times
 MAX_DIM = 1 << 40  # bounds the products below; more elements than any file holds
@@ -271,7 +271,7 @@ def flatten(tree, where: str = "checkpoint") -> tuple[dict[str, TensorRef], obje
             stop("a container that contains itself")
         if len(active) >= MAX_DEPTH:
             stop(f"more than {MAX_DEPTH} nested containers")
-        spend("nodes", 1 if isinstance(node, Inert) else 1 + len(node))
+        spend("nodes", 8 if isinstance(node, Inert) else 8 + len(node))
         active.add(id(node))
         try:
             return content(node)
@@ -282,12 +282,10 @@ def flatten(tree, where: str = "checkpoint") -> tuple[dict[str, TensorRef], obje
         if isinstance(node, Inert):
             return walk(node.plain())
         if isinstance(node, dict):
-            out = {}
-            for key, value in members((str(k), v) for k, v in node.items()):
-                if key in out:
-                    stop(f"two keys that both read {shorten(key)}")
-                if value is not _NOTHING:
-                    out[key] = value
+            keys = [str(k) for k in node]
+            if len(set(keys)) != len(keys):
+                stop("two keys that read the same, as 1 and '1'")
+            out = {k: v for k, v in members(zip(keys, node.values(), strict=True)) if v is not _NOTHING}
             return out if out or not node else _NOTHING
         if isinstance(node, set | frozenset):
             return [walk(v) for v in sorted(node, key=lambda v: (type(v).__name__, str(v)))]

@@ -257,7 +257,12 @@ def _read_safetensors(source: Source, mapped: mmap.mmap) -> dict:
         raise BadFile(f"truncated or damaged safetensors file: a header of {length} bytes does not fit in the file")
     if length > MAX_HEADER:
         raise BadFile(f"a safetensors header of {length} bytes, which is absurd")
-    header = json.loads(mapped[8 : 8 + length].decode("utf-8"), object_pairs_hook=_unique)
+    try:
+        header = json.loads(mapped[8 : 8 + length].decode("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise (
+            error if isinstance(error, BadFile) else BadFile("damaged safetensors file: its header is no JSON")
+        ) from None
     if type(header) is not dict:
         raise BadFile("damaged safetensors file: its header")
     base, total = 8 + length, len(mapped) - 8 - length

@@ -23,7 +23,7 @@ def read_record(mapped: mmap.mmap, start: int, size: int, crc: int | None, name:
 def zip_records(mapped: mmap.mmap) -> dict[str, tuple[int, int, int | None]]:
     """{name: (start of the data, size, CRC-32)}. CRC 0 is None: torch writes 0 when told not to compute it.
 
-    Raises BadFile, also (from struct, or as text that does not decode) ValueError or struct.error.
+    Raises BadFile; struct.error where the file ends inside a record's header.
     """
     end = mapped.rfind(b"PK\x05\x06", max(0, len(mapped) - 65557))
     if end < 0 or len(mapped) - end < 22:
@@ -45,7 +45,7 @@ def zip_records(mapped: mmap.mmap) -> dict[str, tuple[int, int, int | None]]:
         fields = struct.unpack("<8xHH4xIIIHHH8xI", mapped[pos : pos + 46])
         flags, method, crc, packed, full, n_name, n_extra, n_comment, local = fields
         raw = mapped[pos + 46 : pos + 46 + n_name]
-        name, extra = raw.decode("utf-8"), mapped[pos + 46 + n_name : pos + 46 + n_name + n_extra]
+        name, extra = raw.decode("utf-8", "surrogateescape"), mapped[pos + 46 + n_name : pos + 46 + n_name + n_extra]
         full, packed, local = _zip64(extra, full, packed, local)
         pos += 46 + n_name + n_extra + n_comment
         if method or packed != full or flags & 1:

@@ -18,11 +18,15 @@ _LEVELS = np.arange(256, dtype=np.float32)
 
 
 def resize(image: np.ndarray, height: int, width: int, interpolation: str = "bicubic") -> np.ndarray:
-    """uint8 [H, W, 3] -> [height, width, 3], antialiased. torch's 8-bit kernel is Pillow's algorithm in SIMD;
-    OpenCV's resizes are other filters."""
+    """uint8 [H, W, 3] -> [height, width, 3], antialiased. torch's 8-bit kernel is Pillow's algorithm in SIMD, columns
+    and rows apart with 8 bits between; OpenCV's resizes are other filters."""
     # The batch axis is added before the permutation: its stride then tells torch that the channels come last, and the
     # fast path is taken without a copy.
     x = torch.from_numpy(np.ascontiguousarray(image))[None].permute(0, 3, 1, 2)
+    # Pillow 13 shortens the columns first where that is cheaper, by this rule; torch always begins with the rows. At
+    # sharp edges the order shows, since values between the passes are cut to 0..255.
+    if image.shape[0] - height > max(0, 2 * (image.shape[1] - width)):
+        x = interpolate(x, size=(height, image.shape[1]), mode=interpolation, antialias=True)
     y = interpolate(x, size=(height, width), mode=interpolation, antialias=True)
     return np.ascontiguousarray(y[0].permute(1, 2, 0).numpy())
 
@@ -49,11 +53,14 @@ def _blend_table(other: float, factor: float) -> np.ndarray:
 
 
 def saturation(image: np.ndarray, factor: float) -> np.ndarray:
-    """Away from each pixel's own grey level: one colour matrix. OpenCV rounds where Pillow truncates, hence -0.5."""
+    """Away from each pixel's own grey level: one colour matrix."""
+    # OpenCV works with 1/1024ths: weights on that grid whose rows add up to 1 leave grey pixels as they are. It rounds
+    # where Pillow truncates, hence the shift by not quite half a level.
+    weights = np.round((1 - factor) * _LUMA * 1024) / 1024
     matrix = np.empty((3, 4), np.float32)
-    matrix[:, :3] = (1 - factor) * _LUMA
-    matrix[:, 3] = -0.5
-    matrix[[0, 1, 2], [0, 1, 2]] += factor
+    matrix[:, :3] = weights
+    matrix[:, 3] = -0.48
+    matrix[[0, 1, 2], [0, 1, 2]] += 1 - weights.sum()
     return cv2.transform(image, matrix)
 
 

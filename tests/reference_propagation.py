@@ -37,7 +37,9 @@ def propagate(target, context, labels, radius=12, topk=5, temperature=0.1, near=
 
 def labels_to_mask(labels, patch, size):
     """labels [C, h, w] -> uint8 [H, W], with the official 0/0 for a constant positive channel."""
-    up = F.interpolate(labels[None], scale_factor=patch, mode="bilinear", align_corners=False, recompute_scale_factor=False)[0]
+    up = F.interpolate(
+        labels[None], scale_factor=patch, mode="bilinear", align_corners=False, recompute_scale_factor=False
+    )[0]
     for c in range(len(up)):
         if up[c].max() > 0:
             channel = up[c] - up[c].min()

@@ -8,6 +8,7 @@ Why it is fast: an object is scored on its bounding box only (a dilated boundary
 both boundaries), and boundaries are dilated as rows of bits, 64 pixels to a word.
 """
 
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -27,6 +28,7 @@ from ..errors import UserError
 BOUND = 0.008  # width of the tolerance band, as a part of the image diagonal
 VOID = 255  # annotators' "do not know"; the official semi-supervised evaluation turns it into background
 _WORD = 64  # bits of one word of a packed row
+_UINT = np.arange(_WORD + 1, dtype=np.uint64)  # shifts: a Python integer would have to be converted every time
 
 
 def region_similarity(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -34,7 +36,7 @@ def region_similarity(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
     bool or uint8 [..., H, W], zero is outside the object -> float64 [...]. UserError: the shapes differ.
     """
-    return _score_masks(prediction, truth, lambda p, t: _overlap(*_crop(p, t)))
+    return _for_each(prediction, truth, lambda p, t: _overlap(_pack(*_crop(p, t), 1)))
 
 
 def boundary_measure(prediction: np.ndarray, truth: np.ndarray, bound: float = BOUND) -> np.ndarray:
@@ -44,7 +46,7 @@ def boundary_measure(prediction: np.ndarray, truth: np.ndarray, bound: float = B
     `bound` is the disk's radius: a part of the image diagonal if below 1 (rounded up), else whole pixels.
     """
     radius = bound_radius(np.shape(truth)[-2:], bound)
-    return _score_masks(prediction, truth, lambda p, t: _boundary_f(*_crop(p, t), radius))
+    return _for_each(prediction, truth, lambda p, t: _masks_scores(*_crop(p, t), radius)[1])
 
 
 def frame_scores(
@@ -267,13 +269,18 @@ def _score(prediction: np.ndarray, truth: np.ndarray, objects: int, radius: int)
     scores = np.empty((2, objects))
     for i in range(objects):
         pair = (prediction == i + 1).view(np.uint8), (truth == i + 1).view(np.uint8)
-        if objects > 1:
-            pair = _crop(*pair)
-        scores[:, i] = _overlap(*pair), _boundary_f(*pair, radius)
+        scores[:, i] = _masks_scores(*(_crop(*pair) if objects > 1 else pair), radius)
     return scores[0], scores[1]
 
 
-def _score_masks(prediction: np.ndarray, truth: np.ndarray, score: Callable) -> np.ndarray:
+def _masks_scores(prediction: np.ndarray, truth: np.ndarray, radius: int) -> tuple[float, float]:
+    """J and F of two masks, uint8 [h, w] as `_crop` leaves them."""
+    radius = min(radius, sum(truth.shape))  # no two pixels are farther apart
+    bits = _pack(prediction, truth, radius)
+    return _overlap(bits), _boundary_f(_boundaries(bits, truth.shape[1]), radius)
+
+
+def _for_each(prediction: np.ndarray, truth: np.ndarray, score: Callable) -> np.ndarray:
     """`score` of every pair of masks [..., H, W] -> float64 [...]."""
     prediction, truth = _checked(prediction, truth)
     pairs = zip(prediction.reshape(-1, *truth.shape[-2:]), truth.reshape(-1, *truth.shape[-2:]), strict=True)
@@ -295,25 +302,48 @@ def _crop(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.nda
     """Both masks on the bounding box of their union plus one pixel on every side that the image has.
 
     That pixel holds the boundary left of and above the object, and makes the box's own border empty wherever it is not
-    the image's, which is the condition under which `_boundary_f` may take it for the image's.
+    the image's, which is the condition under which `_boundaries` may take it for the image's.
     """
     x, y, w, h = cv2.boundingRect(cv2.bitwise_or(prediction, truth))
-    box = np.s_[max(y - 1, 0) : y + h + 1, max(x - 1, 0) : x + w + 1] if w else np.s_[:0, :0]
+    box = np.s_[max(y - 1, 0) : y + h + 1, max(x - 1, 0) : x + w + 1]  # a single pixel if both are empty
     return prediction[box], truth[box]
 
 
-def _overlap(prediction: np.ndarray, truth: np.ndarray) -> float:
-    if not prediction.size:
-        return 1.0
-    union = cv2.countNonZero(cv2.bitwise_or(prediction, truth))
-    return cv2.countNonZero(cv2.bitwise_and(prediction, truth)) / union if union else 1.0
+def _pack(prediction: np.ndarray, truth: np.ndarray, radius: int) -> np.ndarray:
+    """Masks [h, w] as bits: uint64 [2, h + 1, words], leftmost lowest; zeros in the last row and `radius` last bits."""
+    h, w = truth.shape
+    packed = np.zeros((2, h + 1, -(-(w + radius) // _WORD) * 8), np.uint8)
+    for i, mask in enumerate((prediction, truth)):
+        packed[i, :h, : -(-w // 8)] = np.packbits(mask, axis=1, bitorder="little")
+    return packed.view("<u8")
 
 
-def _boundary_f(prediction: np.ndarray, truth: np.ndarray, radius: int) -> float:
-    """F of two masks, uint8 [h, w] as `_crop` leaves them."""
-    if not prediction.size:
-        return 1.0
-    boundary = _boundaries(prediction, truth, radius)
+def _overlap(bits: np.ndarray) -> float:
+    union = _count(bits[0] | bits[1])
+    return _count(bits[0] & bits[1]) / union if union else 1.0
+
+
+def _boundaries(bits: np.ndarray, w: int) -> np.ndarray:
+    """Boundary pixels [2, h, words] of packed masks [2, h + 1, words] that are `w` pixels wide.
+
+    A pixel is a boundary pixel if its right, lower or lower right neighbour differs. The official special cases for the
+    last row and column are those of an image whose last row and column are repeated once.
+    """
+    bits = bits.copy()
+    last = (bits[:, :, (w - 1) // _WORD] >> _UINT[(w - 1) % _WORD]) & _UINT[1]
+    bits[:, :, w // _WORD] |= last << _UINT[w % _WORD]
+    bits[:, -1] = bits[:, -2]
+    right = bits >> _UINT[1]
+    flat = right.reshape(-1)
+    flat[:-1] |= bits.reshape(-1)[1:] << _UINT[_WORD - 1]
+    here = bits[:, :-1]
+    boundary = (here ^ right[:, :-1]) | (here ^ bits[:, 1:]) | (here ^ right[:, 1:])
+    boundary[:, :, w // _WORD] &= np.uint64((1 << w % _WORD) - 1)  # the repeated column is no pixel
+    boundary[:, :, w // _WORD + 1 :] = 0  # nor is the next row's first pixel, shifted to this row's end
+    return boundary
+
+
+def _boundary_f(boundary: np.ndarray, radius: int) -> float:
     n_prediction, n_truth = map(_count, boundary)
     if not n_prediction or not n_truth:
         # One boundary alone has no match: precision and recall are 1 and 0, F is 0. Two absent ones agree.
@@ -323,27 +353,6 @@ def _boundary_f(prediction: np.ndarray, truth: np.ndarray, radius: int) -> float
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def _boundaries(prediction: np.ndarray, truth: np.ndarray, radius: int) -> np.ndarray:
-    """Boundary pixels of both masks [h, w] as bits: uint64 [2, h, words], the leftmost lowest, >= radius spare bits.
-
-    A pixel is a boundary pixel if its right, lower or lower right neighbour differs. The official special cases for the
-    last row and column are those of an image whose last row and column are repeated once.
-    """
-    h, w = truth.shape
-    words = -(-(w + radius) // _WORD)
-    padded = np.zeros((2, h + 1, words * _WORD), np.uint8)
-    padded[0, :h, :w], padded[1, :h, :w] = prediction, truth
-    padded[:, :h, w] = padded[:, :h, w - 1]
-    padded[:, h] = padded[:, h - 1]
-    bits = np.packbits(padded, axis=-1, bitorder="little").view("<u8")
-    right = _shifted(bits, -1)
-    here = bits[:, :h]
-    boundary = (here ^ right[:, :h]) | (here ^ bits[:, 1:]) | (here ^ right[:, 1:])
-    boundary[:, :, w // _WORD] &= np.uint64((1 << w % _WORD) - 1)  # the repeated column is no pixel
-    boundary[:, :, w // _WORD + 1 :] = 0  # nor is the next row's first pixel, shifted to this row's end
-    return boundary
-
-
 def _dilate(bits: np.ndarray, radius: int) -> np.ndarray:
     """Dilation of packed rows [2, h, words] by the disk dx^2 + dy^2 <= radius^2; `radius` spare bits end every row."""
     wide, reach, result = bits, 0, np.zeros_like(bits)
@@ -351,7 +360,7 @@ def _dilate(bits: np.ndarray, radius: int) -> np.ndarray:
     for dy, half_width in _half_widths(radius):
         while reach < half_width:
             step = min(half_width - reach, 2 * reach + 1, _WORD - 1)
-            wide = wide | _shifted(wide, step) | _shifted(wide, -step)
+            wide = _widened(wide, step)
             reach += step
         if not dy:
             result |= wide
@@ -364,22 +373,18 @@ def _dilate(bits: np.ndarray, radius: int) -> np.ndarray:
 @lru_cache
 def _half_widths(radius: int) -> list[tuple[int, int]]:
     """(dy, largest dx of the disk in that row), dy from `radius` down to 0."""
-    dx = np.arange(radius + 1)
-    return [(dy, int(np.flatnonzero(dx**2 + dy**2 <= radius**2)[-1])) for dy in range(radius, -1, -1)]
+    return [(dy, math.isqrt(radius**2 - dy**2)) for dy in range(radius, -1, -1)]
 
 
-def _shifted(bits: np.ndarray, by: int) -> np.ndarray:
-    """Pixels moved right by `by` (left if negative), |by| < 64; what leaves a row lands in a row's spare bits."""
-    result = np.empty_like(bits)
-    flat, out = bits.reshape(-1), result.reshape(-1)
-    n, rest = np.uint64(abs(by)), np.uint64(_WORD - abs(by))
-    if by > 0:
-        np.left_shift(flat, n, out=out)
-        out[1:] |= flat[:-1] >> rest
-    else:
-        np.right_shift(flat, n, out=out)
-        out[:-1] |= flat[1:] << rest
-    return result
+def _widened(bits: np.ndarray, by: int) -> np.ndarray:
+    """Union of the bits and of them moved left and right by 0 < `by` < 64; what leaves a row lands in spare bits."""
+    flat, n, rest = bits.reshape(-1), _UINT[by], _UINT[_WORD - by]
+    result = flat << n
+    result |= flat >> n
+    result |= flat
+    result[1:] |= flat[:-1] >> rest
+    result[:-1] |= flat[1:] << rest
+    return result.reshape(bits.shape)
 
 
 def _count(bits: np.ndarray) -> int:

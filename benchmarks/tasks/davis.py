@@ -188,7 +188,6 @@ def run(encoder, cfg: Config, out: Path) -> dict:
             before += len(sequence.frames)
         for item in unfinished:
             scores |= _finish(out, *item)
-    cfg.progress(total, total, "done")
     scores = {s.name: scores[s.name] for s in sequences}
     if cfg.pictures:
         _pictures(cfg, content, out)
@@ -268,4 +267,3 @@ def _pictures(cfg: Config, content: Content, out: Path) -> None:
         )
         contact_sheet(s.frames, masks, folder / f"{s.name}.png", s.name)
         animation(s.frames, masks, folder / f"{s.name}.webp")
-        cfg.progress(1, 1, f"pictures of {s.name}")

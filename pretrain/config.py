@@ -1,0 +1,310 @@
+"""What a run is: dataclasses, recipes (recipes/NAME.yaml) and `dotted.key=value` overrides.
+
+Types are strict: an unknown key or a value of another type is a UserError that names what is valid.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ..benchmarks import plugins
+from ..benchmarks.errors import UserError
+from .views import Views
+
+PRECISIONS = ("auto", "float32", "bf16", "fp16", "float64")
+
+
+@dataclass
+class Data:
+    """path: images to train on (see sources.open_source), root: where a list file's paths start. mean, std: of RGB in
+    0..1. workers: processes that make views, per training process (null: as many as there are cores for each).
+    prefetch: batches each makes ahead."""
+
+    path: str | None = None
+    root: str | None = None
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    workers: int | None = None
+    prefetch: int = 2
+
+
+@dataclass
+class Network:
+    """backbone: vit_{tiny,small,base,large}_patchP or any ViT of timm; overrides: arguments of timm's constructor.
+    class_token: null leaves the architecture's own. readout: token | class_attention | mean; readout_depth: blocks of
+    class attention. drop_path: stochastic depth of the student, teacher_drop_path of the teacher. positions: how they
+    are made at other sizes (benchmarks.card.POSITION_RULES). image_size: whose patch grid the stored positions have
+    (null: that of the global views)."""
+
+    backbone: str = "vit_small_patch16"
+    class_token: bool | None = None
+    readout: str = "token"
+    readout_depth: int = 2
+    drop_path: float = 0.1
+    teacher_drop_path: float = 0.0
+    positions: str = "dino"
+    image_size: int | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ObjectiveEntry:
+    """name: of the plug-in. weight: 0 leaves it and its heads out. options: its own Config. In a recipe all three
+    stand side by side: {name: selfpatch, weight: 0.1, k: 4}."""
+
+    name: str
+    weight: float = 1.0
+    options: Any = None
+
+
+@dataclass
+class Optim:
+    """AdamW. clip: largest L2 norm of a gradient, of every tensor (clip_mode per_tensor) or of all together (global);
+    null: none. decay_biases: also decay biases; 1-D weights never are. freeze: parameters whose name contains one of
+    these get no update in the first freeze_epochs epochs."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip: float | None = 3.0
+    clip_mode: str = "per_tensor"
+    decay_biases: bool = False
+    freeze: list[str] = field(default_factory=lambda: ["last_layer"])
+    freeze_epochs: int = 1
+
+
+@dataclass
+class Schedule:
+    """lr: peak for a batch of lr_batch images, scaled in proportion to the batch; min_lr is scaled so only with
+    scale_min_lr. warmup_epochs: linear from warmup_lr. weight_decay, ema: along a cosine to their *_end. ema_shift: the
+    teacher's momentum is that of so many steps later (1 stands for an update before the next forward)."""
+
+    lr: float = 5e-4
+    lr_batch: int = 256
+    min_lr: float = 1e-6
+    scale_min_lr: bool = False
+    warmup_epochs: float = 10.0
+    warmup_lr: float = 0.0
+    weight_decay: float = 0.04
+    weight_decay_end: float = 0.4
+    ema: float = 0.996
+    ema_end: float = 1.0
+    ema_shift: int = 0
+
+
+@dataclass
+class Loop:
+    """epochs, or steps if given (then the schedules span these). batch: images per optimiser step, over all processes
+    and the accumulation's micro-steps. precision: auto (bf16 on a GPU that has it, else float32) | float32 | bf16 |
+    fp16 | float64. compile: torch.compile the networks. fused_attention: null picks the faster kernel."""
+
+    epochs: int = 100
+    steps: int | None = None
+    batch: int = 1024
+    accumulation: int = 1
+    precision: str = "auto"
+    device: str = "auto"
+    compile: bool = False
+    fused_attention: bool | None = None
+
+
+@dataclass
+class Checkpoint:
+    """every_steps: also save every so many steps (null: at the end of epochs only). keep_every: epochs whose checkpoint
+    is kept beside the last one."""
+
+    every_steps: int | None = None
+    keep_every: int = 20
+
+
+@dataclass
+class Log:
+    """every: steps between lines. tensorboard: also write event files."""
+
+    every: int = 10
+    tensorboard: bool = False
+
+
+@dataclass
+class Config:
+    """A run. init: checkpoint to start from (any file that the loader accepts)."""
+
+    recipe: str = ""
+    seed: int = 0
+    init: str | None = None
+    data: Data = field(default_factory=Data)
+    views: Views = field(default_factory=Views)
+    network: Network = field(default_factory=Network)
+    objectives: list[Any] = field(default_factory=list)
+    optim: Optim = field(default_factory=Optim)
+    schedule: Schedule = field(default_factory=Schedule)
+    loop: Loop = field(default_factory=Loop)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    log: Log = field(default_factory=Log)
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Config:
+    """A recipe by name, or by the path of a yaml file, with `dotted.key=value` overrides -> a checked Config.
+
+    Rows of views and objectives are addressed by number, objectives also by name: `objectives.selfpatch.weight=0`.
+    """
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"recipe {name}: no such file")
+    else:
+        path = plugins.get("recipes", name).path
+    try:
+        loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except Exception as error:  # yaml's and OmegaConf's errors have no common base
+        raise UserError(f"recipe {path}: not yaml: {error}") from None
+    if not isinstance(loaded, dict):
+        raise UserError(f"recipe {path}: holds no options")
+    return from_dict({"recipe": path.stem} | loaded, overrides, f"recipe {path.name}")
+
+
+def from_dict(values: Mapping, overrides: Sequence[str] = (), where: str = "config") -> Config:
+    """Nested plain values, as `to_dict` gives them, with overrides on top -> a checked Config. Raises UserError."""
+    values = dict(values)
+    given = values.pop("objectives", [])
+    root = OmegaConf.structured(Config)
+    for key, value in values.items():
+        _put(root, key, value, where)
+    entries = [_entry(e, where) for e in _listed(given, where)]
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        key = key.strip().replace("[", ".").replace("]", "")
+        if not equals or not key:
+            raise UserError(f"{text}: an option is written key=value, for example loop.batch=64")
+        value = _parse(text, value)
+        head, _, rest = key.partition(".")
+        if head != "objectives":
+            _put(root, key, value, "option")
+        elif not rest:
+            entries = [_entry(e, key) for e in _listed(value, key)]
+        else:
+            label, _, option = rest.partition(".")
+            _put(_find(entries, label), option, value, f"objectives.{label}")
+    config: Config = OmegaConf.to_object(root)
+    config.objectives = [_finish(*e) for e in entries]
+    check(config)
+    return config
+
+
+def to_dict(config: Config) -> dict:
+    """Plain nested values that `from_dict` takes back, for the run's folder and its checkpoints."""
+    values = asdict(config)
+    values["objectives"] = [{"name": e.name, "weight": e.weight} | asdict(e.options) for e in config.objectives]
+    return _plain(values)
+
+
+def check(config: Config) -> None:
+    """Raise UserError for values that no run can have."""
+    config.views.check()
+    loop, optim = config.loop, config.optim
+    for name, value in (("epochs", loop.epochs), ("steps", loop.steps), ("batch", loop.batch), ("accumulation", loop.accumulation)):
+        if value is not None and value < 1:
+            raise UserError(f"loop.{name}={value}: it must be at least 1")
+    if loop.precision not in PRECISIONS:
+        raise UserError(f"loop.precision={loop.precision}: it is one of {', '.join(PRECISIONS)}")
+    if optim.clip_mode not in ("per_tensor", "global"):
+        raise UserError(f"optim.clip_mode={optim.clip_mode}: it is per_tensor or global")
+    if optim.clip is not None and optim.clip <= 0:
+        raise UserError(f"optim.clip={optim.clip}: it must be above 0, or null for no clipping")
+    if not any(e.weight for e in config.objectives):
+        raise UserError("objectives: a run needs at least one with a weight other than 0")
+    names = [e.name for e in config.objectives]
+    if len(set(names)) < len(names):
+        raise UserError(f"objectives: one is listed twice: {', '.join(names)}")
+
+
+def total_steps(config: Config, steps_per_epoch: int) -> int:
+    """Optimiser steps of the whole run."""
+    return config.loop.steps or config.loop.epochs * steps_per_epoch
+
+
+def _plain(value):
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _parse(text: str, value: str) -> Any:
+    """The part after `=`, as yaml reads it."""
+    try:
+        return OmegaConf.to_container(OmegaConf.create(f"value: {value}"), resolve=True)["value"]
+    except Exception:
+        raise UserError(f"{text}: the value is not valid yaml; quote it if it is a text") from None
+
+
+def _listed(value: Any, where: str) -> list:
+    if not isinstance(value, list):
+        raise UserError(f"{where}: objectives is a list of {{name: ..., weight: ..., option: ...}}")
+    return value
+
+
+def _entry(value: Any, where: str) -> tuple[str, DictConfig]:
+    """One objective of a recipe -> its name, and its options and weight, typed by its file's Config."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        raise UserError(f"{where}: an objective needs a name, as in {{name: dino, weight: 1}}; found {value}")
+    name = value["name"]
+    node = OmegaConf.structured(make_dataclass("Entry", [("weight", float, 1.0)], bases=(_options(name),)))
+    for key, option in value.items():
+        if key != "name":
+            _put(node, key, option, f"{where}: objectives.{name}")
+    return name, node
+
+
+def _options(name: str) -> type:
+    """The Config of an objective plug-in."""
+    found = getattr(plugins.get("objectives", name).module, "Config", None)
+    if not (isinstance(found, type) and is_dataclass(found)):
+        raise UserError(f"objective {name}: its file defines no dataclass Config")
+    return found
+
+
+def _find(entries: list[tuple[str, DictConfig]], label: str) -> DictConfig:
+    """An objective by name or number."""
+    for number, (name, node) in enumerate(entries):
+        if label in (name, str(number)):
+            return node
+    raise UserError(f"objectives.{label}: there is none; there are: {', '.join(n for n, _ in entries) or 'none'}")
+
+
+def _finish(name: str, node: DictConfig) -> ObjectiveEntry:
+    options = _options(name)
+    values = {f.name: getattr(OmegaConf.to_object(node), f.name) for f in fields(options)}
+    return ObjectiveEntry(name, node.weight, options(**values))
+
+
+def _put(root: DictConfig, key: str, value: Any, where: str) -> None:
+    """Set an option, or several of a section at once; a list replaces the former one."""
+    parts = key.split(".")
+    node = root
+    for depth, part in enumerate(parts):
+        try:
+            known = part in node if isinstance(node, DictConfig) else 0 <= int(part) < len(node)
+        except (TypeError, ValueError):
+            known = False
+        free = isinstance(node, DictConfig) and OmegaConf.get_type(node) is dict
+        if not known and not free:
+            raise UserError(f"{where}: there is no {'.'.join(parts[: depth + 1])}; {_valid(node, parts[:depth])}")
+        if depth < len(parts) - 1:
+            node = node[part] if isinstance(node, DictConfig) else node[int(part)]
+    try:
+        OmegaConf.update(root, key, value, merge=True)
+    except (OmegaConfBaseException, ValueError, TypeError, AttributeError) as error:
+        section = OmegaConf.select(root, key)
+        hint = f"; {_valid(section, parts)}" if isinstance(section, DictConfig) else ""
+        raise UserError(f"{where}: {key}={value}: {str(error).splitlines()[0]}{hint}") from None
+
+
+def _valid(node: Any, parts: list[str]) -> str:
+    """What may follow after a prefix of an option's name."""
+    here = ".".join(parts)
+    if isinstance(node, DictConfig):
+        return f"{f'in {here} ' if here else ''}there are: {', '.join(map(str, node))}"
+    return f"{here} has rows 0 to {len(node) - 1}" if isinstance(node, ListConfig) else f"{here} is a single value"

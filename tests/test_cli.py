@@ -1,0 +1,180 @@
+"""The command line as a user meets it: real processes, help, errors in one line, the wheel, the demo."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import REPO
+from selfpatch_bench.benchmarks.cli import app, card_fields, spell_out_card, split_arguments
+from selfpatch_bench.benchmarks.errors import UserError
+
+
+def selfpatch(*arguments, cwd=None, env=None) -> subprocess.CompletedProcess:
+    line = [sys.executable, "-m", "selfpatch_bench.benchmarks", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, cwd=cwd, env=env, check=False)
+
+
+COMMANDS = [c.name or c.callback.__name__ for c in app.registered_commands]
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_is_complete_and_has_examples(command):
+    text = selfpatch(*command.split(), "--help")
+    assert text.returncode == 0
+    assert "Usage" in text.stdout
+    if command:
+        assert f"selfpatch {command}" in text.stdout.split("Examples")[1]
+    else:
+        assert all(name in text.stdout for name in COMMANDS)
+
+
+def test_help_imports_nothing_heavy():
+    """Instant help: neither torch nor pandas, numpy or cv2 is loaded to print it."""
+    code = (
+        "import sys; sys.argv = ['selfpatch', 'run', '--help']\n"
+        "from selfpatch_bench.benchmarks.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'pandas', 'numpy', 'cv2', 'timm', 'matplotlib', 'omegaconf'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "nowhere.pth", "--task", "davis"], "nowhere.pth"),
+        (["run", "--task", "davis"], "give checkpoints, or --masks"),
+        (["run", "x.pth"], "--task: which? there are: davis"),
+        (["run", "x.pth", "--task", "dvais"], "x.pth"),
+        (["run", "x.pth", "--task", "davis", "--card", "heads"], "--card heads: not key=value"),
+        (["run", "x.pth", "--task", "davis", "--seed", "-1"], "--seed -1"),
+        (["run", "x.pth", "--task", "davis", "--plugins", "nowhere"], "nowhere"),
+        (["inspect", "."], "folder"),
+        (["inspect", "x.txt", "--format", "dimo"], "x.txt"),
+        (["ls", "things"], "tasks, formats, recipes, records, published"),
+        (["table", "--against", "nobody"], "nobody"),
+        (["table", "--format", "pdf"], "pdf"),
+    ],
+    ids=lambda x: "-".join(x) if isinstance(x, list) else None,
+)
+def test_mistakes_get_one_line_and_status_2(arguments, words, tmp_path):
+    (tmp_path / "x.txt").write_text("no checkpoint\n")
+    done = selfpatch(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert words in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.txt"]  # nothing half-written
+
+
+def test_fields_after_card_belong_to_it():
+    assert spell_out_card(["run", "--card", "mean=0.5", "std=0.5", "--heads", "3", "radius=2"]) == [
+        "run", "--card", "mean=0.5", "--card", "std=0.5", "--heads", "3", "radius=2",
+    ]  # fmt: skip
+    assert spell_out_card(["--card", "heads=3", "radius=6", "std=1"]) == ["--card", "heads=3", "radius=6", "std=1"]
+    assert card_fields(3, ["mean=0.5"]) == {"mean": "0.5", "heads": "3"}
+    with pytest.raises(UserError):
+        card_fields(None, ["mean"])
+
+
+def test_an_existing_path_with_an_equals_sign_is_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("k=4.pth").write_text("")
+    assert split_arguments([Path("k=4.pth"), Path("radius=3"), Path("b.pth")]) == (
+        [Path("k=4.pth"), Path("b.pth")],
+        ["radius=3"],
+    )
+
+
+def test_doctor_reports_and_names_the_fix(tmp_path):
+    done = selfpatch("doctor", "--data", f"davis2017={tmp_path / 'nowhere'}", "--out", tmp_path)
+    assert done.returncode == 1
+    assert "ok    torch" in done.stdout
+    assert "ok    cv2" in done.stdout
+    assert "FAIL  davis2017" in done.stdout
+    assert "1 to fix" in done.stdout
+    healthy = selfpatch("doctor", "--out", tmp_path)
+    assert healthy.returncode == 0, healthy.stdout
+    assert healthy.stdout.endswith("ready\n")
+
+
+def test_every_dependency_is_pinned_and_every_pin_is_exact():
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+    pins = dict(
+        line.split("==") for line in (REPO / "constraints.txt").read_text().split("\n") if line and line[0] != "#"
+    )
+    assert pins["torch"] == "2.14.1"
+    assert pins["torchvision"] == "0.29.1"
+    assert pins["opencv-python"] == pins["opencv-python-headless"]
+    wanted = project["dependencies"] + [d for extra in project["optional-dependencies"].values() for d in extra]
+    names = {d.replace("=", ">").partition(">")[0].lower() for d in wanted}
+    assert names <= pins.keys()
+
+
+def test_the_wheel_works_from_another_folder(tmp_path):
+    """Built, installed into a new environment (which sees this one's dependencies) and used where no checkout is."""
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "dist", REPO]
+    subprocess.run([str(x) for x in build], check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
+    python = tmp_path / "env/bin/python"
+    install = [sys.executable, "-m", "pip", f"--python={python}", "install", "--no-deps", "--no-index", "-q", wheel]
+    subprocess.run([str(x) for x in install], check=True, capture_output=True)
+    site = next((tmp_path / "env/lib").glob("python*/site-packages"))
+    assert not (site / "tests").exists()
+    assert not (site / "benchmarks").exists()
+    here = next(p for p in map(Path, sys.path) if p.name == "site-packages" and (p / "torch").exists())
+    # After the wheel's own folder, and without this environment's editable copy of the project.
+    (site / "zz.pth").write_text(f"{here}\n")
+    work = tmp_path / "work"
+    work.mkdir()
+    where = "import selfpatch_bench.benchmarks as b; print(b.__file__)"
+    found = subprocess.run([python, "-c", where], capture_output=True, text=True, check=True, cwd=work).stdout
+    assert found.startswith(str(site))
+    script = tmp_path / "env/bin/selfpatch"
+    for arguments, words in (
+        (["ls", "tasks"], "davis"),
+        (["ls", "formats"], "selfpatch_bench"),
+        (["ls", "published"], "selfpatch_poster"),
+        (["table", "--against", "selfpatch_poster"], "DINO+SelfPatch"),
+    ):
+        done = subprocess.run([script, *arguments], capture_output=True, text=True, check=False, cwd=work)
+        assert done.returncode == 0, done.stderr
+        assert words in done.stdout
+
+
+def test_demo_runs_and_runs_again(tmp_path):
+    """The first time it makes everything; the second time it finds it done. The numbers are those of its records."""
+    from selfpatch_bench.benchmarks import record
+
+    done = selfpatch("demo", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    records = {}
+    for path in (tmp_path / "records/davis").glob("*.json"):
+        found = record.read(path)
+        records[found["model"]["name"]] = found["metrics"]
+    assert set(records) == {"models/colour", "models/random"}
+    for name, metrics in records.items():
+        (line,) = [x for x in done.stdout.splitlines() if x.startswith(f"| {name}")]
+        assert f"{metrics['JF_m']:.1f}" in line
+        assert 0 < metrics["JF_m"] < 100
+    assert list(tmp_path.glob("artifacts/davis/*/pictures/*.png"))
+    again = selfpatch("demo", "--out", tmp_path)
+    assert again.stdout.count("done already") == 2
+    assert len(list((tmp_path / "records/davis").glob("*.json"))) == 2
+
+
+def test_the_readme_names_real_commands_and_the_ci_runs_its_test_command():
+    text = (REPO / "README.md").read_text()
+    lines = [line.strip() for line in text.splitlines()]
+    setup = [line for line in lines if line.startswith("python3 -m venv .venv && .venv/bin/pip install")]
+    assert len(setup) == 2
+    (test,) = [line for line in setup if line.endswith("tox")]
+    assert test in (REPO / ".ci/run").read_text().splitlines()
+    for line in lines:
+        if line.startswith(("selfpatch ", ".venv/bin/selfpatch ")):
+            assert line.split("selfpatch ", 1)[1].split()[0] in COMMANDS, line

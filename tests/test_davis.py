@@ -1,0 +1,289 @@
+"""The DAVIS task against the official masks and scores, and its own behaviour on drawn videos."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED, shared_cases
+from rich.console import Console
+from selfpatch_bench.benchmarks import UserError, load, record
+from selfpatch_bench.benchmarks.card import Card
+from selfpatch_bench.benchmarks.datasets import open_davis
+from selfpatch_bench.benchmarks.encoder import Encoder
+from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
+from selfpatch_bench.benchmarks.masks import read_mask, write_mask
+from selfpatch_bench.benchmarks.runner import Options, plan, run
+from selfpatch_bench.benchmarks.scenes import make_videos
+from selfpatch_bench.benchmarks.tasks import davis
+
+CASES = shared_cases("golden/*/scores.json")
+QUIET = Console(quiet=True)
+
+
+def evaluate(files, root, out, values=(), card=None, **options) -> list[dict]:
+    """Run the task in this process -> the newest record of each job."""
+    chosen = Options(data=[str(root)], out=Path(out), card=card or {}, overrides=list(values), device="cpu", **options)
+    jobs = plan([Path(f) for f in files], ["davis"], chosen)
+    assert run(jobs, chosen, QUIET) == 0
+    return [record.read(record.done(Path(out), "davis", job.key)[-1]) for job in jobs]
+
+
+def rescaled(path: Path, out: Path) -> Path:
+    """The trained file with its patch embedding rescaled to ImageNet-normalised input, as golden/README.md says."""
+    weights = torch.load(path, weights_only=True)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    kernel = weights["patch_embed.proj.weight"]
+    weights["patch_embed.proj.bias"] += (kernel * ((mean - 0.5) / 0.5).view(1, 3, 1, 1)).sum((1, 2, 3))
+    weights["patch_embed.proj.weight"] = kernel * (std / 0.5).view(1, 3, 1, 1)
+    teacher = {f"backbone.{k}": v for k, v in weights.items() if not k.startswith("head.")}
+    torch.save({"teacher": teacher}, out)
+    return out
+
+
+@pytest.mark.shared
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("file", CASES)
+def test_masks_and_scores_are_the_official_ones(file, tmp_path):
+    """At least 99.9 % equal pixels in every frame (a float32 sum in another order may turn a tie), J&F within 0.002."""
+    golden = json.loads(file.read_text())
+    root, checkpoint = SHARED / golden["data"], SHARED / golden["checkpoint"]
+    if not root.exists() or not checkpoint.exists():
+        pytest.skip(f"{root} or {checkpoint} is absent")
+    if "patch_embed" in golden:
+        checkpoint = rescaled(checkpoint, tmp_path / "rescaled.pth")
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join(golden["sequences"]) + "\n")
+    values = [f"frames={golden['frames']}"] if golden["frames"] else []
+    out = tmp_path / "out"
+    (found,) = evaluate([checkpoint], root, out, values, {"heads": golden["heads"]}, list_file=listed)
+    compared = 0
+    for name, scores in golden["sequences"].items():
+        for path in sorted((file.parent / "masks" / name).glob("*.png")):
+            mine = read_mask(Path(found["artifacts"]) / "masks" / name / path.name)
+            assert (mine == read_mask(path)).mean() >= 0.999, path
+            compared += 1
+        for number, parts in scores["objects"].items():
+            for measure in "JF":
+                mean = found["parts"]["sequences"][name][number][measure]["mean"]
+                assert abs(mean - parts[measure]["mean"]) < 0.002, (name, number, measure)
+    assert compared == sum(s["frames"] for s in golden["sequences"].values())
+    for key, ours in (("JF_M", "JF_m"), ("J_M", "J_m"), ("F_M", "F_m")):
+        assert abs(found["metrics"][ours] / 100 - golden["global"][key]) < 0.002
+    assert not found["data"]["official"]
+
+
+@pytest.mark.shared
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("file", [c for c in CASES if "patch_embed" in json.loads(c.values[0].read_text())])
+def test_the_trained_file_as_it_is(file, tmp_path):
+    """Its own mean and std (--card mean=0.5 std=0.5) and timm's positions: within half a point of the official J&F."""
+    golden = json.loads(file.read_text())
+    root, checkpoint = SHARED / golden["data"], SHARED / golden["checkpoint"]
+    if not root.exists() or not checkpoint.exists():
+        pytest.skip(f"{root} or {checkpoint} is absent")
+    card = {"heads": golden["heads"], "mean": "0.5", "std": "0.5"}
+    (found,) = evaluate([checkpoint], root, tmp_path, card=card)
+    assert abs(found["metrics"]["JF_m"] - 100 * golden["global"]["JF_M"]) < 0.5
+    assert found["protocol"]["effective"]["std"] == [0.5] * 3
+    assert found["protocol"]["effective"]["pos_rule"] == "timm"
+
+
+@pytest.mark.shared
+def test_masks_of_another_method(need, tmp_path):
+    """`--masks`: OSVOS's result folder, three of six sequences, against the official J and F of every frame."""
+    golden = json.loads(need("golden/davis_jf_osvos.json").read_text())
+    root = need("data/davis2016")
+    (found,) = evaluate([], root, tmp_path, masks=root / "osvos_results")
+    for name, scores in golden.items():
+        ours = found["parts"]["sequences"][name]["1"]
+        for measure in "JF":
+            assert np.abs(np.subtract(ours[f"{measure}_per_frame"], scores[f"{measure}_per_frame"])).max() < 1e-9
+    assert found["model"]["card"] is None
+    assert "sequences" in found["data"]["differs"]
+
+
+# --- on drawn videos, nothing else needed
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    return make_videos(tmp_path_factory.mktemp("videos") / "set", sequences=3, frames=6, size=(120, 214))
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    card = Card("vit", 8, 24, 2, 2, pos="learned 4x4", mean=(0.5,) * 3, std=(0.25,) * 3)
+    path = tmp_path_factory.mktemp("models") / "net.safetensors"
+    own.write(path, Encoder(card).vit.state_dict(), card)
+    return path
+
+
+SMALL = ("size=120", "multiple=8")
+
+
+def test_a_record_holds_everything(network, videos, tmp_path):
+    (found,) = evaluate([network], videos, tmp_path, SMALL, seeds=[3])
+    sequences = open_davis(videos).sequences
+    assert found["status"] == "done"
+    assert found["seed"] == 3
+    assert found["metrics"]["JF_m"] == (found["metrics"]["J_m"] + found["metrics"]["F_m"]) / 2
+    assert set(found["parts"]["sequences"]) == {s.name for s in sequences}
+    assert {k: len(v) for k, v in found["parts"]["sequences"].items()} == {s.name: s.objects for s in sequences}
+    assert found["protocol"]["overridden"] == {"size": 120, "multiple": 8}
+    assert found["protocol"]["values"]["radius"] == 12
+    assert found["protocol"]["effective"]["std"] == [0.25] * 3
+    assert found["model"]["card"]["heads"] == 2
+    assert found["model"]["fingerprint"] == load(network).fingerprint
+    assert found["environment"]["packages"]["torch"]
+    assert found["peak_memory_bytes"]["process"] > 1e7
+    assert found["data"]["summary"].startswith("3 sequences, 18 frames")
+    for s in sequences:
+        masks = sorted((Path(found["artifacts"]) / "masks" / s.name).iterdir())
+        assert len(masks) == 6
+        assert (read_mask(masks[0]) == s.truth(0)).all()
+        assert max(read_mask(m).max() for m in masks) <= s.objects
+
+
+def test_overlap_changes_nothing_and_runs_are_deterministic(network, videos, tmp_path):
+    a, b = (evaluate([network], videos, tmp_path / n, SMALL)[0] for n in "ab")
+    assert a["metrics"] == b["metrics"]
+    assert a["parts"] == b["parts"]
+    assert a["key"] == b["key"]
+
+
+def test_precision_is_recorded_and_changes_the_key(network, videos, tmp_path):
+    a, b = (evaluate([network], videos, tmp_path, (*SMALL, f"precision={p}"))[0] for p in ("float32", "bf16"))
+    assert a["key"] != b["key"]
+    assert b["protocol"]["overridden"]["precision"] == "bf16"
+    assert abs(a["metrics"]["JF_m"] - b["metrics"]["JF_m"]) < 10  # another rounding, the same method
+
+
+def test_patch_that_does_not_divide_is_in_the_protocol_id(videos, tmp_path):
+    card = Card("vit", 14, 24, 1, 2, pos="learned 4x4", mean=(0.5,) * 3, std=(0.25,) * 3)
+    own.write(tmp_path / "p14.safetensors", Encoder(card).vit.state_dict(), card)
+    (found,) = evaluate([tmp_path / "p14.safetensors"], videos, tmp_path, SMALL)
+    assert found["protocol"]["id"] == "davis2017-dino-v1-p14"
+    protocol = davis.Protocol()
+    assert davis.frame_size((480, 854), protocol, 16) == ((480, 832), False)
+    assert davis.frame_size((480, 854), protocol, 14) == ((476, 826), True)
+    assert davis.frame_size((854, 480), protocol, 8) == ((832, 480), False)
+
+
+def test_official_red_std_only_for_imagenet_cards():
+    card = Card("vit", 16, 24, 1, 2, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    assert davis.normalisation(card, davis.Protocol()) == ([0.485, 0.456, 0.406], [0.228, 0.224, 0.225])
+    assert davis.normalisation(card, davis.Protocol(std=[1.0, 1.0, 1.0]))[1] == [1.0] * 3
+    other = Card("vit", 16, 24, 1, 2, mean=(0.5,) * 3, std=(0.4,) * 3)
+    assert davis.normalisation(other, davis.Protocol()) == ([0.5] * 3, [0.4] * 3)
+
+
+def test_pictures_on_request(network, videos, tmp_path):
+    (found,) = evaluate([network], videos, tmp_path, SMALL, pictures=True, limit=1)
+    names = {p.name for p in (Path(found["artifacts"]) / "pictures").iterdir()}
+    name = open_davis(videos).sequences[0].name
+    assert names == {f"{name}.png", f"{name}.webp"}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (["radious=3"], "no radious; there are: size"),
+        (["radius=far"], "radius=far: radius is of type"),
+        (["precision=fp8"], "float32 or bf16"),
+        (["topk=0"], "topk=0"),
+        (["mean=[1,2]"], "three numbers"),
+    ],
+)
+def test_wrong_protocol_values_name_the_valid_ones(network, videos, tmp_path, values, words):
+    with pytest.raises(UserError) as error:
+        evaluate([network], videos, tmp_path, values)
+    assert words in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_is_checked_before_any_work(network, videos, tmp_path):
+    import shutil
+
+    root = tmp_path / "set"
+    shutil.copytree(videos, root)
+    missing = sorted((root / "Annotations/480p").glob("*/*.png"))[-1]
+    labels = read_mask(missing)
+    missing.unlink()
+    with pytest.raises(UserError, match=missing.name):
+        evaluate([network], root, tmp_path / "out")
+    write_mask(missing, np.full_like(labels, 9))
+    with pytest.raises(UserError, match=rf"{missing.parent.name}/{missing.name}.*index 9"):
+        evaluate([network], root, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_frame_that_breaks_midway_leaves_a_failure_record_and_the_rest_goes_on(network, videos, tmp_path):
+    """Header and end are right, so only decoding shows it. Status 1; once mended, the same command completes."""
+    import shutil
+
+    root, out = tmp_path / "set", tmp_path / "out"
+    shutil.copytree(videos, root)
+    frame = sorted((root / "JPEGImages/480p").glob("*/*.jpg"))[8]
+    whole = frame.read_bytes()
+    other = tmp_path / "other.safetensors"
+    card = load(network).card
+    own.write(other, {k: v * 1.5 for k, v in load(network).vit.state_dict().items()}, card)
+    chosen = Options(data=[str(root)], out=out, overrides=list(SMALL), device="cpu")
+    jobs = plan([network, other], ["davis"], chosen)
+    frame.write_bytes(whole[:30] + b"\xff\xd9")
+    assert run(jobs[:1], chosen, QUIET) == 1
+    failed = list((out / "records/davis").glob("*.failed-1.json"))
+    assert [p.name for p in failed] == [f"{jobs[0].key}.failed-1.json"]
+    assert frame.name in record.read(failed[0])["error"]
+    frame.write_bytes(whole)
+    assert run(jobs, chosen, QUIET) == 0
+    assert len(record.done(out, "davis", jobs[0].key)) == 1
+
+
+def command(*arguments) -> list[str]:
+    return [sys.executable, "-m", "selfpatch_bench.benchmarks", *map(str, arguments)]
+
+
+@pytest.mark.parametrize("when", [1, 2])
+def test_kill_and_resume_at_the_sequence(network, videos, tmp_path, when):
+    """SIGKILL once `when` sequences are finished: no record; the second run computes only the rest, same numbers."""
+    (whole,) = evaluate([network], videos, tmp_path / "whole", SMALL)
+    out = tmp_path / "out"
+    arguments = command("run", network, "--task", "davis", "--data", videos, "--out", out, *SMALL)
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("artifacts/davis/*/scores/*.json"))) < when and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {p: p.stat().st_mtime_ns for p in out.glob("artifacts/davis/*/scores/*.json")}
+    assert len(kept) >= when
+    if process.returncode == -signal.SIGKILL and not list(out.glob("records/davis/*.json")):
+        subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
+    for path, stamp in kept.items():
+        assert path.stat().st_mtime_ns == stamp  # not computed again
+    (path,) = out.glob("records/davis/*.json")
+    assert record.read(path)["metrics"] == whole["metrics"]
+    assert record.read(path)["parts"] == whole["parts"]
+
+
+def test_ctrl_c_says_how_to_go_on(network, videos, tmp_path):
+    out = tmp_path / "out"
+    arguments = command("run", network, "--task", "davis", "--data", videos, "--out", out)
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("artifacts/davis/*/masks/*/00002.png")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr == "interrupted: the same command goes on from here\n"
+    assert not list(out.glob("records/davis/*.json"))
