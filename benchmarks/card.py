@@ -75,6 +75,8 @@ class Card:
 
 
 FIELDS = {f.name: f for f in fields(Card)}
+# Largest sizes taken from a card: far above any network, far below what would keep a machine busy.
+LIMITS = {"patch": 1024, "dim": 65536, "depth": 1000, "heads": 65536, "registers": 1024, "mlp_ratio": 64}
 
 
 def parse_field(key: str, value):
@@ -86,6 +88,8 @@ def parse_field(key: str, value):
     except (TypeError, ValueError):
         kind = "1 or 3 numbers, like 0.5 or 0.485,0.456,0.406" if key in ("mean", "std") else str(FIELDS[key].type)
         raise UserError(f"card {key}={value}: not {kind}") from None
+    if key in LIMITS and parsed > LIMITS[key]:
+        raise UserError(f"card {key}={value}: at most {LIMITS[key]}")
     choices = {"pos_resize": tuple(POSITION_RULES), "readout": READOUTS}.get(key)
     if choices and parsed not in choices:
         raise UserError(f"card {key}={value}: it is one of {', '.join(choices)}")
@@ -109,8 +113,11 @@ def _convert(key: str, value):
             raise ValueError
         return number
     if "float" in kind:
-        return float(value)
-    if key == "pos" and not re.fullmatch(r"\w+ (\d+)x\1", str(value)):
+        number = float(value)
+        if not 0 < number < math.inf:
+            raise ValueError
+        return number
+    if key == "pos" and not re.fullmatch(r"\w+ (\d{1,4})x\1", str(value)):
         raise ValueError
     return str(value)
 
@@ -126,7 +133,10 @@ def vit_card(shapes: Mapping[str, tuple], **known) -> Card:
         hidden = shapes["blocks.0.mlp.fc1.weight"][0]
     except (KeyError, ValueError, IndexError) as error:
         raise UserError(f"not a ViT: no usable {error}") from None
-    depth = 1 + max(int(m[1]) for k in shapes if (m := re.match(r"blocks\.(\d+)\.", k)))
+    blocks = {int(m[1]) for k in shapes if (m := re.match(r"blocks\.(\d{1,9})\.", k))}
+    depth = len(blocks)
+    if blocks != set(range(depth)):
+        raise UserError(f"not a ViT: its {depth} blocks are not numbered 0 to {depth - 1}")
     class_token = "cls_token" in shapes
     registers = shapes["reg_token"][1] if "reg_token" in shapes else 0
     grid = math.isqrt(positions)

@@ -38,6 +38,9 @@ Plugins = Annotated[
 
 def use_plugins(folders: list[Path] | None) -> None:
     """Add plug-in folders for this process and its children."""
+    for folder in folders or []:
+        if not folder.is_dir():
+            raise UserError(f"--plugins {folder}: no such folder")
     known = [p for p in os.environ.get("SELFPATCH_PLUGINS", "").split(os.pathsep) if p]
     os.environ["SELFPATCH_PLUGINS"] = os.pathsep.join(known + [str(f) for f in folders or []])
 
@@ -135,7 +138,10 @@ def run(
         rerun=rerun,
         overrides=values + ([f"precision={precision}"] if precision else []),
     )
-    raise typer.Exit(run_command(paths, comma_list(task), options))
+    try:
+        raise typer.Exit(run_command(paths, comma_list(task), options))
+    except KeyboardInterrupt:  # here, because typer turns it into a bare exit
+        raise UserError("interrupted: the same command goes on from here", 130) from None
 
 
 INSPECT_EXAMPLES = """
@@ -272,11 +278,8 @@ def main() -> None:
     try:
         app(args=spell_out_card(sys.argv[1:]))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{'' if error.status == 130 else 'error: '}{error}", file=sys.stderr)
         sys.exit(error.status)
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

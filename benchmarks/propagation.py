@@ -1,12 +1,12 @@
 """Label propagation over a video: soft labels of past frames -> labels of the next one -> mask.
 
-The rule is that of facebookresearch/dino `eval_video_segmentation.py` (commit 7c446df): affinity = exp(cosine / temperature)
-between every patch of the target frame and every patch of the context frames, zero outside a square of `radius` patches;
-per target the top k over all context frames together are kept (everything equal to the k-th value too), normalised to sum 1,
-and average the soft labels.
+The rule is that of facebookresearch/dino `eval_video_segmentation.py` (commit 7c446df): affinity =
+exp(cosine / temperature) between every patch of the target frame and every patch of the context frames, zero outside a
+square of `radius` patches; per target the top k over all context frames together are kept (everything equal to the
+k-th value too), normalised to sum 1, and average the soft labels.
 
-The official code builds the full N x N affinity per context frame. Here targets go in tiles of a few patches, and each tile
-only meets the rectangle of context patches that its windows touch, so that the cost grows with N * (2 radius + 1)^2.
+The official code builds the full N x N affinity per context frame. Here targets go in tiles of a few patches, and each
+tile only meets the rectangle of context patches that its windows touch: the cost grows with N * (2 radius + 1)^2.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,9 @@ class Propagator:
         tile: tuple[int, int] | None = None,
     ):
         if radius is not None and radius < 0:
-            raise UserError(f"propagation: radius={radius} is negative; use 0 or more patches, or none for the whole frame")
+            raise UserError(
+                f"propagation: radius={radius} is negative; use 0 or more patches, or none for the whole frame"
+            )
         if topk < 1:
             raise UserError(f"propagation: topk={topk} keeps nothing; use 1 or more")
         if not temperature > 0:
@@ -68,10 +70,8 @@ class Propagator:
         n = len(context)
         labels = labels if isinstance(labels, Tensor) else torch.stack(list(labels))
         if n < 1 or labels.shape[0] != n or labels.shape[2:] != (h, w) or any(c.shape != target.shape for c in context):
-            raise ValueError(
-                f"target {tuple(target.shape)}, context {[tuple(c.shape) for c in context]}, labels {tuple(labels.shape)}: "
-                "expected [h, w, D], n x [h, w, D], [n, C, h, w]"
-            )
+            got = f"target {tuple(target.shape)}, context {[tuple(c.shape) for c in context]}, labels {tuple(labels.shape)}"
+            raise ValueError(f"{got}: expected [h, w, D], n x [h, w, D], [n, C, h, w]")
         dtype, device, k = _dtype(target), target.device, self.topk
         labels = labels.to(device, dtype)
         target = target.to(dtype)

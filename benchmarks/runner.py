@@ -200,6 +200,8 @@ def _check_names(names: Mapping[str, str], models: list[Model], out: Path) -> No
 def run(jobs: list[Job], options: Options, console: Console) -> int:
     """Do the jobs; those that another process is at come last. Returns the exit status: 1 if any failed."""
     failed, later = 0, []
+    for note in dict.fromkeys(note for job in jobs for note in job.cfg.data.notes):
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
     for wait, todo in ((False, jobs), (True, later)):
         for job in todo:
             with record.lock(options.out, job.task, job.key, wait) as mine:
@@ -215,7 +217,9 @@ def _one(job: Job, options: Options, console: Console, came_back: bool) -> bool:
     existing = record.done(options.out, job.task, job.key)
     if existing and (came_back or not options.rerun):
         why = "the same weights, card, protocol, data and seed"
-        console.print(f"{job.title}: done already ({existing[-1]}: {why}); --rerun repeats it", highlight=False)
+        console.print(
+            f"{job.title}: done already ({existing[-1]}: {why}); --rerun repeats it", highlight=False, soft_wrap=True
+        )
         return True
     number = len(existing) + 1
     out = options.out / "artifacts" / job.task / (job.key if number == 1 else f"{job.key}.{number}")
@@ -244,12 +248,15 @@ def _one(job: Job, options: Options, console: Console, came_back: bool) -> bool:
 def _encoder(job: Job, options: Options, console: Console):
     if job.model.path is None:
         return None
-    from .loading import build, open_checkpoint
+    from .loading import build, look_untrained, open_checkpoint
 
     checkpoint = open_checkpoint(job.model.path, format=options.format, card=options.card)
     if checkpoint.fingerprint != job.model.fingerprint:
         raise UserError(f"{job.model.path} changed while this was running")
-    console.print(f"{job.model.name}: {checkpoint.reading.format}, {checkpoint.accounting}", highlight=False)
+    text = f"{job.model.name}: {checkpoint.reading.format}, {checkpoint.accounting}"
+    console.print(text, highlight=False, soft_wrap=True)
+    if why := look_untrained(checkpoint.reading.weights):
+        console.print(f"{job.model.name}: warning: the weights look untrained: {why}", highlight=False, soft_wrap=True)
     return build(checkpoint).to(job.cfg.device)
 
 

@@ -230,9 +230,11 @@ def _batches(source: ImageSource, loader: DataLoader) -> Iterator[Batch]:
             if len(bad) > _allowed(source):
                 raise _too_many(source, bad, item.bad[-1][2])
             yield item
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, OSError, EOFError) as error:  # what fails in a worker comes as a _Failure: this is its death
+        if not loader.num_workers:
             raise
         raise UserError(
-            f"a data worker died: {error}; usual causes: memory or /dev/shm too small (fewer workers help)", status=1
+            f"a data worker died: {error}; usual causes: memory, /dev/shm or the limit of open files too small; "
+            "fewer workers need less",
+            status=1,
         ) from error

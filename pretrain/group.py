@@ -45,4 +45,4 @@ def normalise(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype=
     """
     scale = torch.tensor([1 / (255 * s) for s in std], dtype=dtype, device=x.device).view(-1, 1, 1)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=dtype, device=x.device).view(-1, 1, 1)
-    return x.to(dtype) * scale + shift
+    return torch.addcmul(shift, x.to(dtype), scale)

@@ -23,6 +23,26 @@ def pytest_collection_modifyitems(items):
             item.add_marker(skip)
 
 
+RAN = {"selected": 0, "run": 0}  # tests marked `shared`
+
+
+def pytest_collection_finish(session):
+    RAN["selected"] = sum("shared" in item.keywords for item in session.items)
+
+
+def pytest_runtest_logreport(report):
+    if report.when == "call" and "shared" in report.keywords and not report.skipped:
+        RAN["run"] += 1
+
+
+def pytest_sessionfinish(session):
+    """A folder that was named and of which not one case ran is a mistake, not a pass."""
+    named = os.environ.get("SELFPATCH_SHARED")
+    if named and RAN["selected"] and not RAN["run"] and not session.config.option.collectonly:
+        print(f"\nSELFPATCH_SHARED={named}: not one case of it ran")
+        session.exitstatus = 1
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The shared folder; a test that uses it is also marked `shared`."""

@@ -1,7 +1,7 @@
 """The official rules of label propagation written plainly: full affinity matrices, one step per sentence.
 
-After facebookresearch/dino `eval_video_segmentation.py`, commit 7c446df. Slow and large on purpose: the tests and the perf
-script compare with it.
+After facebookresearch/dino `eval_video_segmentation.py`, commit 7c446df. Slow and large on purpose: the tests and the
+perf script compare with it.
 """
 
 import numpy as np
@@ -45,7 +45,7 @@ def labels_to_mask(labels, patch, size):
             channel = up[c] - up[c].min()
             up[c] = channel / channel.max()
     _, mask = torch.max(up, dim=0)
-    mask = Image.fromarray(np.array(mask.cpu(), dtype=np.uint8))
+    mask = Image.fromarray(mask.numpy().astype(np.uint8))
     return np.array(mask.resize((size[1], size[0]), 0))
 
 

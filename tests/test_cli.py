@@ -178,3 +178,15 @@ def test_the_readme_names_real_commands_and_the_ci_runs_its_test_command():
     for line in lines:
         if line.startswith(("selfpatch ", ".venv/bin/selfpatch ")):
             assert line.split("selfpatch ", 1)[1].split()[0] in COMMANDS, line
+
+
+def test_a_shared_folder_of_which_nothing_ran_is_a_failure(tmp_path):
+    import os
+
+    line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(REPO / "tests/test_formats.py"), "-k"]
+    line += ["image_vector"]
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        env = os.environ | {"SELFPATCH_SHARED": str(folder)}
+        done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=REPO, env=env)
+        assert done.returncode == 1, done.stdout
+        assert "not one case of it ran" in done.stdout

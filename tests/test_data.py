@@ -238,9 +238,6 @@ if __name__ == "__main__":
     items = batches(open_source(sys.argv[1]), Views([ViewSpec(1, 8)]), seed=0, epochs=10**6, batch=5, workers=2)
     next(items)
     print("ready", flush=True)
-    if sys.argv[2] == "close":
-        items.close()
-        print("closed", flush=True)
     time.sleep(100)
 """
 
@@ -266,36 +263,55 @@ def living(pids: set[int]) -> set[int]:
     return pids & descendants(0)
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("end", ["SIGKILL", "close"])
-def test_workers_end_with_the_run(folder, tmp_path, end):
+def gone(pids: set[int], seconds: float = 20) -> bool:
+    deadline = time.time() + seconds
+    while living(pids) and time.time() < deadline:
+        time.sleep(0.05)
+    return not living(pids)
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+
+
+@needs_proc
+def test_workers_end_with_a_killed_run(folder, tmp_path):
     script = tmp_path / "run.py"
     script.write_text(RUN)
-    run = subprocess.Popen([sys.executable, script, folder, end], stdout=subprocess.PIPE, text=True)
+    run = subprocess.Popen([sys.executable, script, folder], stdout=subprocess.PIPE, text=True)
     try:
         assert run.stdout.readline() == "ready\n"
-        if end == "SIGKILL":
-            below = descendants(run.pid)
-            assert len(below) >= 2
-            # A signal to the group does not end them: the main process may still want to save.
-            for pid in below:
-                os.kill(pid, signal.SIGINT)
-            time.sleep(0.3)
-            assert len(living(below)) >= 2
-            run.kill()
-            run.wait()
-        else:
-            assert run.stdout.readline() == "closed\n"
-            below = descendants(run.pid)  # the fork server may stay, with its resource tracker
-            assert len(below) <= 2
-            run.kill()
-            run.wait()
-        deadline = time.time() + 20
-        while living(below) and time.time() < deadline:
-            time.sleep(0.1)
-        assert not living(below)
+        below = descendants(run.pid)
+        assert len(below) >= 2
+        # A Ctrl-C goes to the whole group and does not end them: the main process may still want to save.
+        for pid in below:
+            os.kill(pid, signal.SIGINT)
+        time.sleep(0.3)
+        assert len(living(below)) >= 2
+        run.kill()
+        run.wait()
+        assert gone(below)
     finally:
         run.kill()
+
+
+@needs_proc
+def test_workers_end_with_the_iterator_and_a_dead_one_is_reported(folder):
+    source = open_source(folder)
+    next(batches(source, TINY, seed=0, batch=5, workers=1))  # the fork server stays
+    before = descendants(os.getpid())
+    items = batches(source, TINY, seed=0, epochs=10**6, batch=5, workers=2)
+    next(items)
+    workers = descendants(os.getpid()) - before
+    assert len(workers) == 2
+    items.close()
+    assert gone(workers)
+    items = batches(source, TINY, seed=0, epochs=10**6, batch=5, workers=1)
+    next(items)
+    (worker,) = descendants(os.getpid()) - before
+    os.kill(worker, signal.SIGKILL)
+    with pytest.raises(UserError, match="a data worker died") as error:
+        list(items)
+    assert "\n" not in str(error.value)
 
 
 # ---------------------------------------------------------------- layouts

@@ -330,3 +330,12 @@ def test_images_smaller_than_a_patch_and_wrong_blocks_are_named(tmp_path):
         encoder(torch.zeros(1, 3, 7, 32))
     with pytest.raises(UserError, match="block 2 does not exist"):
         encoder(torch.zeros(1, 3, 32, 32), blocks=[2])
+
+
+def test_absurd_sizes_are_refused_before_a_network_is_built(tmp_path):
+    torch.save(bare() | {"blocks.999999999.norm1.bias": torch.ones(1)}, tmp_path / "deep.pth")
+    with pytest.raises(UserError, match="not numbered 0 to 2"):
+        open_checkpoint(tmp_path / "deep.pth", format="dino")
+    for field, value in (("depth", 10**9), ("dim", 10**12), ("mlp_ratio", 1e9), ("pos", "learned 99999x99999")):
+        with pytest.raises(UserError, match=field):
+            Card("vit", 8, 24, 2).override({field: value})

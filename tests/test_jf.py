@@ -1,5 +1,6 @@
 """J and F equal the plain formula bit for bit and the official evaluator's recorded values, also from processes."""
 
+import contextlib
 import json
 import os
 import re
@@ -325,7 +326,10 @@ def test_pool_equals_serial(tmp_path):
     with jf.ScorePool(2) as pool:
         assert jf.sequence_scores(frames, 3, pool=pool) == serial
         assert jf.sequence_scores(paths, 3, read=plain.read_arrays, pool=pool) == serial
-        futures = [pool.submit(*pair, 3) for pair in frames[1:-1]]  # as a propagation does, one frame after the other
+        futures, reused = [], np.empty_like(frames[0][0])
+        for prediction, truth in frames[1:-1]:  # as a propagation does, one frame after the other
+            reused[:] = prediction
+            futures.append(pool.submit(reused, truth, 3))
         assert jf.summarize([f.result() for f in futures]) == serial
 
 
@@ -385,25 +389,35 @@ if __name__ == "__main__":
 """
 
 
-def _start_script(tmp_path, when: str) -> tuple[subprocess.Popen, int]:
-    """A process that scores for ever, leader of its own process group, and the id of its scoring process."""
-    script = tmp_path / "script.py"
+@pytest.fixture
+def start(tmp_path):
+    """start(when) -> a process that scores for ever, leader of its own group, and the id of its scoring process."""
+    script, started = tmp_path / "script.py", []
     script.write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
-    process = subprocess.Popen(
-        [sys.executable, str(script), when],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    return process, int(process.stdout.readline())
+    path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+
+    def start(when: str) -> tuple[subprocess.Popen, int]:
+        process = subprocess.Popen(
+            [sys.executable, str(script), when],
+            env={**os.environ, "PYTHONPATH": path},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process, int(process.stdout.readline())
+
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):  # the whole group: a failing test leaves nothing behind either
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 @pytest.mark.parametrize("when", ["starting", "started"])
-def test_ctrl_c_ends_everything_with_one_traceback(tmp_path, when):
-    process, worker = _start_script(tmp_path, when)
+def test_ctrl_c_ends_everything_with_one_traceback(start, when):
+    process, worker = start(when)
     blocked = re.search(r"^SigBlk:\s*(\w+)", Path(f"/proc/{worker}/status").read_text(), re.MULTILINE)[1]
     assert int(blocked, 16) & 1 << (signal.SIGINT - 1)  # or its own traceback appears, depending on the moment
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: parent and worker both get it
@@ -413,16 +427,14 @@ def test_ctrl_c_ends_everything_with_one_traceback(tmp_path, when):
     assert _wait_for_end([worker])
 
 
-def test_killing_the_parent_leaves_no_process(tmp_path):
-    process, worker = _start_script(tmp_path, "started")
+def test_killing_the_parent_leaves_no_process(start):
+    process, worker = start("started")
     assert _running(worker)
     process.kill()
     process.wait(timeout=60)
     assert _wait_for_end([worker])
-    process.communicate()
 
 
-def test_workers_use_one_thread(tmp_path):
-    np.save(tmp_path / "a.npy", np.ones((2, 2), np.uint8))
+def test_workers_use_one_thread():
     with jf.ScorePool(1) as pool:
         assert pool._executor.submit(cv2.getNumThreads).result() == 1

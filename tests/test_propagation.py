@@ -2,20 +2,20 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import reference_propagation as reference
 import torch
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
-
 from selfpatch_bench.benchmarks import propagation
 from selfpatch_bench.benchmarks.errors import UserError
 from selfpatch_bench.benchmarks.propagation import Propagator, first_labels, labels_to_mask, normalise
+from torch.utils.flop_counter import FlopCounterMode
 
-# h, w, radius, n, C, topk: both tiling branches, grids smaller than a tile or the window, one row or column, windows of one
-# patch, fewer candidates than k.
+# h, w, radius, n, C, topk: both tiling branches, grids smaller than a tile or the window, one row or column, windows
+# of one patch, fewer candidates than k.
 CASES = [
     (1, 1, 12, 1, 1, 5),
     (3, 2, 12, 2, 3, 5),
@@ -57,8 +57,8 @@ def relative(a, b):
 
 
 def clear(target, context, radius, topk, gap=1e-6):
-    """[h, w]: targets whose k-th and (k+1)-th cosine differ by more than `gap`. Elsewhere float32 rounding of the cosines
-    (1e-7) decides who is kept, in the official code too."""
+    """[h, w]: targets whose k-th and (k+1)-th cosine differ by more than `gap`. Elsewhere float32 rounding of the
+    cosines (1e-7) decides who is kept, in the official code too."""
     h, w, _ = target.shape
     cosine = torch.einsum("yxd,nvud->yxnvu", target.double(), context.double()).reshape(h * w, -1, h * w)
     if radius is not None:
@@ -112,7 +112,7 @@ def test_planted_tie_spreads_over_frames_and_places():
     exact[:, 12:] = exact[:, :, 13:] = False
     want = labels.permute(0, 2, 3, 1)[exact].mean(0)
     assert exact.sum() >= 7
-    out = Propagator(6, 5, temperature=1e-3)(target, context, labels)  # so cold that only the best count
+    out = Propagator(6, 5)(target, context, labels)
     assert relative(out[:, 5, 6], want) < 1e-10
 
 
@@ -133,13 +133,11 @@ def test_temperature(temperature):
 
 
 def test_cold_softmax_does_not_overflow():
-    """exp(1 / 0.001) is inf in float32; the normalised weights are not."""
+    """exp(1 / 0.002) is inf in float32 and not in float64; a cosine's rounding of 6e-8 is 3e-5 after the division."""
     target, context, labels = scene(6, 7, 2, 3, dtype=torch.float32)
-    out = Propagator(2, 3, 0.001)(target, context, labels)
+    out = Propagator(2, 3, 0.002)(target, context, labels)
     want = reference.propagate(target.double(), context.double(), labels.double(), 2, 3, 0.002)
-    assert torch.isfinite(out).all()
-    assert torch.allclose(out.sum(0), torch.ones(6, 7), atol=1e-5)
-    assert torch.isfinite(want).all()
+    assert relative(out.double(), want) < 3e-4
 
 
 def test_bfloat16_features_are_summed_in_float32():
@@ -186,22 +184,24 @@ def test_cost_grows_with_the_window_not_with_the_square():
 
 
 MEMORY = """
-import resource, torch
+import re, torch
 from selfpatch_bench.benchmarks.propagation import Propagator, normalise
+def peak():  # ru_maxrss would start from the parent's
+    return int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
 features = [normalise(torch.randn(60, 104, 384)) for _ in range(9)]
 labels = torch.rand(8, 3, 60, 104)
 Propagator()(features[8][:8, :8], [f[:8, :8] for f in features[:8]], labels[..., :8, :8])  # libraries and threads
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 Propagator()(features[8], features[:8], labels)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak() - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from Linux's /proc")
 def test_patch_8_at_480p_is_small():
-    """Beyond the features: about 40 MiB of work space. One dense affinity of eight frames alone would be 1.2 GiB."""
+    """Beyond the features: some 45 MiB of work space. One dense affinity of eight frames alone would be 1.2 GiB."""
     run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
-    assert int(run.stdout) < 200 * 1024
+    assert 20 * 1024 < int(run.stdout) < 200 * 1024  # KiB; below 20 MiB the measurement itself would be wrong
 
 
 @pytest.mark.parametrize("options", [{"radius": -1}, {"topk": 0}, {"temperature": 0.0}])

@@ -15,6 +15,7 @@ import torch
 from checkpoint_files import (
     Rebuild,
     legacy,
+    read_all,
     reference,
     refused,
     rich_tree,
@@ -87,6 +88,7 @@ def test_storages_that_are_not_aligned(tmp_path):
     assert any(t.storage.offset % t.dtype.itemsize for t in tensors.values())
     same(tensors, expected)
     assert tensors["odd"].load().data_ptr() == tensors["odd"].load().data_ptr()  # one copy, not one per call
+    assert all(t.load().data_ptr() % t.dtype.itemsize == 0 for t in tensors.values())
 
 
 def test_crc_not_computed(tmp_path):
@@ -115,6 +117,19 @@ def test_view_of_a_storage_in_an_old_file(tmp_path):
         return Rebuild(view, 0, (2,), (1,), False, OrderedDict())
 
     refused(legacy(tmp_path / "b.pth", outside), "leaves its storage")
+
+
+def test_bools_are_0_or_1(tmp_path):
+    """A file may hold any byte; torch's kernels expect 0 and 1 in memory."""
+
+    def make(storage):
+        ident = ("storage", torch.BoolStorage, "7", "cpu", 16, None)
+        return Rebuild(storage(*ident), 0, (16,), (1,), False, OrderedDict())
+
+    flags = read_all(legacy(tmp_path / "a.pth", make, numel=16))[0]["tensor"]
+    assert flags.dtype == torch.bool
+    assert flags.tolist() == [byte != 0 for byte in torch.arange(4.0).numpy().tobytes()]
+    assert flags.view(torch.uint8).max() == 1
 
 
 # -- plain pickles of arrays

@@ -197,6 +197,8 @@ class ScorePool:
             if self._executor is None:
                 answer.set_result(task[0](*task[1:]))
                 return answer
+            # Sent later by a thread: the caller may use its arrays again by then.
+            task = [part.copy() if isinstance(part, np.ndarray) else part for part in task]
             # Processes started here inherit the blocked signal: Ctrl-C must not end them, nor print their trace.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:

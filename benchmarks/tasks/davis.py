@@ -100,8 +100,11 @@ def check(cfg: Config) -> Data:
     results = result_masks(cfg.masks, davis) if cfg.masks else None
     used = results.davis if results else davis
     summary = f"{len(used.sequences)} sequences, {used.frame_count} frames, {used.object_count} objects"
+    notes = list(used.notes)
+    if results and results.absent:
+        notes.append(f"{cfg.masks}: no masks of {len(results.absent)} sequences: {', '.join(results.absent)}; left out")
     mark = f"sha256:{used.fingerprint}"
-    return Data("davis2017", used.root, mark, used.official, used.differs, summary, used.notes, Content(used, results))
+    return Data("davis2017", used.root, mark, used.official, used.differs, summary, notes, Content(used, results))
 
 
 def frame_size(size: tuple[int, int], protocol: Protocol, patch: int) -> tuple[tuple[int, int], bool]:

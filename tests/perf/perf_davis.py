@@ -121,8 +121,8 @@ def main() -> None:
         rows = [measure(patch, precision, videos, folder, *counts) for patch, precision, *counts in cases]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     lines = [
-        f"Seconds a frame, 480x854 drawn video with two objects, {platform.machine()}, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}, Python {platform.python_version()}.",
+        f"Seconds a frame, 480x854 drawn video with two objects, {platform.machine()}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}.",
         "", report(rows), "",
         "Parts are timed alone; in the whole task (start and model load included) they overlap. "
         "`besides backbone`: the sum of all other parts over the backbone. `dense`: the official N x N affinity; "
