@@ -142,7 +142,7 @@ def look_untrained(weights: Mapping[str, Tensor]) -> str | None:
     if norms and all(torch.all(v == (1 if k.endswith("weight") else 0)) for k, v in norms.items()):
         return "every LayerNorm is still 1 and 0"
     positions = weights.get("pos_embed")
-    if positions is not None and positions.shape[1] >= 9:
+    if positions is not None and positions.shape[1] >= 9 and positions.any():
         side = int(positions.shape[1] ** 0.5)
         grid = positions[0, -side * side :].float().view(side, side, -1)
         alike = torch.cosine_similarity(grid[:, 1:], grid[:, :-1], dim=-1).mean()

@@ -70,8 +70,8 @@ class Propagator:
         n = len(context)
         labels = labels if isinstance(labels, Tensor) else torch.stack(list(labels))
         if n < 1 or labels.shape[0] != n or labels.shape[2:] != (h, w) or any(c.shape != target.shape for c in context):
-            got = f"target {tuple(target.shape)}, context {[tuple(c.shape) for c in context]}, labels {tuple(labels.shape)}"
-            raise ValueError(f"{got}: expected [h, w, D], n x [h, w, D], [n, C, h, w]")
+            got = f"{tuple(target.shape)}, {[tuple(c.shape) for c in context]}, {tuple(labels.shape)}"
+            raise ValueError(f"target, context, labels are {got}; expected [h, w, D], n x [h, w, D], [n, C, h, w]")
         dtype, device, k = _dtype(target), target.device, self.topk
         labels = labels.to(device, dtype)
         target = target.to(dtype)

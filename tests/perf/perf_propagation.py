@@ -7,7 +7,7 @@ features while propagating one frame; on a GPU it is torch's own peak.
 """
 
 import argparse
-import resource
+import re
 import subprocess
 import sys
 import time
@@ -17,13 +17,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import reference_propagation as reference
-from selfpatch_bench.benchmarks.propagation import Propagator, normalise
+
+from selfpatch_bench.benchmarks.propagation import Propagator, labels_to_mask, normalise
 
 GRIDS = {16: (30, 52), 8: (60, 104)}
 FRAMES, CHANNELS = 8, 3
 
 
 def scene(h: int, w: int, dim: int, device: str):
+    """Target, context frames and labels: features smooth in space, alike in time, plus noise."""
     g = torch.Generator().manual_seed(0)
     coarse = torch.randn(1, dim, h // 4 + 1, w // 4 + 1, generator=g)
     smooth = torch.nn.functional.interpolate(coarse, size=(h, w), mode="bilinear")[0].permute(1, 2, 0)
@@ -42,15 +44,20 @@ def method(name: str, h: int, w: int, args):
     return dense
 
 
-def seconds(run, repeats: int) -> float:
+def seconds(run, inputs, repeats: int) -> float:
     best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
-        run()
+        run(*inputs)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
     return best
+
+
+def high_water() -> float:
+    """Peak memory of this process in GiB, from Linux's /proc (ru_maxrss of a child starts from its parent's)."""
+    return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 2**20
 
 
 def peak_memory(name: str, args) -> float:
@@ -62,16 +69,14 @@ def peak_memory(name: str, args) -> float:
         method(name, h, w, args)(*inputs)
         return (torch.cuda.max_memory_allocated() - before) / 2**30
     torch.mm(torch.randn(64, 64), torch.randn(64, 64))  # threads and libraries
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = high_water()
     method(name, h, w, args)(*inputs)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20  # KiB on Linux
+    return high_water() - before
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--quick", action="store_true", help="patch 16 only (patch 8 dense needs about 5 GiB and 10 s a frame)"
-    )
+    parser.add_argument("--quick", action="store_true", help="patch 16 only (dense at patch 8: 6 GiB, 10 s a frame)")
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--tile", type=int, nargs=2)
     parser.add_argument("--device", default="cpu")
@@ -82,28 +87,25 @@ def main():
         print(peak_memory(args.memory_of, args))
         return
 
-    print(
-        f"480p, D={args.dim}, {FRAMES} context frames, C={CHANNELS}, {args.device}, {torch.get_num_threads()} threads"
-    )
-    print(
-        f"{'patch':>5} {'grid':>7} {'dense s':>9} {'ours s':>9} {'ratio':>6} {'dense GiB':>10} {'ours GiB':>9} {'differ':>7}"
-    )
+    threads = torch.get_num_threads()
+    print(f"480p, D={args.dim}, {FRAMES} context frames, C={CHANNELS}, {args.device}, {threads} threads")
+    print("patch    grid   dense s    ours s  ratio  dense GiB  ours GiB     differ  upsampling s")
     for patch, (h, w) in GRIDS.items():
         if args.quick and patch == 8:
             continue
         inputs = scene(h, w, args.dim, args.device)
         ours, dense = method("ours", h, w, args), method("dense", h, w, args)
-        # Targets whose k-th and (k+1)-th cosine agree to float32 rounding may differ; a handful at most.
+        # Targets whose k-th and (k+1)-th cosine agree to float32 rounding may differ, a handful at most.
         differ = ((ours(*inputs) - dense(*inputs)).abs().amax(0) > 1e-5).sum().item()
-        t_ours, t_dense = seconds(lambda: ours(*inputs), 7), seconds(lambda: dense(*inputs), 5 if patch == 16 else 2)  # noqa: B023
-        del inputs, dense
+        t_dense, t_ours = seconds(dense, inputs, 5 if patch == 16 else 2), seconds(ours, inputs, 7)
+        t_mask = seconds(labels_to_mask, (inputs[2][0], patch, (480, 854)), 7)
         memory = []
         for name in ("dense", "ours"):
             command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", name, "--memory-patch", str(patch)]
             memory.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
         print(
             f"{patch:>5} {f'{h}x{w}':>7} {t_dense:>9.3f} {t_ours:>9.3f} {t_dense / t_ours:>6.1f} {memory[0]:>10.2f} "
-            f"{memory[1]:>9.2f} {f'{differ}/{h * w}':>7}"
+            f"{memory[1]:>9.2f} {f'{differ}/{h * w}':>10} {t_mask:>13.4f}"
         )
 
 
