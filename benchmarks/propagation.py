@@ -106,19 +106,10 @@ class Propagator:
                 similarity = similarity.view(groups, wide, m)
                 similarity += outside_x[:, None].expand(-1, y1 - y0, -1).reshape(wide, m)
 
-                # Top k+1 in two steps. A group is one row of one context frame; the k+1 groups with the largest
-                # maxima hold the k+1 largest values, so only they are searched. Rows outside the window are masked
-                # in the maxima; a masked row can still be chosen if too few are left, hence the mask again below.
                 outside_y = _outside(top, bottom, y0, y1, radius, dtype, device)  # [rows, y]
                 outside_y = outside_y[:, None, :, None].expand(-1, n, -1, x1 - x0).reshape(groups, m).T
-                best = similarity.amax(1).T + outside_y  # [m, groups]
-                _, group = best.topk(min(k + 1, groups), sorted=False)
-                target_id = torch.arange(m, device=device)[:, None]
-                found = similarity.permute(2, 0, 1)[target_id, group] + outside_y.gather(1, group)[..., None]
-                found, at = found.reshape(m, -1).topk(min(k + 1, group.shape[1] * wide))
-                group, column = group.gather(1, at // wide), left + at % wide
-                at = ((group % n) * h + top + group // n) * w + column
-
+                found, group, column = _largest(similarity, outside_y, k + 1)
+                at = ((group % n) * h + top + group // n) * w + left + column
                 kept = found.shape[1]
                 value[y0:y1, x0:x1, :kept] = found.view(y1 - y0, x1 - x0, kept)
                 index[y0:y1, x0:x1, :kept] = at.view(y1 - y0, x1 - x0, kept)
@@ -156,6 +147,23 @@ class Propagator:
         weight = torch.exp((similarity - largest) / self.temperature)
         weight.masked_fill_(similarity < threshold, 0)
         return labels @ (weight / weight.sum(0))
+
+
+def _largest(similarity: Tensor, outside: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """similarity [groups, columns, m], outside [m, groups] (0 or -inf) -> the k largest of each of the m targets.
+
+    Values, groups and columns, each [m, k] (fewer if there are fewer), values falling. A group is one row of one
+    context frame. The k groups with the largest maxima hold the k largest values, so only those groups are searched: torch.topk
+    over everything would cost several times the maxima. Masking the maxima alone is not enough, since a masked group is
+    chosen too when fewer than k are left.
+    """
+    groups, columns, m = similarity.shape
+    best = similarity.amax(1).T + outside
+    _, group = best.topk(min(k, groups), sorted=False)
+    target = torch.arange(m, device=similarity.device)[:, None]
+    value = similarity.permute(2, 0, 1)[target, group] + outside.gather(1, group)[..., None]
+    value, at = value.reshape(m, -1).topk(min(k, group.shape[1] * columns))
+    return value, group.gather(1, at // columns), at % columns
 
 
 def _dtype(features: Tensor) -> torch.dtype:

@@ -10,6 +10,7 @@ from collections import Counter, OrderedDict, defaultdict
 import numpy as np
 import pytest
 import torch
+
 from selfpatch_bench.benchmarks import torchfile
 from selfpatch_bench.benchmarks.errors import UserError
 from selfpatch_bench.benchmarks.torchfile import read_checkpoint

@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
 from conftest import REPO
 from selfpatch_bench.benchmarks.cli import app, card_fields, spell_out_card, split_arguments
 from selfpatch_bench.benchmarks.errors import UserError

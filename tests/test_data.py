@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference_views as reference
 import torch
-from conftest import SHARED
 from PIL import Image
+
+import reference_views as reference
+from conftest import SHARED
 from selfpatch_bench.benchmarks.errors import UserError
 from selfpatch_bench.pretrain import sources
 from selfpatch_bench.pretrain.data import batches, steps_per_epoch

@@ -6,8 +6,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import SHARED, shared_cases
 from PIL import Image
+
+from conftest import SHARED, shared_cases
 from selfpatch_bench.benchmarks import datasets, files
 from selfpatch_bench.benchmarks.datasets import VAL_NAMES, data_roots, open_davis, read_frame, result_masks, truth
 from selfpatch_bench.benchmarks.errors import UserError

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, shared_cases
 from rich.console import Console
+
+from conftest import SHARED, shared_cases
 from selfpatch_bench.benchmarks import UserError, load, record
 from selfpatch_bench.benchmarks.card import Card
 from selfpatch_bench.benchmarks.datasets import open_davis

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from conftest import SHARED, shared_cases
 from selfpatch_bench.benchmarks import UserError, load, plugins
 from selfpatch_bench.benchmarks.card import Card, vit_card

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
-from conftest import shared_cases
 from PIL import Image
+
+from conftest import shared_cases
 from selfpatch_bench.benchmarks.errors import UserError
 from selfpatch_bench.benchmarks.masks import binary_to_object, davis_palette, read_mask, write_mask
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+
 from selfpatch_bench.benchmarks.datasets import open_davis, read_frame
 from selfpatch_bench.benchmarks.errors import UserError
 from selfpatch_bench.benchmarks.masks import read_mask, write_mask

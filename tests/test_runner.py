@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+
 from selfpatch_bench.benchmarks import UserError, plugins, record
 from selfpatch_bench.benchmarks.card import Card
 from selfpatch_bench.benchmarks.encoder import Encoder

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+
 from selfpatch_bench.benchmarks import scenes
 from selfpatch_bench.benchmarks.errors import UserError
 from selfpatch_bench.benchmarks.masks import read_mask

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+
 from conftest import SHARED
 from selfpatch_bench.benchmarks.collect import load_records
 from selfpatch_bench.benchmarks.errors import UserError

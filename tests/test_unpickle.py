@@ -12,6 +12,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+
 from checkpoint_files import (
     Rebuild,
     legacy,

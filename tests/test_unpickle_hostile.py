@@ -19,6 +19,7 @@ from collections import Counter, OrderedDict
 import numpy as np
 import pytest
 import torch
+
 from checkpoint_files import (
     Rebuild,
     in_legacy,

@@ -5,18 +5,19 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import reference_views as reference
 import torch
-from conftest import SHARED
 from omegaconf import OmegaConf
 from PIL import Image, ImageFilter, ImageOps
 from scipy.stats import chisquare, ks_2samp, kstest
+from torchvision.transforms import ColorJitter, RandomResizedCrop
+from torchvision.transforms import functional as F
+
+import reference_views as reference
+from conftest import SHARED
 from selfpatch_bench.benchmarks.errors import UserError
 from selfpatch_bench.pretrain import pixels
 from selfpatch_bench.pretrain.group import Group, normalise
 from selfpatch_bench.pretrain.views import Views, ViewSpec, _mix, draw, draw_all, permutation, uniforms
-from torchvision.transforms import ColorJitter, RandomResizedCrop
-from torchvision.transforms import functional as F
 
 DINO = Views(
     [

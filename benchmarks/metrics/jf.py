@@ -9,14 +9,7 @@ both boundaries), and boundaries are dilated as rows of bits, 64 pixels to a wor
 """
 
 import math
-import multiprocessing
-import multiprocessing.connection
-import os
-import signal
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
 from typing import Any
 
@@ -57,19 +50,14 @@ def frame_scores(
     Args:
         prediction: uint8 [H, W], labels 0 (background) to `objects`.
         truth: uint8 [H, W], labels; void (255) and labels above `objects` (not in the first mask) are background.
-        objects: number of objects of the sequence, see `object_count`.
+        objects: number of objects of the sequence: the largest label of its first annotation, void aside.
         bound: as for `boundary_measure`.
     Returns:
         (J, F), float64 [objects] each; entry i belongs to label i + 1.
     Raises:
         UserError: the sizes differ, or the prediction has a label above `objects`. The caller names the file.
     """
-    return _score(*_prepare(prediction, truth, objects, bound))
-
-
-def object_count(first_truth: np.ndarray) -> int:
-    """Number of objects of a sequence: the largest label of its first annotation, uint8 [H, W], void (255) aside."""
-    return int(first_truth.max(initial=0, where=first_truth != VOID))
+    return score_prepared(*prepare(prediction, truth, objects, bound))
 
 
 def statistics(values: Sequence[float] | np.ndarray) -> dict[str, float]:
@@ -110,44 +98,11 @@ def summarize(scores: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, dict
     }
 
 
-def sequence_scores(
-    frames: Sequence[tuple[Any, Any]],
-    objects: int,
-    bound: float = BOUND,
-    read: Callable[[Any, Any], tuple[np.ndarray, np.ndarray]] | None = None,
-    pool: "ScorePool | None" = None,
-) -> dict[str, dict[str, Any]]:
-    """Scores of one sequence.
-
-    Args:
-        frames: (prediction, truth) of ALL frames in order; the first and the last are not scored and not read.
-            Label arrays as for `frame_scores`, or with `read` whatever that takes (paths).
-        read: turns one pair into two label arrays. With a pool it runs in the scoring process, so it must be a
-            function of an importable module, best of one that does not import torch.
-        pool: score in its processes; the result is the same bit for bit.
-    Returns:
-        as `summarize`.
-    Raises:
-        UserError: as `frame_scores`, with the path or the index of the frame; fewer than three frames.
-    """
-    pool = pool or ScorePool(0)
-    scored = frames[1:-1]
-    futures = [pool.submit(p, t, objects, bound, read) for p, t in scored]
-    scores = []
-    for i, ((prediction, _), future) in enumerate(zip(scored, futures, strict=True), 1):
-        try:
-            scores.append(future.result())
-        except UserError as error:
-            where = prediction if isinstance(prediction, str | os.PathLike) else f"frame {i}"
-            raise UserError(f"{where}: {error}", error.status) from error
-    return summarize(scores)
-
-
 def global_scores(sequences: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, float]:
     """Means over all objects of all sequences, in percent at full precision.
 
     Args:
-        sequences: {sequence: result of `sequence_scores`}.
+        sequences: {sequence: result of `summarize`}.
     Returns:
         JF_m (mean of J_m and F_m), J_m, J_recall, J_decay, F_m, F_recall, F_decay.
     """
@@ -169,93 +124,9 @@ def bound_radius(shape: tuple[int, int], bound: float = BOUND) -> int:
     return int(bound if bound >= 1 else np.ceil(bound * np.linalg.norm(shape)))
 
 
-class ScorePool:
-    """Processes that score frames while the parent computes; use it in a `with` statement.
-
-    They are spawned on demand, never forked (a parent with torch's threads must not fork), ignore Ctrl-C, which is the
-    parent's to handle, and end with the parent even if that is killed. `workers`: their number; None: one per available
-    core, at most 8; 0: none, `submit` itself scores.
-    """
-
-    def __init__(self, workers: int | None = None):
-        cores = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
-        self.workers = min(8, len(cores)) if workers is None else workers
-        spawn = multiprocessing.get_context("spawn")
-        self._executor = ProcessPoolExecutor(self.workers, spawn, _start_worker) if self.workers else None
-
-    def submit(self, prediction, truth, objects: int, bound: float = BOUND, read=None) -> Future:
-        """A future of `frame_scores(...)`, or with `read` of `frame_scores(*read(prediction, truth), ...)`.
-
-        Its `result()` raises what scoring raised, and a UserError where a process died.
-        """
-        answer: Future = Future()
-        try:
-            if read is None:
-                task = (_score, *_prepare(prediction, truth, objects, bound))
-            else:
-                task = (_read_and_score, read, prediction, truth, objects, bound)
-            if self._executor is None:
-                answer.set_result(task[0](*task[1:]))
-                return answer
-            # Sent later by a thread: the caller may use its arrays again by then.
-            task = [part.copy() if isinstance(part, np.ndarray) else part for part in task]
-            # Processes started here inherit the blocked signal: Ctrl-C must not end them, nor print their trace.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            try:
-                remote = self._executor.submit(*task)
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            remote.add_done_callback(lambda done: _pass_on(done, answer))
-        except Exception as error:
-            answer.set_exception(_clear(error))
-        return answer
-
-    def close(self, cancel: bool = False) -> None:
-        """Wait for what is submitted, or with `cancel` only for what is being scored, and end the processes."""
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=cancel)
-
-    def __enter__(self) -> "ScorePool":
-        return self
-
-    def __exit__(self, kind, error, trace) -> None:
-        self.close(cancel=kind is not None)
-
-
-def _pass_on(done: Future, answer: Future) -> None:
-    if done.cancelled():
-        answer.cancel()
-    elif error := done.exception():
-        answer.set_exception(_clear(error))
-    else:
-        answer.set_result(done.result())
-
-
-def _clear(error: BaseException) -> BaseException:
-    if not isinstance(error, BrokenProcessPool):
-        return error
-    return UserError(
-        "a scoring process died (out of memory, killed, or the calling script lacks `if __name__ == '__main__':`): "
-        "run again, with fewer or with 0 scoring processes"
-    )
-
-
-def _start_worker() -> None:
-    cv2.setNumThreads(1)
-
-    def follow_parent():
-        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-        os._exit(1)
-
-    threading.Thread(target=follow_parent, daemon=True).start()
-
-
-def _read_and_score(read, prediction, truth, objects, bound):
-    return frame_scores(*read(prediction, truth), objects, bound)
-
-
-def _prepare(prediction, truth, objects: int, bound: float) -> tuple[np.ndarray, np.ndarray, int, int]:
-    """Checks; what `_score` takes: the labels where there are any (much less to send to a process), objects, radius."""
+def prepare(prediction, truth, objects: int, bound: float) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """Check a frame -> what `score_prepared` takes: both label maps cut to where there are labels (much less to send to
+    a process), the number of objects, the radius. Arguments and errors as for `frame_scores`."""
     prediction, truth = _checked(prediction, truth)
     if not 1 <= objects < VOID:
         raise UserError(f"{objects} objects to score: the first mask must hold labels from 1 to {VOID - 1}")
@@ -267,7 +138,10 @@ def _prepare(prediction, truth, objects: int, bound: float) -> tuple[np.ndarray,
     return *_crop(prediction, truth), objects, bound_radius(truth.shape, bound)
 
 
-def _score(prediction: np.ndarray, truth: np.ndarray, objects: int, radius: int) -> tuple[np.ndarray, np.ndarray]:
+def score_prepared(
+    prediction: np.ndarray, truth: np.ndarray, objects: int, radius: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`frame_scores` of what `prepare` has checked and cut."""
     scores = np.empty((2, objects))
     for i in range(objects):
         pair = (prediction == i + 1).view(np.uint8), (truth == i + 1).view(np.uint8)

@@ -22,7 +22,8 @@ from ..datasets import DavisSet, ResultMasks, Sequence, open_davis, result_masks
 from ..errors import UserError
 from ..files import read_frame
 from ..masks import write_mask
-from ..metrics.jf import ScorePool, global_scores, summarize
+from ..metrics.jf import global_scores, summarize
+from ..metrics.scoring import ScorePool
 from ..pairs import annotation, read_pair
 from ..propagation import Propagator, first_labels, labels_to_mask, normalise
 from ..task import Config, Data, Metric, Task

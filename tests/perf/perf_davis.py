@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
+
 from selfpatch_bench.benchmarks.card import IMAGENET_MEAN, IMAGENET_STD, Card
 from selfpatch_bench.benchmarks.datasets import open_davis
 from selfpatch_bench.benchmarks.encoder import Encoder

@@ -13,7 +13,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import reference_jf as plain
-from selfpatch_bench.benchmarks.metrics import jf
+from selfpatch_bench.benchmarks.metrics import jf, scoring
 
 SHAPE = (480, 854)
 ROUNDS, FRAMES = 9, 12
@@ -63,10 +63,10 @@ def main():
     frames = ellipses(cases["three objects"]) * 8
     print(f"\n{'three objects':24}{'parent CPU':>16}{'wall':>16}")
     for workers in (0, 1, 2):
-        with jf.ScorePool(workers) as pool:
-            jf.sequence_scores(frames[:9], 3, pool=pool)  # starts the processes
+        with scoring.ScorePool(workers) as pool:
+            scoring.sequence_scores(frames[:9], 3, pool=pool)  # starts the processes
             cpu = time.process_time()
-            wall = milliseconds(jf.sequence_scores, frames, 3, jf.BOUND, None, pool) / len(frames)
+            wall = milliseconds(scoring.sequence_scores, frames, 3, jf.BOUND, None, pool) / len(frames)
             cpu = 1e3 * (time.process_time() - cpu) / len(frames)
         print(f"{f'pool of {workers}':24}{cpu:16.2f}{wall:16.2f}")
 

@@ -7,6 +7,7 @@ features while propagating one frame; on a GPU it is torch's own peak.
 """
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -17,7 +18,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import reference_propagation as reference
-
 from selfpatch_bench.benchmarks.propagation import Propagator, labels_to_mask, normalise
 
 GRIDS = {16: (30, 52), 8: (60, 104)}
@@ -55,9 +55,9 @@ def seconds(run, inputs, repeats: int) -> float:
     return best
 
 
-def high_water() -> float:
-    """Peak memory of this process in GiB, from Linux's /proc (ru_maxrss of a child starts from its parent's)."""
-    return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 2**20
+def resident(field: str) -> float:
+    """GiB of this process, VmRSS now or VmHWM at its peak (ru_maxrss of a child would start from its parent's)."""
+    return int(re.search(rf"{field}:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 2**20
 
 
 def peak_memory(name: str, args) -> float:
@@ -69,9 +69,9 @@ def peak_memory(name: str, args) -> float:
         method(name, h, w, args)(*inputs)
         return (torch.cuda.max_memory_allocated() - before) / 2**30
     torch.mm(torch.randn(64, 64), torch.randn(64, 64))  # threads and libraries
-    before = high_water()
+    before = resident("VmRSS")
     method(name, h, w, args)(*inputs)
-    return high_water() - before
+    return resident("VmHWM") - before
 
 
 def main():
@@ -102,7 +102,10 @@ def main():
         memory = []
         for name in ("dense", "ours"):
             command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", name, "--memory-patch", str(patch)]
-            memory.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+            # Freed blocks go back to the system at once, or those of making the features would hide some of the rest.
+            environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+            run = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+            memory.append(float(run.stdout))
         print(
             f"{patch:>5} {f'{h}x{w}':>7} {t_dense:>9.3f} {t_ours:>9.3f} {t_dense / t_ours:>6.1f} {memory[0]:>10.2f} "
             f"{memory[1]:>9.2f} {f'{differ}/{h * w}':>10} {t_mask:>13.4f}"

@@ -1,6 +1,6 @@
 """Images per second and core: views as training makes them against the official Pillow pipeline, in one process.
 
-    python tests/perf/perf_views.py [FOLDER] [--images 60] [--rounds 3] [--scale 0.4 0.05]
+    python tests/perf/perf_views.py [FOLDER] [--images 60] [--rounds 3] [--scale 0.4 0.05] [--quick]
 
 Without a folder: drawn JPEGs of 500x375. Both sides read the same bytes and use the same drawn parameters, in one
 thread; they take turns and CPU time is counted, so that a busy machine falsifies little. The reference ends in
@@ -120,7 +120,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", type=float, nargs=2, default=(0.4, 0.05), help="lower ends for global, local views")
+    parser.add_argument("--quick", action="store_true", help="20 images, one round")
     args = parser.parse_args()
+    if args.quick:
+        args.images, args.rounds = min(args.images, 20), 1
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     wide, narrow = args.scale

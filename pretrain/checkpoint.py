@@ -1,0 +1,185 @@
+"""The folder of a run and its checkpoints: written whole or not at all, read without running anything in them.
+
+RUN/config.yaml                     the full configuration
+RUN/log.jsonl                       see log.py
+RUN/checkpoints/step-00000100.pt    after 100 optimiser steps (trainer.Trainer.state)
+RUN/exports/                        see export.py
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from omegaconf import OmegaConf
+
+from ..benchmarks.errors import UserError
+from .config import Config, from_dict, to_dict
+
+log = logging.getLogger(__name__)
+NAME = re.compile(r"step-(\d{8,})\.pt")
+TEMPORARY = ".tmp"
+FALLBACKS = 2  # newest checkpoints that are always kept: should one be damaged, there is the one before
+# Options that a resumed run may change: what it computes stays the same.
+SAFE = ("data.path", "data.root", "data.workers", "data.prefetch", "loop.device", "checkpoint.", "log.")
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """`write(file)` into a temporary name beside `path`, which then takes its place; on disk when this returns.
+
+    A process killed at any moment leaves the old file or the new one, and maybe a temporary one. Raises UserError for
+    a full disk or an unwritable folder; the old file is then untouched and the temporary one gone.
+    """
+    temporary = path.with_name(f".{path.name}{TEMPORARY}")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # else the new name may be lost with the power
+        finally:
+            os.close(folder)
+    except (OSError, RuntimeError) as error:  # torch.save wraps what the file system says
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        cause = _os_error(error)
+        if cause is None:
+            raise
+        raise UserError(f"{path} cannot be written: {cause.strerror or cause}", status=1) from error
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The file system's own words among an exception and its causes."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+class Run:
+    """A run's folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.config_file, self.log_file = folder / "config.yaml", folder / "log.jsonl"
+        self.checkpoints = folder / "checkpoints"
+
+    def create(self, cfg: Config) -> None:
+        """Make the folder of a new run. Raises UserError if there is something in it already."""
+        try:
+            if self.folder.exists() and any(self.folder.iterdir()):
+                resume = f"go on with --resume {self.folder}, or " if self.config_file.exists() else ""
+                raise UserError(f"{self.folder} is not empty: {resume}give another --out")
+            self.checkpoints.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be made: {error.strerror or error}") from None
+        self.write_config(cfg)
+
+    def write_config(self, cfg: Config) -> None:
+        text = OmegaConf.to_yaml(OmegaConf.create(to_dict(cfg)))
+        write_atomic(self.config_file, lambda file: file.write(text.encode()))
+
+    def steps(self) -> dict[int, Path]:
+        """Checkpoints by the number of steps done, oldest first."""
+        found = {}
+        if self.checkpoints.is_dir():
+            for path in self.checkpoints.iterdir():
+                if match := NAME.fullmatch(path.name):
+                    found[int(match[1])] = path
+        return dict(sorted(found.items()))
+
+    def clean(self) -> None:
+        """Remove what a killed process left half written."""
+        for folder in (self.folder, self.checkpoints):
+            for path in folder.glob(f".*{TEMPORARY}"):
+                path.unlink(missing_ok=True)
+
+    def newest(self) -> tuple[Path, dict] | None:
+        """The newest checkpoint that can be read, and its content; a damaged one is named in a warning and passed over.
+
+        None if there is none yet. Raises UserError if all are damaged.
+        """
+        found = self.steps()
+        for path in reversed(found.values()):
+            try:
+                return path, read(path)
+            except UserError as error:
+                log.warning("%s; going back to the checkpoint before it", error)
+        if found:
+            raise UserError(f"{self.checkpoints}: none of its {len(found)} checkpoints can be read; start a new run")
+        return None
+
+    def save(self, state: dict, keep_every: int) -> Path:
+        """Write a checkpoint and remove those that are not to be kept: all but the newest two and, if `keep_every`,
+        those at the end of every so many epochs. Raises UserError; older checkpoints are then untouched."""
+        path = self.checkpoints / f"step-{state['step']:08d}.pt"
+        per_epoch = state["steps_per_epoch"]
+        try:
+            write_atomic(path, lambda file: torch.save(state, file))
+        except UserError as error:
+            found = [p for p in self.steps().values() if p != path]
+            last = f"the last checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
+            raise UserError(f"{error}; {last}: free space, then --resume {self.folder}", error.status) from error
+        for step, old in list(self.steps().items())[:-FALLBACKS]:
+            if not (keep_every and step % per_epoch == 0 and step // per_epoch % keep_every == 0):
+                old.unlink(missing_ok=True)
+        return path
+
+    def config(self, overrides: list[str]) -> Config:
+        """config.yaml with overrides. Raises UserError where there is no run."""
+        if not self.config_file.is_file():
+            raise UserError(f"--resume {self.folder}: no run is there (it would have a config.yaml)")
+        try:
+            written = OmegaConf.to_container(OmegaConf.load(self.config_file), resolve=True)
+        except Exception as error:
+            raise UserError(f"{self.config_file}: not yaml: {error}") from None
+        if not isinstance(written, dict):
+            raise UserError(f"{self.config_file}: holds no options")
+        return from_dict(written, overrides, str(self.config_file))
+
+    def check_config(self, wanted: Config, state: dict | None) -> None:
+        """Raise UserError where a configuration would change the result of the run (of its checkpoint, or of its
+        config.yaml while there is none): only SAFE options may differ."""
+        before = from_dict(state["config"], (), f"{self.folder}: checkpoint") if state else self.config([])
+        old, new = flat(to_dict(before)), flat(to_dict(wanted))
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key) and not key.startswith(SAFE):
+                safe = ", ".join(s + "*" * s.endswith(".") for s in SAFE)
+                raise UserError(
+                    f"--resume {self.folder}: {key} is {old.get(key)} in this run and cannot become {new.get(key)}, "
+                    f"which would change its result; only {safe} may change; for others start a new run"
+                )
+
+
+def flat(value, key: str = "") -> dict[str, object]:
+    """Nested dicts and lists -> one dict by dotted names."""
+    if isinstance(value, (dict, list)) and value:
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        return {k: v for name, part in pairs for k, v in flat(part, f"{key}.{name}" if key else str(name)).items()}
+    return {key: value}
+
+
+def read(path: Path) -> dict:
+    """A checkpoint, on the CPU. Raises UserError for a file that is damaged or no checkpoint of a run."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes the reader raise almost anything
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path} is damaged: {reason[:160]}") from None
+    if not isinstance(state, dict) or not {"student", "teacher", "optimizer", "step", "config"} <= state.keys():
+        raise UserError(f"{path} is no checkpoint of a pretraining run")
+    return state
+
+
+def identity(source) -> dict:
+    """What a checkpoint remembers of the data: number of images and a hash of their names."""
+    digest = hashlib.sha256(source.names.text.numpy().tobytes())
+    digest.update(source.names.ends.numpy().tobytes())
+    return {"images": len(source), "names": digest.hexdigest()}

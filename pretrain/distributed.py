@@ -1,0 +1,123 @@
+"""The processes of a run: one alone, or those that `torchrun` (or a Slurm job) started."""
+
+import os
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..benchmarks.errors import UserError
+
+
+class Told(UserError):
+    """A UserError that the first process reports; the others end without a word."""
+
+
+class Ranks:
+    """This process among `world` (rank, and number on its machine `local` of `local_world`); a context manager.
+
+    Started by torchrun (environment variables RANK, WORLD_SIZE, LOCAL_RANK) it joins the others: gloo on CPUs, NCCL on
+    GPUs, one GPU a process. Otherwise it is alone and nothing here communicates.
+    """
+
+    def __init__(self, device: str = "auto"):
+        """device: auto (a GPU if there is one) | cpu | cuda | cuda:N. Raises UserError for one that is not there."""
+        known = os.environ
+        self.rank, self.world = int(known.get("RANK", 0)), int(known.get("WORLD_SIZE", 1))
+        self.local, self.local_world = int(known.get("LOCAL_RANK", 0)), int(known.get("LOCAL_WORLD_SIZE", self.world))
+        self.device = self._device(device)
+        self.joined = False
+
+    def _device(self, name: str) -> torch.device:
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            device = torch.device(name)
+        except RuntimeError:
+            raise UserError(f"loop.device={name}: it is auto, cpu, cuda or cuda:N") from None
+        if device.type not in ("cpu", "cuda"):
+            raise UserError(f"loop.device={name}: training runs on cpu or cuda")
+        if device.type == "cpu":
+            return device
+        if self.world > 1 or device.index is None:
+            device = torch.device("cuda", self.local)
+        there = torch.cuda.device_count()
+        if device.index >= there:
+            found = f"{there} CUDA device{'s' * (there != 1)}"
+            raise UserError(f"loop.device={name}: process {self.rank} needs {device}, this machine has {found}")
+        return device
+
+    def __enter__(self) -> "Ranks":
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if self.world > 1:
+            backend, limit = ("nccl", 30) if self.device.type == "cuda" else ("gloo", 120)
+            on = {"device_id": self.device} if backend == "nccl" else {}
+            dist.init_process_group(backend, timeout=timedelta(minutes=limit), **on)
+            self.joined = True
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.joined:
+            dist.destroy_process_group()
+            self.joined = False
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def first(self, work: Callable[[], Any]) -> Any:
+        """Do something in the first process only; every process gets its result, or its UserError (Told elsewhere)."""
+        if not self.joined:
+            return work()
+        answer: list = [None]
+        if self.main:
+            try:
+                answer = [work()]
+            except UserError as error:
+                answer = [Told(str(error), error.status)]
+                raise
+            finally:
+                dist.broadcast_object_list(answer, src=0, device=self.device)
+            return answer[0]
+        dist.broadcast_object_list(answer, src=0, device=self.device)
+        if isinstance(answer[0], Told):
+            raise answer[0]
+        return answer[0]
+
+    def gather(self, value: Any) -> list:
+        """A small object of every process, in the order of ranks."""
+        if not self.joined:
+            return [value]
+        values: list = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def add(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same tensors of every process, added up; one message for each dtype among them."""
+        if not self.joined:
+            return dict(values)
+        added = {}
+        for kind in sorted({v.dtype for v in values.values()}, key=str):
+            mine = {k: v for k, v in values.items() if v.dtype == kind}
+            flat = torch.cat([v.reshape(-1) for v in mine.values()])
+            dist.all_reduce(flat)
+            parts = flat.split([v.numel() for v in mine.values()])
+            added |= {k: p.view(v.shape) for (k, v), p in zip(mine.items(), parts, strict=True)}
+        return added
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module with gradients averaged over the processes during the backward pass (DDP)."""
+        if not self.joined:
+            return module
+        # Some parameters may have no gradient (a readout that only a switched-off objective would use).
+        return nn.parallel.DistributedDataParallel(
+            module,
+            device_ids=[self.device.index] if self.device.type == "cuda" else None,
+            broadcast_buffers=False,
+            find_unused_parameters=True,
+            gradient_as_bucket_view=True,
+        )

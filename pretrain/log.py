@@ -1,0 +1,112 @@
+"""What a run says: a line of JSON every few steps, progress on the screen, TensorBoard where asked for."""
+
+import json
+import math
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from ..benchmarks.errors import UserError
+from ..benchmarks.progress import Reporter
+from .checkpoint import Run, write_atomic
+
+
+class Log:
+    """Numbers of a run's steps; a context manager. Only the first process has one.
+
+    log.jsonl has one object a line: step,
+    epoch, loss, losses and the objectives' numbers by name (OBJECTIVE.PART; teacher entropy and KL in nats), grad_norm,
+    lr, weight_decay, ema, images_per_s and data_wait (share of the time spent waiting for views) since the last line,
+    memory_gb (peak: of the GPU, else of this process). Losses are those of the step itself.
+    """
+
+    def __init__(self, run: Run, start: int, tensorboard: bool, console: Console, title: str):
+        """start: steps done already; lines of later steps are removed, so that none appears twice."""
+        cut(run.log_file, start)
+        self.events = event_writer(run.folder / "tensorboard", start) if tensorboard else None
+        self.path, self.reporter = run.log_file, Reporter(title, console)
+
+    def __enter__(self) -> "Log":
+        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by __exit__
+        self.reporter.__enter__()
+        self.meter()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.reporter.__exit__(*error)
+        self.file.close()
+        if self.events:
+            self.events.close()
+
+    def meter(self) -> None:
+        """Start measuring speed anew."""
+        self.since, self.images, self.waited = time.perf_counter(), 0, 0.0
+
+    def count(self, images: int, waited: float) -> None:
+        """A step of so many images is done, for which the process waited so many seconds."""
+        self.images += images
+        self.waited += waited
+
+    def line(self, values: dict) -> dict:
+        """Write a line of numbers (0-dim tensors or plain), with speed and memory; -> the line."""
+        spent = max(time.perf_counter() - self.since, 1e-9)
+        values = {k: plain(v) for k, v in values.items()}
+        values |= {
+            "images_per_s": round(self.images / spent, 3),
+            "data_wait": round(self.waited / spent, 4),
+            "memory_gb": round(peak_memory() / 2**30, 3),
+        }
+        try:
+            self.file.write(json.dumps(values) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written: {error.strerror or error}", status=1) from None
+        if self.events:
+            for name, value in values.items():
+                if name != "step" and value is not None:
+                    self.events.add_scalar(name, value, values["step"])
+        self.meter()
+        return values
+
+
+def plain(value) -> float | int | None:
+    """A number as JSON has it; what is not finite becomes null."""
+    value = value.item() if isinstance(value, torch.Tensor) else value
+    return value if math.isfinite(value) else None
+
+
+def peak_memory() -> int:
+    """Bytes: of the GPU if one is in use, else of this process."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def cut(path: Path, start: int) -> None:
+    """Remove the lines of steps after `start`, and one that a kill left unfinished."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            if json.loads(line)["step"] <= start:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    write_atomic(path, lambda file: file.write("".join(kept).encode()))
+
+
+def event_writer(folder: Path, start: int):
+    """TensorBoard's writer; what it holds of later steps is hidden. Raises UserError where it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError(
+            "log.tensorboard=true needs tensorboard: pip install 'selfpatch-bench[track]', or set it to false"
+        ) from None
+    return SummaryWriter(os.fspath(folder), purge_step=start + 1)

@@ -1,0 +1,277 @@
+"""`selfpatch pretrain`: the loop from images to checkpoints. It never knows a method's name."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from ..benchmarks.errors import UserError
+from .checkpoint import Run, identity, read, write_atomic
+from .config import Config, load_recipe
+from .data import Batch, batches, steps_per_epoch
+from .distributed import Ranks, Told
+from .init import start_from
+from .log import Log
+from .sources import ImageSource, open_source
+from .trainer import NotFinite, Outcome, Trainer
+
+
+def pretrain_command(
+    recipe: str | None,
+    data: str | None = None,
+    out: Path | None = None,
+    resume: Path | None = None,
+    overrides: list[str] = (),
+    device: str | None = None,
+    seed: int | None = None,
+    slurm: str | None = None,
+) -> int:
+    """Start a run of a recipe on `data` into the folder `out` (runs/RECIPE if not given), or go on with one: `resume`.
+
+    overrides: `dotted.key=value`; data, device and seed are short for data.path, loop.device and seed. slurm: submit
+    the run as a job instead (slurm.submit). -> exit status: 0, or 128 + signal when told to stop (it has saved by
+    then). Raises UserError.
+    """
+    given = [f"{k}={quote(v)}" for k, v in (("data.path", data), ("loop.device", device)) if v is not None]
+    overrides = [*overrides, *given] + ([f"seed={seed}"] if seed is not None else [])
+    if resume is not None and (recipe is not None or out is not None):
+        raise UserError(f"--resume {resume} goes on with that run: leave the recipe and --out away")
+    if resume is None and recipe is None:
+        raise UserError("give a recipe (`selfpatch ls recipes`), or --resume RUN")
+    run = Run(Path(resume or out or Path("runs") / Path(recipe).stem))
+    cfg = settle(load_recipe(recipe, overrides) if resume is None else run.config(overrides))
+    if slurm is not None:
+        from .slurm import submit
+
+        return submit(cfg, run, slurm, resume is not None)
+    return launch(cfg, run, resume is not None)
+
+
+def quote(value: str) -> str:
+    """As yaml reads it back: a path may hold anything."""
+    return "'" + str(value).replace("'", "''") + "'"
+
+
+def settle(cfg: Config) -> Config:
+    """Make paths absolute, so that a run can go on from any folder."""
+    if not cfg.data.path:
+        raise UserError("no images to train on: give --data FOLDER (or a list file, or tar shards)")
+    cfg.data.path = absolute(cfg.data.path)
+    cfg.data.root = cfg.data.root and absolute(cfg.data.root)
+    cfg.init = cfg.init and absolute(cfg.init)
+    return cfg
+
+
+def absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def launch(cfg: Config, run: Run, resume: bool) -> int:
+    """Train in this process, one of those that torchrun started or alone; -> exit status."""
+    try:
+        with Ranks(cfg.loop.device) as ranks:
+            return train(cfg, run, ranks, resume)
+    except Told as error:
+        return error.status
+    except KeyboardInterrupt:
+        raise UserError(f"interrupted: go on with {how_to_resume(run)}", 130) from None
+
+
+def train(cfg: Config, run: Run, ranks: Ranks, resume: bool) -> int:
+    """The whole run. Everything that can be wrong is found before its folder is made."""
+    source = open_source(cfg.data.path, cfg.data.root)
+    per_epoch = steps_per_epoch(len(source), cfg.loop.batch)
+    if not per_epoch:
+        raise UserError(f"{source.where}: {len(source)} images are fewer than one batch: loop.batch={cfg.loop.batch}")
+    trainer = Trainer(cfg, per_epoch, ranks)
+    about = {"steps_per_epoch": per_epoch, "data": identity(source)}
+    if state := begin(cfg, run, ranks, resume):
+        if state["data"] != about["data"]:
+            raise UserError(
+                f"{source.where}: {len(source)} images, not the {state['data']['images']} that this run began with"
+            )
+        trainer.load(state)
+    elif cfg.init:
+        line = start_from(trainer.learner.student, cfg.init)
+        trainer.learner.ema.copy()
+        say(ranks, line)
+    if not resume:
+        ranks.first(lambda: run.create(cfg))
+    done, total = trainer.step, len(trainer)
+    if done >= total:
+        say(ranks, f"{run.folder}: all of its {total} steps are done")
+        return 0
+    size = sum(p.numel() for _, p in trainer.named) / 1e6
+    say(
+        ranks,
+        f"{run.folder}: {f'from step {done} of' if done else ''} {total} steps, {per_epoch} an epoch of {len(source)} "
+        f"images; {size:.1f} M parameters, {trainer.precision} on {ranks.world} x {ranks.device.type}",
+    )
+    del state
+    return loop(cfg, run, ranks, trainer, source, about)
+
+
+def begin(cfg: Config, run: Run, ranks: Ranks, resume: bool) -> dict | None:
+    """The state to go on from, if there is one; the folder of a resumed run is put in order."""
+    mine: dict = {}
+
+    def prepare() -> Path | None:
+        run.clean()
+        path, mine["state"] = run.newest() or (None, None)
+        run.check_config(cfg, mine["state"])
+        run.write_config(cfg)
+        run.checkpoints.mkdir(exist_ok=True)
+        return path
+
+    if not resume:
+        return None
+    path = ranks.first(prepare)
+    return mine["state"] if ranks.main else path and read(path)
+
+
+def loop(cfg: Config, run: Run, ranks: Ranks, trainer: Trainer, source: ImageSource, about: dict) -> int:
+    """Steps until the end or a signal, with checkpoints and log lines; -> exit status."""
+    total, per_epoch, every = len(trainer), about["steps_per_epoch"], cfg.checkpoint.every_steps
+    title, console = cfg.recipe or "pretrain", Console(stderr=True)
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(Stop())
+        log = stack.enter_context(Log(run, trainer.step, cfg.log.tensorboard, console, title)) if ranks.main else None
+        feed = stack.enter_context(contextlib.closing(start_feed(cfg, trainer, source, per_epoch)))
+        saved, told = trainer.step, 0
+        while trainer.step < total and not told:
+            epoch, began = trainer.epoch, time.perf_counter()
+            batch = fetch(feed, stop, ranks)
+            waited = time.perf_counter() - began
+            if batch is None:
+                told = stop.signal
+                break
+            try:
+                outcome = trainer.advance(batch.to(ranks.device, non_blocking=True).groups, stop.signal)
+            except NotFinite as error:
+                raise not_finite(error, batch, trainer, run, ranks) from None
+            step = trainer.step
+            told = outcome.flag if ranks.world > 1 else stop.signal  # several processes must stop at the same step
+            if log:
+                log.count(cfg.loop.batch, waited)
+                if step % cfg.log.every == 0 or step == total or told:
+                    line = log.line({"step": step, "epoch": epoch} | described(outcome, trainer))
+                    text = f"loss {line['loss']:.4f}  {line['images_per_s']:.4g} images/s"
+                    log.reporter(step, total, text)
+            if step % per_epoch == 0 or (every and step % every == 0) or step == total:
+                save(run, ranks, trainer, about)
+                saved = step
+        if told and saved < trainer.step:
+            save(run, ranks, trainer, about)
+    if not told or trainer.step == total:
+        say(ranks, f"{run.folder}: {total} steps done")
+        return 0
+    say(ranks, f"stopped by {signal.Signals(told).name} after step {trainer.step}: go on with {how_to_resume(run)}")
+    return 128 + told
+
+
+def start_feed(cfg: Config, trainer: Trainer, source: ImageSource, per_epoch: int) -> Iterator[Batch]:
+    """This process's batches from the trainer's step on."""
+    ranks, workers = trainer.ranks, cfg.data.workers
+    if workers is None:
+        workers = max(1, len(os.sched_getaffinity(0)) // ranks.local_world)
+    return batches(
+        source,
+        cfg.views,
+        seed=cfg.seed,
+        batch=cfg.loop.batch,
+        epoch=trainer.epoch,
+        epochs=-(-len(trainer) // per_epoch),
+        start_step=trainer.step % per_epoch,
+        rank=ranks.rank,
+        world=ranks.world,
+        workers=workers,
+        pin=ranks.device.type == "cuda",
+        prefetch=cfg.data.prefetch,
+    )
+
+
+def fetch(feed: Iterator[Batch], stop: "Stop", ranks: Ranks) -> Batch | None:
+    """The next batch; None if the signal to stop has also ended the workers that make it."""
+    try:
+        return next(feed)
+    except UserError:
+        if stop.signal and ranks.world == 1:
+            return None
+        raise
+
+
+def save(run: Run, ranks: Ranks, trainer: Trainer, about: dict) -> None:
+    """A checkpoint, by the first process. Should it fail, the others are ended by whoever started them."""
+    if ranks.main:
+        run.save(trainer.state() | about, trainer.cfg.checkpoint.keep_every)
+
+
+def described(outcome: Outcome, trainer: Trainer) -> dict:
+    """The numbers of a step for the log."""
+    scale = {"loss_scale": trainer.scaler.get_scale()} if trainer.scaler.is_enabled() else {}
+    return (
+        {"loss": outcome.total}
+        | outcome.losses
+        | outcome.numbers
+        | {"grad_norm": outcome.norm, "lr": outcome.lr, "weight_decay": outcome.weight_decay, "ema": outcome.ema}
+        | scale
+    )
+
+
+def not_finite(error: NotFinite, batch: Batch, trainer: Trainer, run: Run, ranks: Ranks) -> UserError:
+    """The error that names the step's images, of all processes, and the last good checkpoint."""
+    names = [name for part in ranks.gather(batch.names) for name in part]
+    if not ranks.main:
+        return Told("see the first process", status=1)
+    step = trainer.step + 1
+    where = run.folder / f"not-finite-{step:08d}.txt"
+    write_atomic(where, lambda file: file.write("".join(f"{n}\n" for n in names).encode(errors="surrogateescape")))
+    kept = list(run.steps().values())
+    good = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+    more = f" and {len(names) - 3} more, see {where}" if len(names) > 3 else f" (also in {where})"
+    return UserError(
+        f"the {error.kind} of step {step} {'is' if error.kind == 'loss' else 'are'} not finite; its images: "
+        f"{', '.join(names[:3])}{more}; {good}; a lower schedule.lr or loop.precision=float32 may help",
+        status=1,
+    )
+
+
+def say(ranks: Ranks, text: str) -> None:
+    if ranks.main:
+        print(" ".join(text.split()), file=sys.stderr, flush=True)
+
+
+def how_to_resume(run: Run) -> str:
+    return f"selfpatch pretrain --resume {run.folder}"
+
+
+class Stop:
+    """Turns SIGTERM and SIGINT into a number to look at after the step: `signal`, 0 so far. A context manager.
+
+    A second Ctrl-C a second or more after the first does not wait for the step. (torchrun passes a Ctrl-C on to
+    processes that have got it already.)
+    """
+
+    def __init__(self):
+        self.signal, self.at, self.before = 0, 0.0, {}
+
+    def __enter__(self) -> "Stop":
+        if threading.current_thread() is threading.main_thread():
+            self.before = {n: signal.signal(n, self.catch) for n in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def catch(self, number: int, _frame) -> None:
+        if self.signal == number == signal.SIGINT and time.monotonic() - self.at > 1:
+            raise KeyboardInterrupt
+        self.signal, self.at = self.signal or number, self.at or time.monotonic()
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
