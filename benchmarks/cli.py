@@ -17,7 +17,8 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="Evaluate any self-supervised checkpoint on COCO, ADE20K and DAVIS, and put it into the paper's table.\n\n"
+    help="Pretrain vision transformers with patch-level self-supervision, evaluate any checkpoint, "
+    "and get the paper's table with your row in it.\n\n"
     "`selfpatch demo` shows the whole way on small data that it makes itself.",
 )
 
@@ -70,6 +71,50 @@ def comma_list(values: list[str] | None) -> list[str]:
     return [part for value in values or [] for part in value.split(",") if part]
 
 
+PRETRAIN_EXAMPLES = """
+Examples:
+
+    selfpatch pretrain selfpatch --data IMAGENET/train --out runs/sp
+
+    selfpatch pretrain selfpatch --data photos network.backbone=vit_tiny_patch16 loop.batch=8 loop.epochs=10
+
+    selfpatch pretrain --resume runs/sp
+
+    torchrun --nproc-per-node 8 -m selfpatch_bench.benchmarks pretrain dino --data IMAGENET/train --out runs/dino
+"""
+
+
+@app.command(epilog=PRETRAIN_EXAMPLES)
+def pretrain(
+    recipe: Annotated[
+        list[str] | None, typer.Argument(metavar="[RECIPE] [key=value...]", help="`selfpatch ls recipes`.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Images: class folders, a flat folder, a list file, or tar shards.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; else runs/RECIPE.")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of weights and views.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda; else a GPU if there is one.")] = None,
+    slurm: Annotated[
+        str | None, typer.Option("--slurm", help="Submit as a job: `partition=gpu,nodes=2,timeout_min=1440`.")
+    ] = None,
+    plugins: Plugins = None,
+):
+    """Pretrain a network by a recipe; the run's folder holds its configuration, checkpoints and log.
+
+    A killed run goes on with `--resume` and ends with the same weights. `key=value` sets a value of the recipe.
+    """
+    use_plugins(plugins)
+    from ..pretrain.train import pretrain_command
+
+    names = [r for r in recipe or [] if "=" not in r]
+    if len(names) > 1:
+        raise UserError(f"one recipe at a time, not {' and '.join(names)}")
+    values = [r for r in recipe or [] if "=" in r]
+    raise typer.Exit(pretrain_command(names[0] if names else None, data, out, resume, values, device, seed, slurm))
+
+
 RUN_EXAMPLES = """
 Examples:
 
@@ -78,6 +123,8 @@ Examples:
     selfpatch run a.pth b.pth --task davis --data davis2017=/data/DAVIS --limit 3 --pictures
 
     selfpatch run vit.pth --heads 3 --card mean=0.5 --card std=0.5 --task davis --data /data/DAVIS radius=6 frames=20
+
+    selfpatch run runs/selfpatch --every 1000 --task davis --data /data/DAVIS
 
     selfpatch run --task davis --masks results/my_method --data /data/DAVIS
 """
@@ -108,9 +155,15 @@ def run(
     list_file: Annotated[Path | None, typer.Option("--list", help="File of sequence names, for the set's own.")] = None,
     pictures: Annotated[bool, typer.Option("--pictures", help="Contact sheets and animations as well.")] = False,
     rerun: Annotated[bool, typer.Option("--rerun", help="Add a record even if there is one.")] = False,
+    every: Annotated[
+        int | None,
+        typer.Option("--every", min=1, help="Of a pretraining run, all kept checkpoints whose step is a multiple."),
+    ] = None,
     plugins: Plugins = None,
 ):
     """Run checkpoints through tasks; each result becomes one record.
+
+    The folder of a pretraining run stands for its newest checkpoint, which is exported if it is not yet.
 
     A second run skips what is done; an interrupted one goes on where it stopped. `key=value` sets a value of the
     protocol (it is recorded, and keeps the result out of the published columns).
@@ -136,12 +189,45 @@ def run(
         list_file=list_file,
         pictures=pictures,
         rerun=rerun,
+        every=every,
         overrides=values + ([f"precision={precision}"] if precision else []),
     )
     try:
         raise typer.Exit(run_command(paths, comma_list(task), options))
     except KeyboardInterrupt:  # here, because typer turns it into a bare exit
         raise UserError("interrupted: the same command goes on from here", 130) from None
+
+
+EXPORT_EXAMPLES = """
+Examples:
+
+    selfpatch export runs/selfpatch
+
+    selfpatch export runs/selfpatch --step 5000 --out selfpatch.safetensors
+
+    selfpatch export runs/selfpatch --format selfpatch
+"""
+
+
+@app.command(epilog=EXPORT_EXAMPLES)
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a pretraining run.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="File; else RUN/exports/step-N.safetensors.", show_default=False),
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option("--format", help="Layout of an official code base: selfpatch or dino (.pth).")
+    ] = None,
+    step: Annotated[int | None, typer.Option("--step", help="Of which checkpoint; else the newest.")] = None,
+    which: Annotated[str, typer.Option("--which", help="teacher or student.")] = "teacher",
+    plugins: Plugins = None,
+):
+    """Write a run's network as one file for the evaluation: backbone, readout and card; or in an official layout."""
+    use_plugins(plugins)
+    from ..pretrain.export import export_command
+
+    raise typer.Exit(export_command(run, out, format, step, which))
 
 
 INSPECT_EXAMPLES = """
@@ -252,7 +338,7 @@ Examples:
 
 @app.command(epilog=DEMO_EXAMPLES)
 def demo(out: Annotated[Path, typer.Option("--out", help="Folder for everything it makes.")] = Path("runs/demo")):
-    """Make a small video set, evaluate a random network and a colour baseline on it, print the table. Offline."""
+    """Draw pictures and videos, pretrain briefly with and without the patch term, evaluate, print the table. Offline."""
     from .demo import demo_command
 
     raise typer.Exit(demo_command(out))

@@ -290,8 +290,9 @@ def build(checkpoint: Checkpoint) -> Encoder:
 
 
 def default_name(path: Path) -> str:
-    """Parent folder + stem: `runs/ckpt.pth` is runs/ckpt."""
-    return f"{path.resolve().parent.name}/{path.stem}"
+    """Parent folder + stem: `runs/ckpt.pth` is runs/ckpt. For an export in RUN/exports, RUN is the parent."""
+    parent = path.resolve().parent
+    return f"{(parent.parent if parent.name == 'exports' else parent).name}/{path.stem}"
 
 
 def load(path: str | Path, *, format: str | None = None, **overrides) -> Encoder:

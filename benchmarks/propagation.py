@@ -153,9 +153,9 @@ def _largest(similarity: Tensor, outside: Tensor, k: int) -> tuple[Tensor, Tenso
     """similarity [groups, columns, m], outside [m, groups] (0 or -inf) -> the k largest of each of the m targets.
 
     Values, groups and columns, each [m, k] (fewer if there are fewer), values falling. A group is one row of one
-    context frame. The k groups with the largest maxima hold the k largest values, so only those groups are searched: torch.topk
-    over everything would cost several times the maxima. Masking the maxima alone is not enough, since a masked group is
-    chosen too when fewer than k are left.
+    context frame. The k groups with the largest maxima hold the k largest values, so only those groups are searched:
+    torch.topk over everything would cost several times the maxima. Masking the maxima alone is not enough, since a
+    masked group is chosen too when fewer than k are left.
     """
     groups, columns, m = similarity.shape
     best = similarity.amax(1).T + outside

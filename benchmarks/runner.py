@@ -37,6 +37,7 @@ class Options:
     list_file: Path | None = None
     pictures: bool = False
     rerun: bool = False
+    every: int | None = None
     overrides: list[str] = field(default_factory=list)
 
 
@@ -128,6 +129,25 @@ def describe(path: Path, options: Options) -> Model:
     name, row = options.name or default_name(path), options.row or c.row
     card = c.card.as_dict()
     return Model(name, c.fingerprint, path, card, c.reading.format, given, row, c.accounting, c.facts)
+
+
+def expand(models: list[Path], every: int | None = None) -> list[Path]:
+    """Checkpoints, with the export of its newest checkpoint for a folder that is a pretraining run.
+
+    every: all kept ones whose step is a multiple of it, instead. Raises UserError, as pretrain.export.exports does.
+    """
+    files, runs = [], 0
+    for path in models:
+        if not ((path / "config.yaml").is_file() and (path / "checkpoints").is_dir()):
+            files.append(path)
+            continue
+        from ..pretrain.export import exports
+
+        files += exports(path, every)
+        runs += 1
+    if every and not runs:
+        raise UserError(f"--every {every}: is for folders of pretraining runs; none is given")
+    return files
 
 
 def plan(models: list[Path], tasks: list[str], options: Options) -> list[Job]:
@@ -299,4 +319,5 @@ def _cost(job: Job, start: float) -> dict:
 def run_command(models: list[str], tasks: list[str], options: Options) -> int:
     """`selfpatch run`: plan, then do. Returns the exit status."""
     console = Console(stderr=False, file=sys.stdout)
-    return run(plan([Path(m) for m in models], tasks, options), options, console)
+    files = expand([Path(m) for m in models], options.every)
+    return run(plan(files, tasks, options), options, console)

@@ -24,7 +24,7 @@ SHORT = re.compile(r"(vit_(?:tiny|small|base|large))_patch(\d+)")
 
 
 class Tokens(NamedTuple):
-    """Output of the last block, before any norm: cls [M, D] or None, patch [M, N, D] row-major, hw = (h, w), N = h w."""
+    """Last block's output, before any norm: cls [M, D] or None, patch [M, N, D] row-major, hw = (h, w) with N = h w."""
 
     cls: Tensor | None
     patch: Tensor
@@ -54,13 +54,20 @@ def build_backbone(
         name, options["patch_size"] = f"{short[1]}_patch16_224", int(short[2])
     elif name not in timm.list_models():
         close = difflib.get_close_matches(name, timm.list_models("*vit*"), 4, 0.4) or ["vit_small_patch16"]
-        raise UserError(f"network.backbone={name}: neither vit_{{tiny,small,base,large}}_patchP nor a ViT of timm: {', '.join(close)}?")
+        near = f"did you mean {', '.join(close)}?"
+        raise UserError(
+            f"network.backbone={name}: neither vit_{{tiny,small,base,large}}_patchP nor a ViT of timm; {near}"
+        )
     try:
         vit = timm.create_model(name, pretrained=False, **(options | (overrides or {})))
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise UserError(f"network.backbone={name} cannot be built with {options | (overrides or {})}: {error}") from error
+        raise UserError(
+            f"network.backbone={name} cannot be built with {options | (overrides or {})}: {error}"
+        ) from error
     if not isinstance(vit, VisionTransformer) or not isinstance(vit.patch_embed, PatchEmbed) or vit.pos_embed is None:
-        raise UserError(f"network.backbone={name}: not a plain ViT with learned positions, the only kind there is so far")
+        raise UserError(
+            f"network.backbone={name}: not a plain ViT with learned positions, the only kind there is so far"
+        )
     check_size(vit, image_size)
     vit.final_eps = getattr(vit.norm, "eps", 1e-6)
     vit.norm = vit.fc_norm = nn.Identity()

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -120,17 +121,20 @@ class Run:
         """Write a checkpoint and remove those that are not to be kept: all but the newest two and, if `keep_every`,
         those at the end of every so many epochs. Raises UserError; older checkpoints are then untouched."""
         path = self.checkpoints / f"step-{state['step']:08d}.pt"
-        per_epoch = state["steps_per_epoch"]
         try:
             write_atomic(path, lambda file: torch.save(state, file))
         except UserError as error:
             found = [p for p in self.steps().values() if p != path]
             last = f"the last checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
             raise UserError(f"{error}; {last}: free space, then --resume {self.folder}", error.status) from error
+        self.prune(state["steps_per_epoch"], keep_every)
+        return path
+
+    def prune(self, per_epoch: int, keep_every: int) -> None:
+        """Remove the checkpoints that are not to be kept, see `save`."""
         for step, old in list(self.steps().items())[:-FALLBACKS]:
             if not (keep_every and step % per_epoch == 0 and step // per_epoch % keep_every == 0):
                 old.unlink(missing_ok=True)
-        return path
 
     def config(self, overrides: list[str]) -> Config:
         """config.yaml with overrides. Raises UserError where there is no run."""
@@ -169,6 +173,9 @@ def flat(value, key: str = "") -> dict[str, object]:
 def read(path: Path) -> dict:
     """A checkpoint, on the CPU. Raises UserError for a file that is damaged or no checkpoint of a run."""
     try:
+        with zipfile.ZipFile(path) as records:
+            if broken := records.testzip():  # torch.load does not compare checksums
+                raise ValueError(f"the checksum of {broken} does not match")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes the reader raise almost anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -205,7 +205,12 @@ def check(config: Config) -> None:
     """Raise UserError for values that no run can have."""
     config.views.check()
     loop, optim = config.loop, config.optim
-    for name, value in (("epochs", loop.epochs), ("steps", loop.steps), ("batch", loop.batch), ("accumulation", loop.accumulation)):
+    for name, value in (
+        ("epochs", loop.epochs),
+        ("steps", loop.steps),
+        ("batch", loop.batch),
+        ("accumulation", loop.accumulation),
+    ):
         if value is not None and value < 1:
             raise UserError(f"loop.{name}={value}: it must be at least 1")
     if loop.precision not in PRECISIONS:

@@ -3,6 +3,8 @@
 One row in, one row out: a head never sees which view or image a row belongs to.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ class WeightNormLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[R, in] -> [R, K]"""
-        if len(x) < x.shape[-1]:  # fewer outputs to scale than weights
+        if x.ndim == 2 and len(x) < x.shape[1]:  # fewer outputs to scale than weights
             return _ScaledLinear.apply(x, self.weight_v, self.weight_g)
         return F.linear(x, torch._weight_norm(self.weight_v, self.weight_g, 0))
 
@@ -81,7 +83,7 @@ class PrototypeHead(nn.Module):
             raise UserError("a prototype head needs at least one output, hidden unit, bottleneck unit and layer")
         widths = [dim, *[hidden] * (layers - 1), bottleneck]
         steps: list[nn.Module] = []
-        for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (a, b) in enumerate(pairwise(widths)):
             steps += ([nn.GELU()] if i else []) + [nn.Linear(a, b)]
         self.mlp = nn.Sequential(*steps)  # linear layers are mlp.0, mlp.2, mlp.4
         self.last_layer = WeightNormLinear(bottleneck, outputs, norm_last_layer)

@@ -1,6 +1,6 @@
 """Initial weights from a checkpoint file of any format that the evaluation reads (`init=FILE`)."""
 
-from torch import nn
+import torch
 
 from ..benchmarks.errors import UserError
 from ..benchmarks.loading import names, open_checkpoint, ready
@@ -15,8 +15,8 @@ def start_from(network: Network, path: str) -> str:
     UserError for anything else, so that nothing is left out in silence.
     """
     found = open_checkpoint(path)
-    if found.rivals:
-        ready(found)  # says which formats it could be
+    if any(not same(r.weights, found.reading.weights) for r in found.rivals):
+        ready(found)  # says which formats it could be; formats that differ in the card alone give the same start
     heads = network.backbone.blocks[0].attn.num_heads
     if found.card.heads not in (None, heads):
         raise UserError(f"init={path}: has {found.card.heads} attention heads, the network {heads}")
@@ -31,9 +31,9 @@ def start_from(network: Network, path: str) -> str:
     surplus = given.keys() - wanted.keys() - readout.keys()
     both = wanted | readout
     other = [
-        f"{k} {list(given[k].shape)} instead of {list(both[k].shape)}"
-        for k in given
-        if k in both and given[k].shape != both[k].shape
+        f"{k} {list(v.shape)} instead of {list(both[k].shape)}"
+        for k, v in given.items()
+        if k in both and v.shape != both[k].shape
     ]
     problems = [f"it lacks {names(lacking)}"] if lacking else []
     problems += [f"the network has no place for {names(surplus)}"] if surplus else []
@@ -43,8 +43,9 @@ def start_from(network: Network, path: str) -> str:
         raise UserError(
             f"init={path} does not fit network.backbone={network.cfg.backbone}: {'; '.join(problems)}{hint}"
         )
-    for key, value in given.items():
-        copy(both[key], value)
+    with torch.no_grad():
+        for key, value in given.items():
+            both[key].copy_(value)
     kept = f"; {len(own)} of the readout keep their initialisation" if own else ""
     kept += "; so does the mask token" if token is not None else ""
     return f"init={path}: format {found.reading.format}, {found.accounting}{kept}"
@@ -57,8 +58,8 @@ def place(key: str) -> str:
     return key if key.startswith("readout.") else f"backbone.{key}"
 
 
-def copy(parameter: nn.Parameter, value) -> None:
-    parameter.data.copy_(value)
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def hints(card, network: Network) -> str:

@@ -33,7 +33,12 @@ class Learner(nn.Module):
         layout = cfg.views.groups()
         sizes = [cfg.views.specs()[views[0]].size for views in layout]
         with torch.device("meta"):
-            plan = build_backbone(cfg.network.backbone, cfg.network.image_size or sizes[0], cfg.network.class_token, overrides=cfg.network.overrides)
+            plan = build_backbone(
+                cfg.network.backbone,
+                cfg.network.image_size or sizes[0],
+                cfg.network.class_token,
+                overrides=cfg.network.overrides,
+            )
         for size in sizes:
             check_size(plan, size)
         patch = plan.patch_embed.patch_size[0]

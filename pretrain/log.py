@@ -32,7 +32,7 @@ class Log:
         self.path, self.reporter = run.log_file, Reporter(title, console)
 
     def __enter__(self) -> "Log":
-        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by __exit__
+        self.file = open(self.path, "a", encoding="utf-8")
         self.reporter.__enter__()
         self.meter()
         return self
@@ -101,12 +101,19 @@ def cut(path: Path, start: int) -> None:
     write_atomic(path, lambda file: file.write("".join(kept).encode()))
 
 
-def event_writer(folder: Path, start: int):
-    """TensorBoard's writer; what it holds of later steps is hidden. Raises UserError where it is not installed."""
+def check_tensorboard() -> None:
+    """Raise UserError where it is not installed."""
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        import torch.utils.tensorboard  # noqa: F401
     except ImportError:
         raise UserError(
             "log.tensorboard=true needs tensorboard: pip install 'selfpatch-bench[track]', or set it to false"
         ) from None
+
+
+def event_writer(folder: Path, start: int):
+    """TensorBoard's writer; what its files hold of later steps is hidden."""
+    check_tensorboard()
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(os.fspath(folder), purge_step=start + 1)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..benchmarks.card import POSITION_RULES
 from ..benchmarks.errors import UserError
 from .backbone import Tokens, build_backbone, tokens
 from .config import Network as NetworkConfig
@@ -39,6 +40,8 @@ class Network(nn.Module):
         are, for heads with an instance for each. seed: every part is initialised by a stream of its own, so that a
         head more or less leaves the others as they are. Raises UserError for a network that cannot be built."""
         super().__init__()
+        if cfg.positions not in POSITION_RULES:
+            raise UserError(f"network.positions={cfg.positions}: it is one of {', '.join(POSITION_RULES)}")
         self.cfg, self.side = cfg, side
         drop_path = cfg.drop_path if side == "student" else cfg.teacher_drop_path
         mask_token = spec.needs_mask and side == "student"
@@ -68,7 +71,9 @@ class Network(nn.Module):
         if isinstance(source, Aggregated) or source in INPUTS:
             return self.dim
         if source not in self.heads:
-            raise UserError(f"a head takes the output of {source}, which is no head declared before it on the same side")
+            raise UserError(
+                f"a head takes the output of {source}, which is no head declared before it on the same side"
+            )
         head = self.heads[source]
         head = head[0] if isinstance(head, nn.ModuleList) else head
         was, _ = head.training, head.eval()
@@ -129,7 +134,7 @@ class Network(nn.Module):
         return self.readout.norm((chosen * valid[..., None]).sum(2) / valid.sum(2, keepdim=True))
 
     def apply_head(self, name: str, rows: dict[int, Tensor], shapes: dict) -> dict[int, Tensor]:
-        """Inputs per group -> outputs per group, leading axis M. One call for all rows unless batch statistics forbid."""
+        """Inputs per group -> outputs per group, leading axis M. One call for all, where batch statistics allow."""
         spec = self.specs[name]
         head = self.heads[spec.shares or name]
         if spec.bn_scope is None and not isinstance(head, nn.ModuleList):

@@ -62,7 +62,7 @@ class ClassAttentionBlock(nn.Module):
         return self.attn.split(self.attn.k(normed)), self.attn.split(self.attn.v(normed))
 
     def forward(self, token: Tensor, keys: Tensor, values: Tensor, valid: Tensor | None = None) -> Tensor:
-        """token [..., D], keys and values [..., n, heads, d], valid [..., n] -> token [..., D]; leading axes broadcast"""
+        """token [..., D], keys and values [..., n, heads, d], valid [..., n] -> token [..., D]; broadcasts as above"""
         token = token + self.attn(self.norm1(token), keys, values, valid)
         return token + self.mlp(self.norm2(token))
 

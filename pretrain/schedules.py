@@ -14,7 +14,9 @@ def cosine(base: float, end: float, steps: int, warmup: int = 0, start: float = 
     facebookresearch/dino 7c446df, utils.py: cosine_scheduler. Raises UserError when the warm-up is longer than the run.
     """
     if steps < 1 or not 0 <= warmup <= steps:
-        raise UserError(f"a warm-up of {warmup} steps does not fit a run of {steps}: set schedule.warmup_epochs or loop.epochs")
+        raise UserError(
+            f"a warm-up of {warmup} steps does not fit a run of {steps}: set schedule.warmup_epochs or loop.epochs"
+        )
     t = np.arange(steps - warmup)
     falling = end + 0.5 * (base - end) * (1 + np.cos(np.pi * t / max(len(t), 1)))
     return np.concatenate([np.linspace(start, base, warmup), falling])

@@ -27,8 +27,8 @@ class Unreadable(Exception):
 def decode(data: bytes) -> np.ndarray:
     """The bytes of a picture file -> uint8 RGB [H, W, 3], as Pillow's `.convert("RGB")` gives it: EXIF orientation and
     alpha are ignored. Unreadable where Pillow would raise."""
-    # OpenCV decodes usual JPEGs to the same numbers faster, but fills up truncated ones without a word and has its own
-    # idea of CMYK: anything without an end marker or with unusual channels is Pillow's.
+    # OpenCV decodes usual JPEGs to the same numbers faster; some of its versions fill up truncated ones in silence, so
+    # anything without an end marker is Pillow's, and so are unusual channels and depths.
     if data[-2:] == b"\xff\xd9" and _jpeg_channels(data) in (1, 3):
         try:
             image = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS)

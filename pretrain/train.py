@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from ..benchmarks.errors import UserError
@@ -18,7 +17,7 @@ from .config import Config, load_recipe
 from .data import Batch, batches, steps_per_epoch
 from .distributed import Ranks, Told
 from .init import start_from
-from .log import Log
+from .log import Log, check_tensorboard
 from .sources import ImageSource, open_source
 from .trainer import NotFinite, Outcome, Trainer
 
@@ -90,13 +89,14 @@ def train(cfg: Config, run: Run, ranks: Ranks, resume: bool) -> int:
     per_epoch = steps_per_epoch(len(source), cfg.loop.batch)
     if not per_epoch:
         raise UserError(f"{source.where}: {len(source)} images are fewer than one batch: loop.batch={cfg.loop.batch}")
+    if cfg.log.tensorboard:
+        check_tensorboard()
     trainer = Trainer(cfg, per_epoch, ranks)
     about = {"steps_per_epoch": per_epoch, "data": identity(source)}
     if state := begin(cfg, run, ranks, resume):
         if state["data"] != about["data"]:
-            raise UserError(
-                f"{source.where}: {len(source)} images, not the {state['data']['images']} that this run began with"
-            )
+            began = f"the {state['data']['images']} images that this run began with"
+            raise UserError(f"{source.where}: its {len(source)} images are not {began}; give --data their folder")
         trainer.load(state)
     elif cfg.init:
         line = start_from(trainer.learner.student, cfg.init)
@@ -126,6 +126,8 @@ def begin(cfg: Config, run: Run, ranks: Ranks, resume: bool) -> dict | None:
         run.clean()
         path, mine["state"] = run.newest() or (None, None)
         run.check_config(cfg, mine["state"])
+        if mine["state"]:
+            run.prune(mine["state"]["steps_per_epoch"], cfg.checkpoint.keep_every)
         run.write_config(cfg)
         run.checkpoints.mkdir(exist_ok=True)
         return path
@@ -180,7 +182,8 @@ def start_feed(cfg: Config, trainer: Trainer, source: ImageSource, per_epoch: in
     """This process's batches from the trainer's step on."""
     ranks, workers = trainer.ranks, cfg.data.workers
     if workers is None:
-        workers = max(1, len(os.sched_getaffinity(0)) // ranks.local_world)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = max(1, cores // ranks.local_world)
     return batches(
         source,
         cfg.views,

@@ -72,9 +72,10 @@ class Trainer:
         self.named = [(n, p) for n, p in self.learner.student.named_parameters() if p.requires_grad]
         self.optimiser = optim.build(self.named, cfg.optim)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        if loop.compile:
+        if loop.compile:  # block by block: they share their code, so that it is compiled once for each shape
             for network in (self.learner.student, self.learner.teacher):
-                network.compile(dynamic=False)  # in place: names of parameters stay
+                for block in network.backbone.blocks:
+                    block.compile(dynamic=False)  # in place: names of parameters stay
         self.module = ranks.wrap(self.learner)
         self.step = 0
 

@@ -150,23 +150,44 @@ def test_the_wheel_works_from_another_folder(tmp_path):
 
 def test_demo_runs_and_runs_again(tmp_path):
     """The first time it makes everything; the second time it finds it done. The numbers are those of its records."""
-    from selfpatch_bench.benchmarks import record
+    from selfpatch_bench.benchmarks import demo, record
+    from selfpatch_bench.pretrain.config import load_recipe
 
-    done = selfpatch("demo", "--out", tmp_path)
+    # Everything as it is, but a tenth of the steps: a process of its own sets the number before the command runs.
+    code = (
+        "import sys; from selfpatch_bench.benchmarks import cli, demo\n"
+        "demo.SMALL = (*demo.SMALL, 'loop.steps=3', 'loop.batch=4'); demo.PICTURES = 8\n"
+        f"sys.argv = ['selfpatch', 'demo', '--out', {str(tmp_path)!r}]; cli.main()"
+    )
+
+    def go():
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    done = go()
     assert done.returncode == 0, done.stderr
-    records = {}
+    records, fingerprints = {}, {}
     for path in (tmp_path / "records/davis").glob("*.json"):
         found = record.read(path)
         records[found["model"]["name"]] = found["metrics"]
-    assert set(records) == {"models/colour", "models/random"}
+        fingerprints[found["model"]["name"]] = found["model"]["fingerprint"]
+    trained = {f"{name}/step-00000003" for name in demo.RUNS}
+    assert set(records) == {"models/colour", "models/random"} | trained
+    assert len(set(fingerprints.values())) == 4  # the patch term makes a difference
+    table, _, below = done.stdout.partition("| difference to models/random")
     for name, metrics in records.items():
-        (line,) = [x for x in done.stdout.splitlines() if x.startswith(f"| {name}")]
+        (line,) = [x for x in table.splitlines() if x.startswith(f"| {name}")]
         assert f"{metrics['JF_m']:.1f}" in line
         assert 0 < metrics["JF_m"] < 100
+        if name != "models/random":
+            (line,) = [x for x in below.splitlines() if x.startswith(f"| {name}")]
+            assert f"{metrics['JF_m'] - records['models/random']['JF_m']:+.1f}" in line
     assert list(tmp_path.glob("artifacts/davis/*/pictures/*.png"))
-    again = selfpatch("demo", "--out", tmp_path)
-    assert again.stdout.count("done already") == 2
-    assert len(list((tmp_path / "records/davis").glob("*.json"))) == 2
+    again = go()
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("done already") == 4
+    assert len(list((tmp_path / "records/davis").glob("*.json"))) == 4
+    weights = {name: [e.weight for e in demo.configure(tmp_path, w).objectives] for name, w in demo.RUNS.items()}
+    assert weights == {"baseline": [1.0, 0.0], "selfpatch": [e.weight for e in load_recipe("selfpatch").objectives]}
 
 
 def test_the_readme_names_real_commands_and_the_ci_runs_its_test_command():

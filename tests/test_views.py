@@ -8,7 +8,6 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image, ImageFilter, ImageOps
-from scipy.stats import chisquare, ks_2samp, kstest
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms import functional as F
 
@@ -26,9 +25,23 @@ DINO = Views(
         ViewSpec(8, 96, (0.05, 0.4), blur_p=0.5),
     ]
 )
-# Distributions are compared with fixed seeds, so nothing here is flaky; a wrong distribution of this many draws gives
-# p-values many orders of magnitude below the threshold.
-DRAWS, P_VALUE = 3000, 1e-3
+DRAWS = 3000
+
+
+def distance(a, b) -> float:
+    """Kolmogorov-Smirnov distance of two samples in units of its deviation; above 1.95 with a probability of 1e-3 (less
+    for discrete values). Seeds are fixed, so nothing here is flaky, and a wrong distribution of this many draws lies
+    far above: a range that is 10 % too wide at about 3.
+    """
+    a, b = np.sort(a), np.sort(b)
+    both = np.concatenate([a, b])
+    gap = np.searchsorted(a, both, "right") / len(a) - np.searchsorted(b, both, "right") / len(b)
+    return np.abs(gap).max() * np.sqrt(len(a) * len(b) / (len(a) + len(b)))
+
+
+def even(n: int, low: float = 0, high: float = 1) -> np.ndarray:
+    """What a uniform distribution looks like: many evenly spaced values, against n drawn ones."""
+    return low + (high - low) * (np.arange(20 * n) + 0.5) / (20 * n)
 
 
 def many(spec: ViewSpec, height: int, width: int, count: int = DRAWS) -> list:
@@ -51,7 +64,7 @@ def test_numbers_are_uniform_and_independent_of_their_neighbours():
     u = np.stack([uniforms(4, 0, e, i) for e in range(4) for i in range(500)])  # [2000, 4, 56]
     assert u.min() >= 0
     assert u.max() < 1
-    assert kstest(u.ravel(), "uniform").pvalue > P_VALUE
+    assert distance(u.ravel(), even(10_000)) < 1.95
     # Neighbouring views, places and images: correlations of n pairs have standard deviation n^-1/2.
     for a, b in ((u[:, 0], u[:, 1]), (u[..., :-1], u[..., 1:]), (u[:-1], u[1:]), (u[:500], u[500:1000])):
         r = np.corrcoef(a.ravel(), b.ravel())[0, 1]
@@ -101,9 +114,9 @@ def test_crops_are_distributed_as_torchvisions(height, width, scale):
     assert (found[:, 0] + found[:, 2] <= width).all()
     assert (found[:, 1] + found[:, 3] <= height).all()
     for column, name in enumerate(("left", "top", "width", "height")):
-        assert ks_2samp(expected[:, column], found[:, column]).pvalue > P_VALUE, name
+        assert distance(expected[:, column], found[:, column]) < 1.95, name
     for name, of in (("area", lambda b: b[:, 2] * b[:, 3]), ("aspect", lambda b: b[:, 2] / b[:, 3])):
-        assert ks_2samp(of(expected), of(found)).pvalue > P_VALUE, name
+        assert distance(of(expected), of(found)) < 1.95, name
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 1000), (1000, 20), (1, 1), (7, 300)])
@@ -122,10 +135,11 @@ def test_colours_are_distributed_as_torchvisions():
     views = many(spec, 375, 500)
     for k, name in enumerate(("brightness", "contrast", "saturation", "hue")):
         found = [dict(v.jitter)[name] for v in views]
-        assert ks_2samp([e[k + 1] for e in expected], found).pvalue > P_VALUE, name
+        assert distance([e[k + 1] for e in expected], found) < 1.95, name
     orders = Counter(tuple(name for name, _ in v.jitter) for v in views)
     assert len(orders) == 24
-    assert chisquare(list(orders.values())).pvalue > P_VALUE
+    expected = DRAWS / 24
+    assert sum((n - expected) ** 2 / expected for n in orders.values()) < 49.7  # chi-square, 23 degrees: 1e-3 above
 
 
 def test_probabilities_and_ranges():
@@ -144,7 +158,7 @@ def test_probabilities_and_ranges():
     correlation = np.corrcoef(np.array(list(rates.values()), float)) - np.eye(5)
     assert np.abs(correlation).max() < 4 / np.sqrt(DRAWS)
     radii = [v.blur for v in many(ViewSpec(blur_p=1.0, blur_radius=(0.1, 2.0)), 10, 10)]
-    assert kstest(radii, "uniform", (0.1, 1.9)).pvalue > P_VALUE
+    assert distance(radii, even(DRAWS, 0.1, 2.0)) < 1.95
 
 
 def test_certain_and_impossible_steps():

@@ -17,7 +17,7 @@ from ._prototypes import PrototypeConfig, PrototypeObjective, cross_entropy, hea
 
 @dataclass
 class Config(PrototypeConfig):
-    """centre_views: "global", the views that are targets, or "all" views, as in SelfPatch; the teacher then sees all."""
+    """centre_views: "global", the views that are targets, or "all", as in SelfPatch: the teacher then sees all."""
 
     centre_views: str = "global"
 
@@ -42,7 +42,7 @@ class Objective(PrototypeObjective):
         with torch.no_grad():
             log_p = self.log_targets(teacher[0][head], step)  # [G, B, K]
             p = log_p.exp()
-            count, images, k = p.shape
+            count, images = p.shape[:2]
             entropy = -(p * log_p).sum(-1).mean()
             del log_p
             seen = [t[head] for t in (teacher if self.cfg.centre_views == "all" else teacher[:1])]

@@ -1,8 +1,8 @@
 """SelfPatch: every patch predicts the teacher's prototypes of its most similar neighbours, summarised.
 
 Source: alinlab/SelfPatch 81aef14, main_selfpatch.py: DINOLoss and its patch term; Yun et al., Patch-Level
-Representation Learning for Self-Supervised Vision Transformers, CVPR 2022, section 3. Alone it is a patch objective; the
-published method adds 0.1 of it to `dino`.
+Representation Learning for Self-Supervised Vision Transformers, CVPR 2022, section 3. It is the patch objective alone;
+the published method adds 0.1 of it to `dino`.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...benchmarks.errors import UserError
+from ..geometry import neighbours
 from . import Aggregated, HeadSpec, Net, Spec, Step
 from ._prototypes import PrototypeConfig, PrototypeObjective, cross_entropy, head_factory
 
@@ -45,12 +46,13 @@ class Objective(PrototypeObjective):
             raise UserError(f"objective selfpatch: k={cfg.k}: it is 1 or more")
         if cfg.aggregation == "class_attention" and net.readout != "class_attention":
             raise UserError(
-                f"objective selfpatch: aggregation=class_attention needs network.readout=class_attention, not {net.readout}; "
-                "or choose aggregation=mean"
+                f"objective selfpatch: aggregation=class_attention needs network.readout=class_attention, not "
+                f"{net.readout}; or choose aggregation=mean"
             )
         used = net.grids if cfg.views == "all" else net.grids[:1]
         if min(h * w for h, w in used) < 2:
             raise UserError("objective selfpatch: a view of a single patch has no neighbours; make views larger")
+        neighbours(*used[0], cfg.radius, cfg.wrap)  # raises for a radius that is none
         aggregated = Aggregated(cfg.k, cfg.radius, cfg.wrap, cfg.aggregation)
         head = HeadSpec(head_factory(cfg), "patch", teacher_input=aggregated, groups=cfg.views)
         return Spec({cfg.head: head}, teacher_views=cfg.views)

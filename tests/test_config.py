@@ -1,0 +1,148 @@
+"""Recipes, overrides and their errors."""
+
+import dataclasses
+
+import pytest
+
+from selfpatch_bench.benchmarks import plugins
+from selfpatch_bench.benchmarks.errors import UserError
+from selfpatch_bench.pretrain.config import from_dict, load_recipe, to_dict
+
+
+def test_selfpatch_is_the_published_recipe():
+    cfg = load_recipe("selfpatch")
+    dino, selfpatch = cfg.objectives
+    assert [(e.name, e.weight) for e in cfg.objectives] == [("dino", 1.0), ("selfpatch", 0.1)]
+    assert (dino.options.outputs, dino.options.centre_views) == (65536, "all")
+    assert (selfpatch.options.outputs, selfpatch.options.k, selfpatch.options.radius) == (4096, 4, 1)
+    assert selfpatch.options.wrap is True
+    assert selfpatch.options.aggregation == "class_attention"
+    assert {(o.options.hidden, o.options.bottleneck, o.options.norm_last_layer) for o in cfg.objectives} == {
+        (2048, 256, True)
+    }
+    assert [(r.count, r.size, tuple(r.scale), r.blur_p, r.solarize_p) for r in cfg.views.rows] == [
+        (1, 224, (0.25, 1.0), 1.0, 0.0),
+        (1, 224, (0.25, 1.0), 0.1, 0.2),
+        (8, 96, (0.05, 0.25), 0.5, 0.0),
+    ]
+    assert (cfg.network.class_token, cfg.network.readout, cfg.network.drop_path) == (False, "class_attention", 0.1)
+    assert (cfg.loop.epochs, cfg.loop.batch, cfg.checkpoint.keep_every) == (300, 1024, 10)
+
+
+def test_dino_is_the_published_recipe():
+    cfg = load_recipe("dino")
+    assert [tuple(r.scale) for r in cfg.views.rows] == [(0.4, 1.0), (0.4, 1.0), (0.05, 0.4)]
+    assert (cfg.network.class_token, cfg.network.readout) == (True, "token")
+    assert (cfg.loop.epochs, cfg.loop.batch, cfg.checkpoint.keep_every) == (100, 512, 20)
+    assert cfg.objectives[0].options.centre_views == "global"
+
+
+@pytest.mark.parametrize("recipe", sorted(plugins.scan("recipes")))
+def test_every_recipe_is_valid_and_says_where_it_comes_from(recipe):
+    cfg = load_recipe(recipe)
+    assert cfg.recipe == recipe
+    header = [line for line in plugins.get("recipes", recipe).path.read_text().splitlines() if line.startswith("#")]
+    text = " ".join(header)
+    assert all(word in text for word in ("Source:", "Faithful", "Command:", "Expected:")), text
+    assert from_dict(to_dict(cfg)) == cfg
+
+
+OVERRIDES = {
+    "loop.batch=64": lambda c: c.loop.batch == 64,
+    "schedule.lr=5e-4": lambda c: c.schedule.lr == 5e-4,
+    "network.backbone=vit_tiny_patch8": lambda c: c.network.backbone == "vit_tiny_patch8",
+    "network.overrides={depth: 2}": lambda c: c.network.overrides == {"depth": 2},
+    "network.overrides.depth=2": lambda c: c.network.overrides == {"depth": 2},
+    "network.class_token=null": lambda c: c.network.class_token is None,
+    "views.rows.2.count=4": lambda c: c.views.rows[2].count == 4,
+    "views.rows[2].scale=[0.1,0.2]": lambda c: tuple(c.views.rows[2].scale) == (0.1, 0.2),
+    "views.rows=[{size: 64, count: 2}]": lambda c: [(r.size, r.count) for r in c.views.rows] == [(64, 2)],
+    "optim.freeze=[]": lambda c: c.optim.freeze == [],
+    "optim.clip=null": lambda c: c.optim.clip is None,
+    "objectives.selfpatch.weight=0": lambda c: [e.weight for e in c.objectives] == [1, 0],
+    "objectives.1.k=8": lambda c: c.objectives[1].options.k == 8,
+    "objectives.selfpatch.radius=all": lambda c: c.objectives[1].options.radius == "all",
+    "objectives.selfpatch.radius=2": lambda c: c.objectives[1].options.radius == 2,
+    "objectives=[{name: dino, head: h}]": lambda c: [(e.name, e.options.head) for e in c.objectives] == [("dino", "h")],
+    "data.path=/some where/a=b": lambda c: c.data.path == "/some where/a=b",
+}
+
+
+@pytest.mark.parametrize("text", OVERRIDES)
+def test_overrides(text):
+    cfg = load_recipe("selfpatch", [text])
+    assert OVERRIDES[text](cfg)
+    assert from_dict(to_dict(cfg)) == cfg
+
+
+ERRORS = {
+    "loop.bacth=64": "no loop.bacth; in loop there are: epochs, steps, batch",
+    "lop.batch=64": "no lop; there are: recipe, seed",
+    "loop=64": "in loop there are: epochs",
+    "loop.batch=many": "loop.batch=many",
+    "loop.batch=2.5": "could not be converted to Integer",
+    "loop.batch=0": "at least 1",
+    "loop.batch": "written key=value",
+    "loop.batch.size=3": "loop.batch is a single value",
+    "loop.precision=half": "auto, float32, bf16, fp16, float64",
+    "optim.clip_mode=all": "per_tensor or global",
+    "optim.clip=0": "above 0",
+    "optim.freeze=[a": "not valid yaml",
+    "views.rows.3.size=64": "views.rows has rows 0 to 2",
+    "views.rows.0.siz=64": "in views.rows.0 there are: count, size",
+    "views.rows.0.scale=[0.5,0.2]": "scale",
+    "objectives.moby.weight=1": "there are: dino, selfpatch",
+    "objectives.selfpatch.K=4": "no K; there are: head, outputs",
+    "objectives.selfpatch.k=four": "k=four",
+    "objectives=[{name: dyno}]": "no objective called dyno; there are: dino, selfpatch",
+    "objectives=dino": "objectives is a list",
+    "objectives=[{weight: 1}]": "needs a name",
+    "objectives=[{name: dino, weight: 0}]": "at least one with a weight",
+    "objectives=[{name: dino}, {name: dino}]": "listed twice",
+}
+
+
+@pytest.mark.parametrize("text", ERRORS)
+def test_errors_name_what_is_valid(text):
+    with pytest.raises(UserError) as error:
+        load_recipe("selfpatch", [text])
+    assert ERRORS[text] in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_recipes_that_are_not():
+    with pytest.raises(UserError, match="no recipe called sealpatch; there are: dino, selfpatch"):
+        load_recipe("sealpatch")
+    with pytest.raises(UserError, match="no such file"):
+        load_recipe("nothing/here.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("network: [", "not yaml"),
+        ("- a", "holds no options"),
+        ("network: {bakbone: x}", "bakbone"),
+        ("netwrk: {backbone: x}", "there is no netwrk"),
+        ("objectives: [{name: dino, weights: 2}]", "no weights; there are"),
+    ],
+)
+def test_files_that_are_no_recipe(tmp_path, text, said):
+    path = tmp_path / "own.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=said):
+        load_recipe(str(path))
+
+
+def test_a_recipe_from_a_file(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("views: {rows: [{count: 2, size: 64}]}\nobjectives: [{name: dino, weight: 1}]\n")
+    cfg = load_recipe(str(path), ["loop.batch=4"])
+    assert (cfg.recipe, cfg.loop.batch, cfg.views.rows[0].size) == ("own", 4, 64)
+
+
+def test_options_are_plain_dataclasses():
+    cfg = load_recipe("selfpatch")
+    assert all(dataclasses.is_dataclass(e.options) for e in cfg.objectives)
+    module = plugins.get("objectives", "selfpatch").module
+    assert type(cfg.objectives[1].options) is module.Config

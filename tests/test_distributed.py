@@ -1,0 +1,97 @@
+"""Several processes under torchrun: the same training as one, together in starting, stopping and failing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from selfpatch_bench.pretrain.train import pretrain_command
+from training import DINO, ONE, SELFPATCH, difference, environment, final, lines, pictures
+
+# Sums over images are made in another order; nothing else may differ.
+EXACT = ("loop.precision=float64", "network.drop_path=0", "loop.steps=5", "schedule.warmup_epochs=0")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return pictures(tmp_path_factory.mktemp("pictures"))
+
+
+def torchrun(folder, count: int, **arguments) -> list[str]:
+    script = folder / "one.py"
+    script.write_text(ONE)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    return [*launcher, str(script), json.dumps(arguments, default=str)]
+
+
+def together(folder, count: int = 2, **arguments) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        torchrun(folder, count, **arguments), env=environment(), capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.parametrize(("recipe", "options"), [("selfpatch", SELFPATCH), ("dino", DINO)])
+def test_two_processes_equal_one(data, tmp_path, recipe, options):
+    """Same global batch, no noise, float64, 5 steps across an epoch's end: all weights to 1e-10; the log says the same."""
+    options = (*options, *EXACT)
+    done = together(tmp_path, recipe=recipe, data=data, out=tmp_path / "two", overrides=options)
+    assert done.returncode == 0, done.stderr
+    assert pretrain_command(recipe, data, tmp_path / "one", overrides=options) == 0
+    two, one = final(tmp_path / "two"), final(tmp_path / "one")
+    assert two["step"] == one["step"] == 5
+    assert difference(two, one) < 1e-10
+    for a, b in zip(lines(tmp_path / "two"), lines(tmp_path / "one"), strict=True):
+        assert a == pytest.approx(b, rel=1e-10)
+    assert done.stderr.count("5 steps done") == 1  # one process speaks
+
+
+def test_noise_belongs_to_the_share(data, tmp_path):
+    """Two processes with stochastic depth do what one does in two micro-steps: noise goes by the share of the batch."""
+    options = (
+        *SELFPATCH,
+        "loop.precision=float64",
+        "network.drop_path=0.5",
+        "loop.steps=3",
+        "schedule.warmup_epochs=0",
+    )
+    done = together(tmp_path, recipe="selfpatch", data=data, out=tmp_path / "two", overrides=options)
+    assert done.returncode == 0, done.stderr
+    assert pretrain_command("selfpatch", data, tmp_path / "one", overrides=[*options, "loop.accumulation=2"]) == 0
+    assert pretrain_command("selfpatch", data, tmp_path / "other", overrides=options) == 0
+    two, one, other = (final(tmp_path / name) for name in ("two", "one", "other"))
+    assert difference(two, one) < 1e-10
+    assert difference(other, one) > 1e-6  # the noise does something
+
+
+def test_stop_and_resume(data, tmp_path):
+    """SIGTERM at torchrun: all stop after the same step, the first saves; they go on, and end as if never stopped."""
+    options = (*SELFPATCH, *EXACT[:2], "loop.epochs=50", "loop.accumulation=2")
+    process = subprocess.Popen(
+        torchrun(tmp_path, 2, recipe="selfpatch", data=data, out=tmp_path / "run", overrides=options),
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log = tmp_path / "run" / "log.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 3):
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGTERM)
+    said = process.communicate(timeout=120)[1]
+    assert "stopped by SIGTERM after step" in said, said
+    step = final(tmp_path / "run")["step"]
+    assert 3 <= step < 200
+    assert lines(tmp_path / "run")[-1]["step"] == step
+
+
+def test_mistakes_are_said_once(data, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    done = together(tmp_path, recipe="dino", data=data, out=tmp_path / "full", overrides=DINO)
+    assert done.returncode != 0
+    assert done.stderr.count("is not empty: give another --out") == 1
+    done = together(tmp_path, 3, recipe="dino", data=data, out=tmp_path / "new", overrides=DINO)
+    assert "loop.batch=4: must be a multiple of 3 (3 processes times loop.accumulation=1)" in done.stderr
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,409 @@
+"""Objectives: DINO, SelfPatch, what they share, and the contract that others plug into."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from reference_pretrain import (
+    TINY,
+    aggregate,
+    chosen,
+    class_attention,
+    dino_terms,
+    groups,
+    heads,
+    one_thread,  # noqa: F401
+    patch_terms,
+    relative,
+    tiny,
+    views,
+)
+from selfpatch_bench.benchmarks import plugins
+from selfpatch_bench.benchmarks.errors import UserError
+from selfpatch_bench.pretrain.backbone import tokens
+from selfpatch_bench.pretrain.config import load_recipe
+from selfpatch_bench.pretrain.learner import Learner
+from selfpatch_bench.pretrain.objectives import HeadSpec, Spec, Step, merge
+from selfpatch_bench.pretrain.objectives._prototypes import cross_entropy
+
+
+def set_centres(learner):
+    """Centres that matter: of the size of the outputs' spread."""
+    for i, objective in enumerate(learner.objectives.values()):
+        objective.centre.copy_(0.1 * torch.randn(objective.centre.shape, generator=torch.Generator().manual_seed(i)))
+
+
+def gradients(loss, module):
+    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    grads = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+    return {n: g for (n, _), g in zip(named, grads, strict=True)}
+
+
+def plain_outputs(network, group, how=None):
+    """A view's tokens through readout and heads, written out: c_head and p_head of one group."""
+    patches = tokens(network.backbone, group.x.flatten(0, 1)).patch
+    image = network.readout.norm(class_attention(network.readout, patches))
+    if how is None:
+        own = network.readout.norm(patches)
+    else:
+        side = math.isqrt(patches.shape[1])
+        k, radius, wrap, pool = how
+        own = aggregate(network.readout, patches, chosen(patches, (side, side), k, radius, wrap), pool)
+    shape = group.x.shape[:2]
+    c, p = network.heads["c_head"](image), network.heads["p_head"](own.flatten(0, 1))
+    return {"c_head": c.unflatten(0, shape), "p_head": p.unflatten(0, (*shape, -1))}
+
+
+# --- DINO
+
+
+@pytest.mark.parametrize(("local", "terms"), [(0, 2), (8, 18), (10, 22)])
+def test_dino_terms(local, terms):
+    """Loss and gradient against a loop over pairs; 2, 10 and 12 views give 2, 18 and 22 of them."""
+    learner = tiny("dino", f"views.rows.2.count={local}")
+    set_centres(learner)
+    g = groups(learner)
+    total, losses, _ = learner(g, Step())
+    student, teacher = learner.student(g), learner.teacher(g[:1])
+    pairs = dino_terms(views(student, "head"), views(teacher, "head"), learner.objectives["dino"].centre, 0.04)
+    assert len(pairs) == terms
+    plain = sum(pairs) / terms
+    assert relative(total, plain) < 1e-12
+    assert torch.equal(losses["dino.image"], total.detach())
+    ours, theirs = gradients(total, learner.student), gradients(plain, learner.student)
+    biggest = max(float(v.abs().max()) for v in theirs.values())
+    for name, grad in theirs.items():
+        assert float((ours[name] - grad).abs().max()) < 1e-10 * biggest, name
+
+
+def test_dino_centre_by_hand():
+    """Mean over the batch and both global views, momentum 0.9, twice; a step uses the centre of the one before."""
+    learner = tiny("dino")
+    centre = torch.zeros(1, 20, dtype=torch.float64)
+    for seed in (1, 2):
+        g = groups(learner, seed=seed)
+        out = learner.teacher(g[:1])[0]["head"]
+        total, _, stats = learner(g, Step())
+        pairs = dino_terms(views(learner.student(g), "head"), list(out), centre, 0.04)
+        assert relative(total, sum(pairs) / len(pairs)) < 1e-12
+        learner.finish_step(stats, 1.0)
+        centre = 0.9 * centre + 0.1 * out.mean((0, 1))
+        assert relative(learner.objectives["dino"].centre, centre) < 1e-12
+
+
+def test_dino_centre_over_all_views():
+    learner = tiny("selfpatch")
+    assert learner.teacher_views == "all"
+    g = groups(learner)
+    every = torch.cat([o["c_head"].flatten(0, 1) for o in learner.teacher(g)])
+    assert len(every) == 5 * 2
+    learner.finish_step(learner(g, Step())[2], 1.0)
+    assert relative(learner.objectives["dino"].centre, 0.1 * every.mean(0)) < 1e-12
+
+
+def test_teacher_temperature_warms_up():
+    learner = tiny("dino", "objectives.dino.teacher_temperature=0.07", "objectives.dino.teacher_temperature_epochs=3")
+    g = groups(learner)
+    student, teacher = (views(net(s), "head") for net, s in ((learner.student, g), (learner.teacher, g[:1])))
+    for epoch, tau in enumerate([0.04, 0.055, 0.07, 0.07]):
+        pairs = dino_terms(student, teacher, 0, tau)
+        assert relative(learner(g, Step(epoch=epoch))[0], sum(pairs) / len(pairs)) < 1e-12
+
+
+# --- SelfPatch
+
+OPTIONS = [
+    ([], (4, 1, True, "class_attention")),
+    (["wrap=false"], (4, 1, False, "class_attention")),
+    (["radius=2", "k=8"], (8, 2, True, "class_attention")),
+    (["radius=all", "k=2"], (2, "all", True, "class_attention")),
+    (["aggregation=mean", "wrap=false", "k=8"], (8, 1, False, "mean")),
+]
+
+
+@pytest.mark.parametrize(("options", "how"), OPTIONS, ids=lambda v: "-".join(map(str, v)) or "official")
+def test_selfpatch_is_the_plain_one(options, how):
+    """Both losses and every gradient against sequences and loops, for the official options and others."""
+    learner = tiny("selfpatch", *(f"objectives.selfpatch.{o}" for o in options))
+    set_centres(learner)
+    g = groups(learner)
+    total, losses, _ = learner(g, Step())
+    student = [plain_outputs(learner.student, v) for v in g]
+    with torch.no_grad():
+        teacher = [plain_outputs(learner.teacher, v, how) for v in g]
+    c, c_p = (learner.objectives[n].centre for n in ("dino", "selfpatch"))
+    pairs = dino_terms(views(student, "c_head"), views(teacher, "c_head"), c, 0.04)
+    patches = patch_terms(views(student, "p_head"), views(teacher, "p_head"), c_p, 0.04)
+    assert len(patches) == 5
+    plain = sum(pairs) / len(pairs) + 0.1 * sum(patches) / len(patches)
+    assert relative(losses["selfpatch.patch"], sum(patches) / len(patches)) < 1e-12
+    assert relative(total, plain) < 1e-12
+    ours, theirs = gradients(total, learner.student), gradients(plain, learner.student)
+    biggest = max(float(v.abs().max()) for v in theirs.values())
+    for name, grad in theirs.items():
+        assert float((ours[name] - grad).abs().max()) < 1e-10 * biggest, name
+
+
+def test_patch_term_has_a_term_for_every_view():
+    learner = tiny("selfpatch", "views.rows.2.count=8")
+    g = groups(learner, batch=1)
+    student, teacher = learner.student(g), learner.teacher(g)
+    terms = patch_terms(views(student, "p_head"), views(teacher, "p_head"), 0, 0.04)
+    assert len(terms) == 10
+    assert relative(learner(g, Step())[1]["selfpatch.patch"], sum(terms) / 10) < 1e-12
+
+
+def test_patch_term_trains_backbone_norm_and_head_only():
+    learner = tiny("selfpatch", "objectives.dino.weight=0")
+    grads = gradients(learner(groups(learner), Step())[0], learner.student)
+    for name, grad in grads.items():
+        if name.startswith(("readout.cls", "heads.c_head")):
+            assert grad is None or not grad.any(), name
+        else:
+            assert grad is not None, name
+            assert grad.any(), name
+    assert {"readout.norm.weight", "backbone.pos_embed", "heads.p_head.mlp.0.weight"} <= grads.keys()
+
+
+def test_patch_centre_by_hand():
+    """Two steps; views of 16 and of 4 patches count by their patches."""
+    learner = tiny("selfpatch")
+    centre = torch.zeros(1, 20, dtype=torch.float64)
+    for seed in (1, 2):
+        g = groups(learner, seed=seed)
+        rows = torch.cat([o["p_head"].flatten(0, 2) for o in learner.teacher(g)])
+        assert len(rows) == 2 * (2 * 16 + 3 * 4)
+        learner.finish_step(learner(g, Step())[2], 1.0)
+        centre = 0.9 * centre + 0.1 * rows.mean(0)
+        assert relative(learner.objectives["selfpatch"].centre, centre) < 1e-12
+
+
+def test_global_views_only():
+    """The corrected option: without the local patch term the teacher need not see local views."""
+    learner = tiny("selfpatch", "objectives.selfpatch.views=global", "objectives.dino.centre_views=global")
+    assert learner.teacher_views == "global"
+    seen = []
+    learner.teacher.register_forward_hook(lambda m, i, out: seen.append([o is not None for o in out]))
+    learner.student.register_forward_hook(lambda m, i, out: seen.append(["p_head" in o for o in out]))
+    g = groups(learner)
+    loss = learner(g, Step())[1]["selfpatch.patch"]
+    assert seen == [[True, False], [True, False]]
+    terms = patch_terms(*(views(net(g[:1]), "p_head") for net in (learner.student, learner.teacher)), 0, 0.04)
+    assert relative(loss, sum(terms) / 2) < 1e-12
+
+
+def test_weight_zero_builds_nothing():
+    learner = tiny("selfpatch", "objectives.selfpatch.weight=0")
+    assert list(learner.objectives) == ["dino"]
+    assert list(learner.student.heads) == list(learner.teacher.heads) == ["c_head"]
+    total, losses, _ = learner(groups(learner), Step())
+    assert list(losses) == ["dino.image"]
+    assert all(g is not None for g in gradients(total, learner.student).values())
+
+
+def test_weights_scale_the_parts():
+    learner = tiny("selfpatch", "objectives.dino.weight=2", "objectives.selfpatch.weight=0.3")
+    total, losses, _ = learner(groups(learner), Step())
+    assert relative(total, 2 * losses["dino.image"] + 0.3 * losses["selfpatch.patch"]) < 1e-12
+
+
+# --- both
+
+
+@pytest.mark.parametrize("recipe", ["dino", "selfpatch"])
+def test_parts_of_a_batch_add_up(recipe):
+    """Losses are means and stats are sums: shares of a batch give the whole one's loss, gradient, centre and log."""
+    whole, parts = tiny(recipe), tiny(recipe)
+    g = groups(whole, batch=6)
+    total, _, stats = whole(g, Step())
+    shares = [parts([v.rows(slice(i, i + 2)) for v in g], Step(part=i // 2, parts=3)) for i in (0, 2, 4)]
+    assert relative(sum(s[0] for s in shares) / 3, total) < 1e-12
+    ours = gradients(sum(s[0] for s in shares) / 3, parts.student)
+    theirs = gradients(total, whole.student)
+    biggest = max(float(v.abs().max()) for v in theirs.values())
+    assert all(float((ours[n] - v).abs().max()) < 1e-12 * biggest for n, v in theirs.items())
+    logged = whole.finish_step(stats, 1.0)
+    summed = parts.finish_step({k: sum(s[2][k] for s in shares) for k in stats}, 1.0)
+    for name, value in logged.items():
+        assert relative(summed[name], value) < 1e-11, name
+    for name, objective in whole.objectives.items():
+        assert relative(parts.objectives[name].centre, objective.centre) < 1e-12
+
+
+@pytest.mark.parametrize("recipe", ["dino", "selfpatch"])
+def test_one_image_is_enough(recipe):
+    learner = tiny(recipe)
+    total, _, stats = learner(groups(learner, batch=1), Step())
+    assert torch.isfinite(total)
+    assert all(torch.isfinite(v) for v in learner.finish_step(stats, 0.9).values())
+
+
+@pytest.mark.parametrize("recipe", ["dino", "selfpatch"])
+def test_entropy_and_divergence_in_the_log(recipe):
+    """Entropy of the targets plus KL is the loss; a teacher of one prototype has entropy 0, an even one log K."""
+    learner = tiny(recipe)
+    g = groups(learner)
+    _, losses, stats = learner(g, Step())
+    found = learner.finish_step(stats, 1.0)
+    for name in learner.objectives:
+        loss = next(v for k, v in losses.items() if k.startswith(f"{name}."))
+        assert relative(found[f"{name}.entropy"] + found[f"{name}.kl"], loss) < 1e-12
+        assert 0.01 < found[f"{name}.entropy"] < math.log(20) - 0.01
+    for head in learner.teacher.heads.values():
+        head.last_layer.weight_v.data[:] = head.last_layer.weight_v.data[:1]
+    for objective in learner.objectives.values():
+        objective.centre.zero_()
+    found = learner.finish_step(learner(g, Step())[2], 1.0)
+    assert all(float(v) == pytest.approx(math.log(20), rel=1e-9) for k, v in found.items() if k.endswith("entropy"))
+
+
+def test_runs_under_bf16_autocast():
+    """bf16 has 8 bits: losses within 2 % of float64, gradients pointing the same way."""
+    learner, exact = tiny("selfpatch", kind=torch.float32, spread=0.1), tiny("selfpatch", spread=0.1)
+    g = groups(learner, batch=4, kind=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        total, losses, stats = learner(g, Step())
+    ours, theirs = (gradients(t, m.student) for t, m in ((total, learner), (exact(groups(exact, 4), Step())[0], exact)))
+    wanted = exact(groups(exact, 4), Step())[1]
+    assert all(v.dtype == torch.float32 for v in [*losses.values(), *stats.values()])
+    assert all(relative(v, wanted[k]) < 0.02 for k, v in losses.items())
+    big = [n for n, v in theirs.items() if v.numel() > 100]
+    assert all(torch.cosine_similarity(ours[n].double().flatten(), theirs[n].flatten(), 0) > 0.95 for n in big)
+
+
+# --- the shared cross-entropy
+
+
+@pytest.mark.parametrize("width", [7, 2**17])
+def test_cross_entropy_and_its_gradient(width):
+    """Rows of one chunk and of many; sums of two targets; row weights."""
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(9, width, dtype=torch.float64, generator=g, requires_grad=True)
+    targets = torch.randn(9, width, dtype=torch.float64, generator=g).softmax(-1) * 2
+    weight = torch.rand(9, dtype=torch.float64, generator=g)
+    for w in (None, weight):
+        ours = cross_entropy(z, lambda a, b: targets[a:b], 0.3, 2.0, w)
+        rows = -(targets * (z / 0.3).log_softmax(-1)).sum(-1)
+        plain = (rows if w is None else rows * w).sum()
+        assert relative(ours, plain) < 1e-12
+        a, b = (torch.autograd.grad(3 * loss, z)[0] for loss in (ours, plain))
+        assert relative(a, b) < 1e-12
+
+
+def test_cross_entropy_of_half_precision_keeps_small_gradients():
+    """float16 logits, a factor far below float16's smallest number, as without loss scaling it would be lost."""
+    z = torch.randn(4, 50).half().requires_grad_()
+    targets = torch.randn(4, 50).softmax(-1)
+    scale = 2.0**16  # GradScaler's
+    (cross_entropy(z, lambda a, b: targets[a:b], 0.1) * 1e-6 * scale).backward()
+    exact = z.detach().double().requires_grad_()
+    plain = -(targets * (exact / 0.1).log_softmax(-1)).sum()
+    (plain * 1e-6 * scale).backward()
+    assert z.grad.dtype == torch.float16
+    assert relative(z.grad, exact.grad) < 2e-3  # two roundings to 11 bits
+
+
+def test_cross_entropy_hands_its_gradient_out_once():
+    z = torch.randn(3, 5, requires_grad=True)
+    loss = cross_entropy(z, lambda a, b: torch.full((b - a, 5), 0.2), 0.1)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="handed out already"):
+        loss.backward()
+
+
+# --- the contract
+
+
+def test_merged_needs():
+    one = Spec({"a": HeadSpec(nn.Identity)}, bn_scope="view")
+    two = Spec({"b": HeadSpec(nn.Identity, bn_scope="group")}, teacher_views="all", needs_mask=True, bn_scope="view")
+    spec = merge({"one": one, "two": two})
+    assert (spec.teacher_views, spec.needs_mask) == ("all", True)
+    assert {n: h.bn_scope for n, h in spec.heads.items()} == {"a": "view", "b": "group"}
+    with pytest.raises(UserError, match="objective three: there is a head a already"):
+        merge({"one": one, "three": one})
+    with pytest.raises(UserError, match="cannot be called patch"):
+        merge({"one": Spec({"patch": HeadSpec(nn.Identity)})})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "said"),
+    [
+        ("selfpatch", ["objectives.selfpatch.aggregation=max"], "class_attention or mean"),
+        ("selfpatch", ["objectives.selfpatch.views=none"], "views=none"),
+        ("selfpatch", ["objectives.selfpatch.k=0"], "k=0"),
+        ("selfpatch", ["objectives.selfpatch.head=c_head"], "there is a head c_head already"),
+        ("selfpatch", ["network.readout=mean"], "needs network.readout=class_attention"),
+        ("selfpatch", ["views.rows.2.size=16"], "a view of a single patch has no neighbours"),
+        ("selfpatch", ["objectives.selfpatch.radius=wide"], "radius wide"),
+        ("dino", ["objectives.dino.centre_views=some"], "centre_views=some"),
+        ("dino", ["objectives.dino.student_temperature=0"], "temperatures must be above 0"),
+        ("dino", ["views.rows.1.count=0", "views.rows.2.count=0"], "needs two at least"),
+    ],
+)
+def test_options_that_cannot_work(recipe, options, said):
+    with pytest.raises(UserError, match=said):
+        Learner(
+            load_recipe(
+                recipe, [*TINY, *heads(*(["dino", "selfpatch"] if recipe == "selfpatch" else ["dino"])), *options]
+            )
+        )
+
+
+OWN = '''
+"""Cosine: image vectors of two views agree."""
+from dataclasses import dataclass
+from functools import partial
+import torch
+from torch import nn
+from selfpatch_bench.pretrain.objectives import HeadSpec, Spec
+
+@dataclass
+class Config:
+    width: int = 6
+
+class Objective(nn.Module):
+    @staticmethod
+    def spec(cfg, net):
+        heads = {"near": HeadSpec(partial(nn.Linear, out_features=cfg.width), "image")}
+        heads["guess"] = HeadSpec(partial(nn.Linear, out_features=cfg.width), "near", side="student")
+        return Spec(heads)
+
+    def __init__(self, cfg, net):
+        super().__init__()
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, student, teacher, groups, step):
+        near = torch.cosine_similarity(student[0]["guess"], teacher[0]["near"].flip(0), -1).mean()
+        return {"near": 1 - near}, {"near": near.detach() * 2, "images": near.new_tensor(2.0)}
+
+    def update(self, stats):
+        self.steps += 1
+        return {"cosine": stats["near"] / stats["images"]}
+'''
+
+RECIPE = """
+# A method of a user's own.
+views: {rows: [{count: 2, size: 64}]}
+network: {backbone: vit_tiny_patch16, readout: mean, overrides: {embed_dim: 24, depth: 1, num_heads: 2}}
+objectives: [{name: cosine, weight: 1.0, width: 4}]
+"""
+
+
+def test_an_objective_and_a_recipe_dropped_into_a_folder(tmp_path, monkeypatch):
+    for kind, name, text in (("objectives", "cosine.py", OWN), ("recipes", "mine.yaml", RECIPE)):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / name).write_text(text)
+    monkeypatch.setenv("SELFPATCH_PLUGINS", str(tmp_path))
+    assert plugins.get("objectives", "cosine").doc == "Cosine: image vectors of two views agree."
+    learner = Learner(load_recipe("mine", ["objectives.cosine.width=5"])).double()
+    total, losses, stats = learner(groups(learner), Step())
+    total.backward()
+    assert learner.student.heads["guess"].weight.shape == (5, 5)
+    assert list(learner.teacher.heads) == ["near"]
+    assert all(p.grad is not None for p in learner.student.parameters())
+    found = learner.finish_step(stats, 0.9)
+    assert float(found["cosine.cosine"]) == pytest.approx(1 - float(losses["cosine.near"]), rel=1e-12)
+    assert float(learner.objectives["cosine"].steps) == 1

@@ -1,0 +1,236 @@
+"""A run that is killed, stopped, or meets a full disk, and goes on: the same to the last bit as one never stopped."""
+
+import shutil
+
+import pytest
+import torch
+from selfpatch_bench.benchmarks.errors import UserError
+from selfpatch_bench.benchmarks.torchfile import read_checkpoint
+from selfpatch_bench.pretrain.checkpoint import Run, read, write_atomic
+from selfpatch_bench.pretrain.log import cut
+from selfpatch_bench.pretrain.train import pretrain_command
+from training import SELFPATCH, Jobs, final, lines, pictures, same, tensors
+
+# SIGKILL before the first checkpoint, while one is written, between two, just before it gets its name, right after, at
+# the end of an epoch, and around the last.
+KILLS = [("kill", 1), ("write", 2), ("kill", 3), ("write", 6), ("rename", 6), ("kill", 7), ("kill", 8)]
+KILLS += [("renamed", 10), ("write", 12), ("renamed", 12)]
+OPTIONS = (*SELFPATCH, "checkpoint.every_steps=2")  # of 12; drop path is on
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return pictures(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="module")
+def scenes(data, tmp_path_factory):
+    """All runs that something happens to, in one go: folder, and for each scene [(exit status, stderr), ...]."""
+    folder = tmp_path_factory.mktemp("scenes")
+    jobs, order = Jobs(folder), []
+
+    def scene(name, *events, options=OPTIONS):
+        """A run to which these things happen one after the other, each time it is resumed; the last time nothing."""
+        for number, event in enumerate([*events, None]):
+            fresh = {"recipe": "selfpatch", "data": data, "out": folder / name, "overrides": options}
+            jobs.job(when=event, **({"recipe": None, "resume": folder / name} if number else fresh))
+            order.append(name)
+
+    scene("whole")
+    scene("killed", *KILLS)
+    scene("term", ("term", 5))
+    scene("int", ("int", 5))
+    scene("full", ("full", 5), options=(*OPTIONS, "log.every=100"))
+    found = {name: [] for name in order}
+    for name, result in zip(order, jobs.run(), strict=True):
+        found[name].append(result)
+    assert found["whole"][0][0] == 0, found["whole"]
+    return folder, found
+
+
+@pytest.fixture(scope="module")
+def whole(scenes):
+    """A run that nothing happened to."""
+    return scenes[0] / "whole"
+
+
+def test_killed_at_any_point(scenes, whole):
+    """The run goes on after each SIGKILL and ends with the same weights, moments, centres and log."""
+    folder, found = scenes
+    run = folder / "killed"
+    assert [code for code, _ in found["killed"]] == [-9] * len(KILLS) + [0], found["killed"]
+    assert f"{run}: all of its 12 steps are done" in found["killed"][-1][1]
+    assert same(final(run), final(whole))
+    assert final(run)["step"] == 12
+    assert [x["step"] for x in lines(run)] == list(range(1, 13))
+    assert lines(run) == lines(whole)
+    left = sorted(p.name for p in run.rglob("*") if p.is_file())
+    assert left == ["config.yaml", "log.jsonl", "step-00000010.pt", "step-00000012.pt"]
+
+
+@pytest.mark.parametrize(("what", "code", "name"), [("term", 143, "SIGTERM"), ("int", 130, "SIGINT")])
+def test_told_to_stop(scenes, whole, what, code, name):
+    """A signal during step 5: the step is finished and saved, though no checkpoint was due; one line says how to go on."""
+    folder, found = scenes
+    run = folder / what
+    (stopped, said), (end, _) = found[what]
+    assert (stopped, end) == (code, 0)
+    assert said.splitlines()[-1] == f"stopped by {name} after step 5: go on with selfpatch pretrain --resume {run}"
+    assert same(final(run), final(whole))
+    assert lines(run) == lines(whole)
+
+
+def test_disk_full(scenes, whole):
+    """From the end of step 5 on no file can grow above 4 KB: one line, nothing half-written, step 4 is still good."""
+    folder, found = scenes
+    run = folder / "full"
+    (code, said), (end, again) = found["full"]
+    assert (code, end) == (1, 0)
+    assert [x for x in said.splitlines() if "error" in x] == [
+        f"error: {run}/checkpoints/step-00000006.pt cannot be written: File too large; the last checkpoint is "
+        f"{run}/checkpoints/step-00000004.pt: free space, then --resume {run}"
+    ]
+    assert "Traceback" not in said
+    assert "from step 4 of 12" in again
+    assert same(final(run), final(whole))
+
+
+def damaged_copy(whole, tmp_path, damage):
+    """A copy of the finished run whose newest checkpoint is damaged."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    path = run / "checkpoints" / "step-00000012.pt"
+    path.write_bytes(damage(bytearray(path.read_bytes())))
+    (run / "checkpoints" / ".step-00000014.pt.tmp").write_bytes(b"left by a kill")
+    return run, path
+
+
+def flipped(content: bytearray) -> bytearray:
+    """One bit of a weight, which changes nothing but a number."""
+    content[content.index(b"/data/") + 1000] ^= 1
+    return content
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda c: c[: len(c) // 2], lambda c: c[:-1], lambda c: b"", flipped],
+    ids=["half", "last byte", "empty", "one bit"],
+)
+def test_damaged_newest(whole, tmp_path, damage, caplog):
+    """It is named, the one before is taken, and the run ends as it should."""
+    run, path = damaged_copy(whole, tmp_path, damage)
+    assert pretrain_command(None, resume=run) == 0
+    warned = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warned) == 1
+    assert warned[0].startswith(f"{path} is damaged: ")
+    assert warned[0].endswith("; going back to the checkpoint before it")
+    assert not list(run.rglob(".*"))
+    assert lines(run)[:10] == lines(whole)[:10]
+    assert [x["step"] for x in lines(run)] == list(range(1, 13))
+
+
+def test_all_damaged(whole, tmp_path):
+    run, path = damaged_copy(whole, tmp_path, lambda c: b"no")
+    (path.parent / "step-00000010.pt").write_bytes(b"no")
+    with pytest.raises(UserError, match="none of its 2 checkpoints can be read"):
+        pretrain_command(None, resume=run)
+
+
+def test_file_is_plain(whole):
+    """weights_only reads it, and so does the package's own reader, with every tensor."""
+    path = max((whole / "checkpoints").iterdir())
+    state = read(path)
+    keys = {"student", "teacher", "objectives", "optimizer", "scaler", "step", "epoch", "config"}
+    assert keys <= state.keys()
+    assert (state["step"], state["epoch"]) == (12, 3)
+    refs, rest = read_checkpoint(path).flatten()
+    found = tensors(state)
+    assert len(refs) == len(found)
+    assert all(torch.equal(refs[k.removeprefix(".")].load(), v) for k, v in found.items())
+    assert rest["config"]["objectives"] == state["config"]["objectives"]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("schedule.lr=0.1", r"schedule.lr is 0.02 in this run and cannot become 0.1"),
+        ("seed=1", "seed is 0 in this run and cannot become 1"),
+        ("objectives.selfpatch.k=2", "objectives.1.k is 4 in this run and cannot become 2"),
+        ("loop.epochs=4", "loop.epochs is 3 in this run and cannot become 4"),
+    ],
+)
+def test_options_that_change_the_result(whole, override, words):
+    with pytest.raises(UserError, match=words):
+        pretrain_command(None, resume=whole, overrides=[override])
+
+
+def test_edited_config(whole, tmp_path):
+    """An edit of config.yaml is an override like any other."""
+    run, _ = damaged_copy(whole, tmp_path, lambda c: c)
+    text = run.joinpath("config.yaml").read_text()
+    run.joinpath("config.yaml").write_text(text.replace("accumulation: 1", "accumulation: 2"))
+    with pytest.raises(UserError, match="loop.accumulation is 1 in this run and cannot become 2"):
+        pretrain_command(None, resume=run)
+    run.joinpath("config.yaml").write_text(text.replace("every_steps: 2", "every_steps: 5"))
+    assert pretrain_command(None, resume=run, overrides=["log.every=7"]) == 0
+    assert Run(run).config([]).checkpoint.every_steps == 5
+    assert Run(run).config([]).log.every == 7
+
+
+def test_data(whole, data, tmp_path):
+    """Moved data go on; other data do not."""
+    run, _ = damaged_copy(whole, tmp_path, lambda c: b"")
+    pictures(tmp_path / "fewer", 12)
+    with pytest.raises(UserError, match="its 12 images are not the 16 images that this run began with"):
+        pretrain_command(None, resume=run, data=tmp_path / "fewer")
+    assert pretrain_command(None, resume=run, data=pictures(tmp_path / "moved")) == 0
+    assert Run(run).config([]).data.path == str(tmp_path / "moved")
+
+
+def test_folders(whole, data, tmp_path):
+    """A new run takes an empty folder only; --resume needs a run; what is no folder is said."""
+    with pytest.raises(UserError, match=f"is not empty: go on with --resume {whole}, or give another --out"):
+        pretrain_command("selfpatch", data, whole, overrides=OPTIONS)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    with pytest.raises(UserError, match="other is not empty: give another --out"):
+        pretrain_command("selfpatch", data, tmp_path / "other", overrides=OPTIONS)
+    with pytest.raises(UserError, match="no run is there"):
+        pretrain_command(None, resume=tmp_path / "other")
+    with pytest.raises(UserError, match="cannot be made: Not a directory"):
+        pretrain_command("selfpatch", data, tmp_path / "other" / "file" / "run", overrides=OPTIONS)
+    with pytest.raises(UserError, match="leave the recipe and --out away"):
+        pretrain_command("selfpatch", resume=whole)
+
+
+def test_kept(tmp_path):
+    """The newest two, and the ends of every second epoch; steps within epochs do not stay."""
+    run = Run(tmp_path)
+    run.checkpoints.mkdir()
+    for step in range(3, 46, 3):
+        run.save({"step": step, "steps_per_epoch": 6}, keep_every=2)
+    assert list(run.steps()) == [12, 24, 36, 42, 45]
+    for step in (48, 54):
+        run.save({"step": step, "steps_per_epoch": 6}, keep_every=0)
+    assert list(run.steps()) == [48, 54]
+
+
+def test_write_atomic_leaves_the_old(tmp_path):
+    path = tmp_path / "file"
+    write_atomic(path, lambda f: f.write(b"old"))
+
+    def fail(file):
+        file.write(b"new")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="cannot be written: No space left on device"):
+        write_atomic(path, fail)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert path.read_bytes() == b"old"
+
+
+def test_cut(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": ')
+    cut(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'

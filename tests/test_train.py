@@ -1,0 +1,289 @@
+"""One optimiser step and the loop around it, on networks that take a moment."""
+
+import math
+import re
+import sys
+
+import pytest
+import torch
+from selfpatch_bench.benchmarks.errors import UserError
+from selfpatch_bench.pretrain import schedules
+from selfpatch_bench.pretrain.config import load_recipe
+from selfpatch_bench.pretrain.data import batches
+from selfpatch_bench.pretrain.distributed import Ranks
+from selfpatch_bench.pretrain.sources import open_source
+from selfpatch_bench.pretrain.train import pretrain_command
+from selfpatch_bench.pretrain.trainer import NotFinite, Trainer
+from training import DINO, SELFPATCH, difference, final, lines, pictures, same, tensors
+
+PLAIN = ("loop.precision=float64", "network.drop_path=0", "schedule.warmup_epochs=0")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return pictures(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="module")
+def feed(data):
+    """The groups of the first epoch's four batches; another recipe's views are the same."""
+    cfg = load_recipe("selfpatch", SELFPATCH)
+    return [b.groups for b in batches(open_source(data), cfg.views, seed=0, batch=4)]
+
+
+def trainer(*options, recipe="selfpatch") -> Trainer:
+    return Trainer(load_recipe(recipe, [*(SELFPATCH if recipe == "selfpatch" else DINO), *options]), 4, Ranks("cpu"))
+
+
+def advanced(feed, *options, steps=3, **which) -> Trainer:
+    made = trainer(*options, **which)
+    for groups in feed[:steps]:
+        made.advance(groups)
+    return made
+
+
+@pytest.mark.parametrize("recipe", ["selfpatch", "dino"])
+def test_accumulation(feed, recipe):
+    """Losses are means over images: two or four micro-steps give the same step (float64, up to the order of sums)."""
+    whole = advanced(feed, *PLAIN, recipe=recipe).state()
+    for parts in (2, 4):
+        parted = advanced(feed, *PLAIN, f"loop.accumulation={parts}", recipe=recipe)
+        assert difference(parted.state(), whole) < 1e-10
+
+
+def test_step_by_hand(feed):
+    """A step of our own from the same gradients: clip each tensor to 3, freeze last layers, AdamW with decay for
+    matrices only, EMA, in that order; the second epoch's step then moves the last layers too."""
+    made = trainer(*PLAIN, "loop.epochs=2")
+    lr, decay, ema = (getattr(made.schedules, k) for k in ("lr", "weight_decay", "ema"))
+    student = {k: v.detach().clone() for k, v in made.learner.student.named_parameters()}
+    teacher = {k: v.detach().clone() for k, v in made.learner.teacher.named_parameters()}
+    moments, clipped = {}, 0
+    for t, groups in enumerate([*feed, feed[0]]):
+        before = made.learner.state_dict()
+        before = {k: v.clone() for k, v in before.items()}
+        grads = gradients(made, groups, t)
+        assert made.learner.state_dict().keys() == before.keys()
+        made.advance(groups)
+        for name, g in grads.items():
+            clipped += float(g.norm()) > 3
+            g = g * min(1.0, 3 / (float(g.norm()) + 1e-6))
+            if "last_layer" in name and t < 4:
+                continue
+            m, v, n = moments.get(name, (0, 0, 0))
+            m, v, n = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g, n + 1
+            moments[name] = m, v, n
+            p = student[name] * (1 - lr[t] * (decay[t] if g.ndim > 1 and not name.endswith(".bias") else 0))
+            student[name] = p - lr[t] * (m / (1 - 0.9**n)) / ((v / (1 - 0.999**n)).sqrt() + 1e-8)
+        for name in teacher:
+            teacher[name] = ema[t] * teacher[name] + (1 - ema[t]) * student[name]
+        for mine, theirs in ((student, made.learner.student), (teacher, made.learner.teacher)):
+            for name, value in theirs.named_parameters():
+                assert torch.allclose(value, mine[name], rtol=1e-10, atol=1e-12), (t, name)
+    assert clipped > 10  # clipping was at work
+    assert made.epoch == 1
+
+
+def gradients(made: Trainer, groups, step: int) -> dict[str, torch.Tensor]:
+    """Of the loss at the current weights, from a second forward that leaves no trace."""
+    from selfpatch_bench.pretrain.objectives import Step
+
+    total, _, _ = made.learner(groups, Step(step, step // 4))
+    named = [(n, p) for n, p in made.learner.student.named_parameters() if p.requires_grad]
+    found = torch.autograd.grad(total, [p for _, p in named], allow_unused=True)
+    return {n: g for (n, _), g in zip(named, found, strict=True) if g is not None}
+
+
+def test_unused_parameters(feed):
+    """Without the image objective nothing trains the class attention: such parameters stay as they are."""
+    made = trainer("objectives.dino.weight=0", *PLAIN)
+    before = made.learner.student.readout.cls_token.detach().clone()
+    made.advance(feed[0])
+    assert torch.equal(made.learner.student.readout.cls_token, before)
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("bf16", 0.1), ("fp16", 0.02)])
+def test_low_precision(feed, precision, bound):
+    """Losses of three steps stay near those of float32 (8 and 11 bits of mantissa); weights stay float32."""
+    exact, low = trainer("loop.precision=float32"), trainer(f"loop.precision={precision}")
+    for groups in feed[:3]:
+        a, b = exact.advance(groups), low.advance(groups)
+        assert float(b.total) == pytest.approx(float(a.total), rel=bound)
+        assert float(b.total) != float(a.total)
+    assert {p.dtype for p in low.learner.parameters()} == {torch.float32}
+    assert low.scaler.is_enabled() == (precision == "fp16")
+
+
+def test_fp16_leaves_out_a_step_that_overflows(feed):
+    """A scale that makes gradients infinite: weights stay, the scale is halved, the run goes on."""
+    made = trainer("loop.precision=fp16", "schedule.warmup_epochs=0")
+    made.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    before = {k: v.clone() for k, v in made.learner.student.state_dict().items()}
+    made.advance(feed[0])
+    assert all(torch.equal(v, before[k]) for k, v in made.learner.student.state_dict().items())
+    assert made.scaler.get_scale() == 2.0**39
+    assert made.step == 1
+
+
+def test_not_finite_changes_nothing(feed):
+    made = trainer(*PLAIN)
+    made.advance(feed[0])
+    with torch.no_grad():
+        made.learner.student.backbone.blocks[0].mlp.fc1.bias[0] = math.inf
+    before = {k: v.clone() for k, v in tensors(made.state()).items()}
+    with pytest.raises(NotFinite, match="loss"):
+        made.advance(feed[1])
+    after = tensors(made.state())
+    assert all(torch.equal(after[k], v) for k, v in before.items())
+    assert made.step == 1
+
+
+def test_not_finite_gradients(feed):
+    """A finite loss with a gradient that is not, which would spoil the weights unseen."""
+    made = trainer(*PLAIN)
+    made.learner.student.backbone.blocks[0].mlp.fc1.bias.register_hook(lambda g: g * math.nan)
+    with pytest.raises(NotFinite, match="gradients"):
+        made.advance(feed[0])
+
+
+def test_not_finite_run(data, tmp_path, monkeypatch):
+    """The run ends with status 1 and names the images and the last good checkpoint."""
+    advance = Trainer.advance
+
+    def spoil(self, groups, flag=0):
+        if self.step == 5:
+            groups[0].x = groups[0].x.float() * math.nan
+        return advance(self, groups, flag)
+
+    monkeypatch.setattr(Trainer, "advance", spoil)
+    with pytest.raises(UserError) as caught:
+        pretrain_command("dino", data, tmp_path / "run", overrides=DINO)
+    assert caught.value.status == 1
+    named = (tmp_path / "run" / "not-finite-00000006.txt").read_text().split()
+    cfg = load_recipe("dino", DINO)
+    expected = list(batches(open_source(data), cfg.views, seed=0, batch=4, epoch=1))[1].names
+    assert named == expected
+    text = str(caught.value)
+    assert text.startswith(f"the loss of step 6 is not finite; its images: {', '.join(expected[:3])} and 1 more, see ")
+    assert f"the last good checkpoint is {tmp_path}/run/checkpoints/step-00000004.pt" in text
+
+
+def test_log(data, tmp_path, capsys):
+    """Every number that the issue asks for; those of the schedules are the schedules'; entropy and KL add up."""
+    options = [*SELFPATCH, "log.every=5", "loop.steps=12"]
+    assert pretrain_command("selfpatch", data, tmp_path / "run", overrides=options) == 0
+    import json
+
+    found = [json.loads(x) for x in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in found] == [5, 10, 12]
+    assert [x["epoch"] for x in found] == [1, 2, 2]
+    cfg = load_recipe("selfpatch", options)
+    plan = schedules.build(cfg.schedule, 4, 12, 4)
+    for line in found:
+        for key in ("lr", "weight_decay", "ema"):
+            assert line[key] == getattr(plan, key)[line["step"] - 1]
+        assert line["loss"] == pytest.approx(line["dino.image"] + 0.1 * line["selfpatch.patch"], rel=1e-6)
+        for part, name in (("image", "dino"), ("patch", "selfpatch")):
+            assert line[f"{name}.entropy"] + line[f"{name}.kl"] == pytest.approx(line[f"{name}.{part}"], rel=1e-5)
+            assert 0 < line[f"{name}.entropy"] <= math.log(32) + 1e-6
+        assert line["images_per_s"] > 0
+        assert 0 <= line["data_wait"] <= 1
+        assert line["memory_gb"] > 0.05
+    said = capsys.readouterr().err
+    assert "12 steps, 4 an epoch of 16 images" in said
+    assert "loss" in said
+
+
+def test_same_seed_same_run(data, tmp_path):
+    """Data workers and log change nothing; another seed changes all."""
+    runs = {"a": [], "b": ["data.workers=2", "log.every=3"], "c": ["seed=1"]}
+    for name, more in runs.items():
+        assert pretrain_command("dino", data, tmp_path / name, overrides=[*DINO, "loop.steps=5", *more]) == 0
+    a, b, c = (final(tmp_path / name) for name in runs)
+    assert same(a, b)
+    assert not same(a, c)
+    assert lines(tmp_path / "a")[2] == lines(tmp_path / "b")[0]
+
+
+@pytest.mark.parametrize("recipe", ["selfpatch", "dino"])
+def test_init(data, tmp_path, recipe, capsys):
+    """A run that starts from a file has its backbone and readout at step 0, in student and teacher."""
+    from safetensors.torch import save_file
+
+    source = trainer("seed=3", recipe=recipe)
+    prefix = {"backbone.": "", "readout.norm.": "norm."}
+    weights = {}
+    for key, value in source.learner.student.state_dict().items():
+        for start, other in prefix.items():
+            if key.startswith(start):
+                weights[other + key.removeprefix(start)] = value.clone()
+    path = tmp_path / "start.safetensors"
+    save_file(weights, path)
+    options = [
+        *(SELFPATCH if recipe == "selfpatch" else DINO),
+        f"init={path}",
+        "loop.steps=1",
+        "schedule.warmup_epochs=1",
+    ]
+    with pytest.raises(UserError, match="warm-up"):
+        pretrain_command(recipe, data, tmp_path / "run", overrides=options)
+    options[-1] = "schedule.lr=0"
+    options.append("schedule.warmup_epochs=0")
+    options.append("schedule.min_lr=0")
+    assert pretrain_command(recipe, data, tmp_path / "run", overrides=options) == 0
+    assert re.search(rf"init={path}: format \w+, {len(weights)}/{len(weights)} tensors", capsys.readouterr().err)
+    state = final(tmp_path / "run")
+    for side in ("student", "teacher"):
+        for key, value in source.learner.student.state_dict().items():
+            if key.startswith(("backbone.", "readout.norm.")):
+                assert torch.equal(state[side][key], value), (side, key)
+    with pytest.raises(UserError, match=r"does not fit network.backbone=vit_tiny_patch8: other shapes: .*pos_embed"):
+        pretrain_command(recipe, data, tmp_path / "no", overrides=[*options, "network.image_size=40"])
+    with pytest.raises(UserError, match="the network has no place for .*blocks.1"):
+        deeper = [*options, "network.overrides={embed_dim: 24, depth: 1, num_heads: 2}"]
+        pretrain_command(recipe, data, tmp_path / "no", overrides=deeper)
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["loop.batch=17"], "16 images are fewer than one batch: loop.batch=17"),
+        (["loop.accumulation=3"], "must be a multiple of 3"),
+        (["loop.device=tpu0"], "loop.device=tpu0: it is auto, cpu, cuda or cuda:N"),
+        (["schedule.warmup_epochs=10"], "a warm-up of 40 steps does not fit a run of 12"),
+        (["no.such=1"], "there is no no"),
+    ],
+)
+def test_mistakes_cost_nothing(data, tmp_path, options, words):
+    """They are found before the run's folder is made."""
+    with pytest.raises(UserError, match=words):
+        pretrain_command("dino", data, tmp_path / "run", overrides=[*DINO, *options])
+    assert not (tmp_path / "run").exists()
+
+
+def test_needs(tmp_path):
+    with pytest.raises(UserError, match="give --data"):
+        pretrain_command("dino", overrides=DINO)
+    with pytest.raises(UserError, match="give a recipe"):
+        pretrain_command(None)
+
+
+def test_tensorboard(data, tmp_path, monkeypatch):
+    """Event files where it is installed; else one line that names the extra, before any folder."""
+    options = [*DINO, "loop.steps=2", "schedule.warmup_epochs=0", "log.tensorboard=true"]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match=r"selfpatch-bench\[track\]"):
+        pretrain_command("dino", data, tmp_path / "run", overrides=options)
+    assert not (tmp_path / "run").exists()
+    monkeypatch.undo()
+    pytest.importorskip("tensorboard", reason="tensorboard (extra `track`) is not installed")
+    assert pretrain_command("dino", data, tmp_path / "run", overrides=options) == 0
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+def test_compile(feed):
+    """torch.compile changes kernels, not results (float32 sums in another order, two steps of Adam)."""
+    plain = advanced(feed, "network.drop_path=0", steps=2)
+    compiled = advanced(feed, "network.drop_path=0", "loop.compile=true", steps=2)
+    assert difference(compiled.state(), plain.state()) < 1e-4

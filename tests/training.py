@@ -1,0 +1,189 @@
+"""What the tests of training share: pictures, a run of a second, and processes to run it in."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+ROWS = (
+    "views.rows=[{count: 2, size: 32, scale: [0.4, 1.0], blur_p: 0.5, solarize_p: 0.2},"
+    "{count: 2, size: 16, scale: [0.1, 0.4]}]"
+)
+# Depth 2, 24 wide, 8-pixel patches: a step takes a few hundredths of a second. 16 pictures are 4 steps an epoch.
+TINY = (
+    ROWS,
+    "network.backbone=vit_tiny_patch8",
+    "network.overrides={embed_dim: 24, depth: 2, num_heads: 2}",
+    "schedule.warmup_epochs=1",
+    "schedule.lr=0.02",
+    "loop.batch=4",
+    "loop.epochs=3",
+    "loop.device=cpu",
+    "data.workers=0",
+    "log.every=1",
+)
+HEAD = ("outputs=32", "hidden=32", "bottleneck=16")
+SELFPATCH = (*TINY, *(f"objectives.{o}.{h}" for o in ("dino", "selfpatch") for h in HEAD))
+DINO = (*TINY, *(f"objectives.dino.{h}" for h in HEAD))
+
+# Runs jobs one after the other, each in a fork of a process that has imported everything and computed nothing: a job is
+# then a process of its own, to be killed at will, without the seconds that the imports take.
+DRIVER = r"""
+import json, os, resource, signal, sys, threading, time, traceback
+from pathlib import Path
+from selfpatch_bench.benchmarks import plugins
+from selfpatch_bench.benchmarks.errors import UserError
+from selfpatch_bench.pretrain import checkpoint, train, trainer
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def prepare(what, number):
+    "Let something happen to this process: at the end of a step, or around the writing of a step's checkpoint."
+    advance, save, replace = trainer.Trainer.advance, checkpoint.torch.save, os.replace
+    def after(self, *args):
+        out = advance(self, *args)
+        if self.step == number:
+            {"kill": die, "term": lambda: os.kill(os.getpid(), signal.SIGTERM),
+             "int": lambda: os.kill(os.getpid(), signal.SIGINT),
+             "full": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))}[what]()
+        return out
+    def half(state, file):
+        if state["step"] != number:
+            return save(state, file)
+        import io
+        whole = io.BytesIO()
+        save(state, whole)
+        file.write(whole.getvalue()[: whole.tell() // 2])
+        file.flush()
+        die()
+    def around(a, b):
+        if b.name != f"step-{number:08d}.pt":
+            return replace(a, b)
+        if what == "rename":
+            die()
+        replace(a, b)
+        die()
+    if what in ("kill", "term", "int", "full"):
+        trainer.Trainer.advance = after
+    elif what == "write":
+        checkpoint.torch.save = half
+    else:
+        os.replace = around
+
+for job in json.loads(sys.stdin.read()):
+    error = Path(job["log"])
+    pid = os.fork()
+    if not pid:
+        os.dup2(os.open(error, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        try:
+            if job.get("when"):
+                prepare(*job["when"])
+            code = train.pretrain_command(**job["arguments"])
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = error.status
+        except BaseException:
+            traceback.print_exc()
+            code = 99
+        sys.stderr.flush()
+        os._exit(code)
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), error.read_text()]), flush=True)
+"""
+ONE = r"""
+import json, sys
+from selfpatch_bench.benchmarks.errors import UserError
+from selfpatch_bench.pretrain.train import pretrain_command
+if __name__ == "__main__":
+    try:
+        sys.exit(pretrain_command(**json.loads(sys.argv[1])))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.status)
+"""
+
+
+def pictures(folder: Path, count: int = 16) -> Path:
+    """Smooth random pictures, 48 x 40 pixels, in two class folders."""
+    rng = np.random.default_rng(5)
+    for i in range(count):
+        path = folder / "ab"[i % 2] / f"{i:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        small = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+        assert cv2.imwrite(str(path), cv2.resize(small, (48, 40), interpolation=cv2.INTER_CUBIC))
+    return folder
+
+
+def environment() -> dict[str, str]:
+    """One thread for each process: sums are then made in one order, and forks are safe."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "COLUMNS": "500"}
+
+
+class Jobs:
+    """Runs of pretrain_command, each in a process of its own: `job(when=("kill", 3), recipe=...)`, then `run()` ->
+    (exit status, stderr) of each; -9 is a SIGKILL."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.jobs = folder, []
+
+    def job(self, when: tuple | None = None, **arguments) -> None:
+        log = self.folder / f"job-{len(self.jobs)}.txt"
+        self.jobs.append({"when": when, "arguments": arguments, "log": log})
+
+    def run(self) -> list[tuple[int, str]]:
+        given = json.dumps(self.jobs, default=str)
+        done = subprocess.run(
+            [sys.executable, "-c", DRIVER], input=given, env=environment(), capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        self.jobs = []
+        return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def lines(folder: Path) -> list[dict]:
+    """The log of a run, without what depends on the clock."""
+    loaded = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in x.items() if k not in ("images_per_s", "data_wait", "memory_gb")} for x in loaded]
+
+
+def final(folder: Path) -> dict:
+    """The newest checkpoint of a run."""
+    return torch.load(max((folder / "checkpoints").glob("step-*.pt")), weights_only=True)
+
+
+def tensors(state, key: str = "") -> dict[str, torch.Tensor]:
+    """Every tensor of nested dicts and lists, by dotted name."""
+    if isinstance(state, torch.Tensor):
+        return {key: state}
+    pairs = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list) else ()
+    return {k: v for name, part in pairs for k, v in tensors(part, f"{key}.{name}").items()}
+
+
+def same(a: dict, b: dict) -> bool:
+    """Whether two checkpoints are equal bit for bit."""
+    a, b = tensors(a), tensors(b)
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def difference(a: dict, b: dict) -> float:
+    """Largest difference of student, teacher and centres, relative to each tensor's largest entry.
+
+    A key's bias moves all logits of a query alike: its gradient is 0 but for rounding, of which Adam makes steps of
+    its own. Such biases have to be small in both instead.
+    """
+    worst = 0.0
+    for part in ("student", "teacher", "objectives"):
+        assert a[part].keys() == b[part].keys()
+        for name, value in a[part].items():
+            other = b[part][name].double()
+            if name.endswith("attn.k.bias"):
+                assert value.abs().max() < 1e-7
+                assert other.abs().max() < 1e-7
+            else:
+                worst = max(worst, float((value.double() - other).abs().max() / other.abs().max().clamp(min=1e-30)))
+    return worst
