@@ -338,7 +338,7 @@ Examples:
 
 @app.command(epilog=DEMO_EXAMPLES)
 def demo(out: Annotated[Path, typer.Option("--out", help="Folder for everything it makes.")] = Path("runs/demo")):
-    """Draw pictures and videos, pretrain briefly with and without the patch term, evaluate, print the table. Offline."""
+    """Draw pictures and videos, pretrain briefly with and without the patch term, evaluate, print a table. Offline."""
     from .demo import demo_command
 
     raise typer.Exit(demo_command(out))

@@ -25,6 +25,7 @@ from .config import Config, from_dict, to_dict
 log = logging.getLogger(__name__)
 NAME = re.compile(r"step-(\d{8,})\.pt")
 TEMPORARY = ".tmp"
+JOBS = "slurm"  # sub-folder of a job's files
 FALLBACKS = 2  # newest checkpoints that are always kept: should one be damaged, there is the one before
 # Options that a resumed run may change: what it computes stays the same.
 SAFE = ("data.path", "data.root", "data.workers", "data.prefetch", "loop.device", "checkpoint.", "log.")
@@ -72,12 +73,20 @@ class Run:
         self.config_file, self.log_file = folder / "config.yaml", folder / "log.jsonl"
         self.checkpoints = folder / "checkpoints"
 
-    def create(self, cfg: Config) -> None:
-        """Make the folder of a new run. Raises UserError if there is something in it already."""
+    def check_empty(self) -> None:
+        """Raise UserError if there is something in the folder already, other than the files of a job to come."""
         try:
-            if self.folder.exists() and any(self.folder.iterdir()):
-                resume = f"go on with --resume {self.folder}, or " if self.config_file.exists() else ""
-                raise UserError(f"{self.folder} is not empty: {resume}give another --out")
+            full = self.folder.exists() and any(p.name != JOBS for p in self.folder.iterdir())
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be made: {error.strerror or error}") from None
+        if full:
+            resume = f"go on with --resume {self.folder}, or " if self.config_file.exists() else ""
+            raise UserError(f"{self.folder} is not empty: {resume}give another --out")
+
+    def create(self, cfg: Config) -> None:
+        """Make the folder of a new run. Raises UserError if it cannot be made or holds something."""
+        self.check_empty()
+        try:
             self.checkpoints.mkdir(parents=True)
         except OSError as error:
             raise UserError(f"{self.folder} cannot be made: {error.strerror or error}") from None

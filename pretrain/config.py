@@ -256,7 +256,10 @@ def _entry(value: Any, where: str) -> tuple[str, DictConfig]:
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
         raise UserError(f"{where}: an objective needs a name, as in {{name: dino, weight: 1}}; found {value}")
     name = value["name"]
-    node = OmegaConf.structured(make_dataclass("Entry", [("weight", float, 1.0)], bases=(_options(name),)))
+    try:
+        node = OmegaConf.structured(make_dataclass("Entry", [("weight", float, 1.0)], bases=(_options(name),)))
+    except (OmegaConfBaseException, TypeError) as error:
+        raise UserError(f"objective {name}: its Config cannot hold options: {str(error).splitlines()[0]}") from None
     for key, option in value.items():
         if key != "name":
             _put(node, key, option, f"{where}: objectives.{name}")
@@ -281,8 +284,11 @@ def _find(entries: list[tuple[str, DictConfig]], label: str) -> DictConfig:
 
 def _finish(name: str, node: DictConfig) -> ObjectiveEntry:
     options = _options(name)
-    values = {f.name: getattr(OmegaConf.to_object(node), f.name) for f in fields(options)}
-    return ObjectiveEntry(name, node.weight, options(**values))
+    try:
+        made = OmegaConf.to_object(node)
+    except OmegaConfBaseException as error:  # an option without a default that nobody gave
+        raise UserError(f"objectives.{name}: {str(error).splitlines()[0]}") from None
+    return ObjectiveEntry(name, node.weight, options(**{f.name: getattr(made, f.name) for f in fields(options)}))
 
 
 def _put(root: DictConfig, key: str, value: Any, where: str) -> None:

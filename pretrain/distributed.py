@@ -60,10 +60,10 @@ class Ranks:
             self.joined = True
         return self
 
-    def __exit__(self, *_) -> None:
-        if self.joined:
+    def __exit__(self, kind, *_) -> None:
+        if self.joined and kind is None:  # after an error the others may be waiting for us, and leaving would wait too
             dist.destroy_process_group()
-            self.joined = False
+        self.joined = False
 
     @property
     def main(self) -> bool:

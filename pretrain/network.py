@@ -53,18 +53,17 @@ class Network(nn.Module):
         with own_stream(seed, "readout"):
             self.readout = build_readout(cfg, self.backbone)
         self.specs: dict[str, HeadSpec] = {}
-        self.sources: dict[str, str | Aggregated] = {}
         self.heads = nn.ModuleDict()
-        for name, head in spec.heads.items():
-            if chosen := head.on(side):
-                factory, source = chosen
-                if head.shares is None:
-                    with own_stream(seed, f"heads.{name}"):
-                        made = [factory(self.width(source)) for _ in range(groups if head.per_group else 1)]
-                    self.heads[name] = nn.ModuleList(made) if head.per_group else made[0]
-                elif head.shares not in self.heads:
-                    raise UserError(f"head {name} shares the module of {head.shares}, which is not declared before it")
-                self.specs[name], self.sources[name] = head, source
+        for name, declared in spec.heads.items():
+            if (head := declared.on(side)) is None:
+                continue
+            if head.shares is None:
+                with own_stream(seed, f"heads.{name}"):
+                    made = [head.factory(self.width(head.input)) for _ in range(groups if head.per_group else 1)]
+                self.heads[name] = nn.ModuleList(made) if head.per_group else made[0]
+            elif head.shares not in self.heads:
+                raise UserError(f"head {name} shares the module of {head.shares}, which is not declared before it")
+            self.specs[name] = head
 
     def width(self, source: str | Aggregated) -> int:
         """Width of a head's input; that of another head's output is found by running it."""
@@ -78,7 +77,7 @@ class Network(nn.Module):
         head = head[0] if isinstance(head, nn.ModuleList) else head
         was, _ = head.training, head.eval()
         with torch.no_grad():
-            width = head(torch.zeros(1, self.width(self.sources[source]))).shape[-1]
+            width = head(torch.zeros(1, self.width(self.specs[source].input))).shape[-1]
         head.train(was)
         return width
 
@@ -89,7 +88,7 @@ class Network(nn.Module):
         out: dict[int, dict[str, Tensor]] = {g: {} for g in seen}
         for name, spec in self.specs.items():
             at = [g for g in seen if g == 0 or spec.groups == "all"]
-            rows = {g: inputs[g][self.sources[name]] for g in at}
+            rows = {g: inputs[g][spec.input] for g in at}
             for g, y in self.apply_head(name, rows, shapes).items():
                 inputs[g][name] = y
                 out[g][name] = y.unflatten(0, shapes[g])
@@ -99,7 +98,7 @@ class Network(nn.Module):
         """One group -> the inputs that heads ask for: "image" [M, D], "patch" [M, N, D] ..., M = V * B, view-major."""
         mask = group.mask.flatten(0, 1) if hasattr(self.backbone, "masked_embed") and group.mask is not None else None
         toks = tokens(self.backbone, group.x.flatten(0, 1), mask, self.cfg.positions)
-        wanted = {self.sources[n] for n, s in self.specs.items() if g == 0 or s.groups == "all"}
+        wanted = {s.input for s in self.specs.values() if g == 0 or s.groups == "all"}
         cached = None
         if isinstance(self.readout, ClassAttentionReadout) and attends(wanted):
             cached = self.readout.keys_values(toks.patch)

@@ -174,6 +174,8 @@ def loop(cfg: Config, run: Run, ranks: Ranks, trainer: Trainer, source: ImageSou
     if not told or trainer.step == total:
         say(ranks, f"{run.folder}: {total} steps done")
         return 0
+    if told == signal.SIGUSR2:
+        signal.raise_signal(told)  # to whom it was meant for: this job is requeued, and this process ends here
     say(ranks, f"stopped by {signal.Signals(told).name} after step {trainer.step}: go on with {how_to_resume(run)}")
     return 128 + told
 
@@ -258,8 +260,9 @@ def how_to_resume(run: Run) -> str:
 class Stop:
     """Turns SIGTERM and SIGINT into a number to look at after the step: `signal`, 0 so far. A context manager.
 
-    A second Ctrl-C a second or more after the first does not wait for the step. (torchrun passes a Ctrl-C on to
-    processes that have got it already.)
+    A launcher's own handler of SIGTERM is left alone; its handler of SIGUSR2 (submitit: the job's time is nearly up)
+    gets the signal once the run has been saved. A second Ctrl-C a second or more after the first does not wait for the
+    step. (torchrun passes a Ctrl-C on to processes that have got it already.)
     """
 
     def __init__(self):
@@ -267,7 +270,10 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():
-            self.before = {n: signal.signal(n, self.catch) for n in (signal.SIGTERM, signal.SIGINT)}
+            default = (signal.SIG_DFL, signal.default_int_handler)
+            own = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) in default]
+            own += [signal.SIGUSR2] if callable(signal.getsignal(signal.SIGUSR2)) else []
+            self.before = {n: signal.signal(n, self.catch) for n in own}
         return self
 
     def catch(self, number: int, _frame) -> None:

@@ -1,141 +1,125 @@
-"""Plain implementations for the tests of pretraining: sequences written out, loops over pairs, autograd throughout."""
+"""A training step of DINO and SelfPatch written plainly, on the parameters of a `Learner`.
 
-import math
+One pass of the backbone for each size of views, attention by plain matrix products, every patch's neighbours copied
+into a sequence of its own (five tokens with the class token) for the class-attention blocks, prototypes normalised on
+each call, a loop over pairs of views, over tensors for clipping, and over parameters for the EMA. Written from
+methods.md 1.3, 1.4, 2.3 and 2.4; only the transformer blocks themselves (timm's) are shared with the fast step.
+"""
 
-import pytest
 import torch
 import torch.nn.functional as F
 
-from selfpatch_bench.pretrain.config import load_recipe
-from selfpatch_bench.pretrain.group import Group
-from selfpatch_bench.pretrain.learner import Learner
-
-TINY = [
-    "network.overrides={embed_dim: 24, depth: 2, num_heads: 2}",
-    "network.drop_path=0",
-    "views.rows.0.size=64",
-    "views.rows.1.size=64",
-    "views.rows.2.size=32",
-    "views.rows.2.count=3",
-]
+from selfpatch_bench.pretrain.backbone import set_fused_attention, tokens
+from selfpatch_bench.pretrain.geometry import neighbours
+from selfpatch_bench.pretrain.group import normalise
+from selfpatch_bench.pretrain.optim import param_groups
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """For modules that import it: tensors of a few hundred numbers gain nothing from threads, and wait for them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def heads(*names, outputs=20, hidden=24, bottleneck=16):
-    """Overrides that make the heads of these objectives small."""
-    sizes = {"outputs": outputs, "hidden": hidden, "bottleneck": bottleneck}
-    return [f"objectives.{n}.{k}={v}" for n in names for k, v in sizes.items()]
-
-
-def tiny(recipe, *overrides, kind=torch.float64, spread=0.5):
-    """A small learner whose weights are far from their initial values, so that no part of it is nearly linear."""
-    cfg = load_recipe(recipe, [*TINY, *heads("dino", *(["selfpatch"] if recipe == "selfpatch" else [])), *overrides])
-    learner = Learner(cfg).to(kind)
-    g = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for side in (learner.student, learner.teacher):
-            for name, p in side.named_parameters():
-                if not name.endswith("weight_g"):
-                    noise = torch.randn(p.shape, generator=g, dtype=torch.float64).to(kind)
-                    p.add_(noise * (spread / math.sqrt(p.shape[-1]) if p.ndim > 1 else 0.1))
-    return learner
-
-
-def groups(learner, batch=2, kind=torch.float64, seed=1):
-    """Random views of the recipe's sizes."""
-    g = torch.Generator().manual_seed(seed)
-    specs, layout = learner.cfg.views.specs(), learner.cfg.views.groups()
-    shapes = [(len(v), batch, 3, specs[v[0]].size, specs[v[0]].size) for v in layout]
-    return [
-        Group(
-            torch.randn(s, generator=g, dtype=torch.float64).to(kind),
-            torch.zeros(*s[:2], 4),
-            torch.zeros(s[:2], dtype=torch.bool),
-        )
-        for s in shapes
-    ]
-
-
-def class_attention(readout, patches):
-    """The readout's blocks as published: class token and patches as one sequence. patches [M, n, D] -> token [M, D]"""
-    token = readout.cls_token.expand(len(patches), -1, -1)
+def class_attention(readout, x):
+    """Sequences x [M, n, D] -> normed class tokens [M, D]"""
+    c = readout.cls_token.expand(len(x), -1, -1)
     for block in readout.cls_blocks:
-        a, u = block.attn, block.norm1(torch.cat([token, patches], 1))
-        q, k, v = (x.unflatten(-1, (a.heads, -1)).transpose(1, 2) for x in (a.q(u[:, :1]), a.k(u), a.v(u)))
-        weight = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1)
-        token = token + a.proj((weight @ v).transpose(1, 2).flatten(2))
-        token = token + block.mlp(block.norm2(token))
-    return token[:, 0]
+        u = block.norm1(torch.cat([c, x], 1))
+        q = block.attn.split(block.attn.q(u[:, :1])).transpose(1, 2) * block.attn.scale  # [M, heads, 1, d]
+        k, v = (block.attn.split(layer(u)).transpose(1, 2) for layer in (block.attn.k, block.attn.v))
+        mixed = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+        c = c + block.attn.proj(mixed.transpose(1, 2).flatten(2))
+        c = c + block.mlp(block.norm2(c))
+    return readout.norm(c)[:, 0]
 
 
-def window(h, w, radius, wrap):
-    """For every patch the list of its neighbours, ascending, each once."""
-    found = []
-    for i in range(h):
-        for j in range(w):
-            near = set()
-            for di in range(-radius, radius + 1):
-                for dj in range(-radius, radius + 1):
-                    a, b = i + di, j + dj
-                    if wrap:
-                        near.add(a % h * w + b % w)
-                    elif 0 <= a < h and 0 <= b < w:
-                        near.add(a * w + b)
-            found.append(sorted(near - {i * w + j}))
-    return found
+def aggregate(readout, x, hw, k=4):
+    """Raw patches x [M, N, D] -> summaries of each patch's k nearest of its 8 neighbours on the torus [M, N, D]"""
+    index = neighbours(*hw, 1, True, x.device)[0]  # [N, 8]
+    unit = F.normalize(x.float(), dim=-1)
+    near = (unit[:, index] * unit[:, :, None]).sum(-1).topk(k, -1)[1]  # [M, N, k]
+    own = index.expand(len(x), -1, -1).gather(2, near)
+    chosen = x[torch.arange(len(x))[:, None, None], own]  # [M, N, k, D]
+    return class_attention(readout, chosen.flatten(0, 1)).view_as(x)
 
 
-def chosen(patches, hw, k, radius, wrap):
-    """patches [M, N, D] -> [M][N] lists of the (at most k) most similar neighbours, most similar first"""
-    near = window(*hw, max(hw) if radius == "all" else radius, wrap)
-    unit = patches / patches.norm(dim=-1, keepdim=True)
-    return [[sorted(c, key=lambda j: -float(u[i] @ u[j]))[:k] for i, c in enumerate(near)] for u in unit]
+def head(module, x):
+    """[R, D] -> [R, K]"""
+    last = module.last_layer
+    weight = last.weight_v * (last.weight_g / last.weight_v.norm(dim=1, keepdim=True))
+    return F.linear(F.normalize(module.mlp(x), dim=-1), weight)
 
 
-def aggregate(readout, patches, picks, pool):
-    """One sequence of class token and chosen patches for each patch. -> [M, N, D], normed"""
-    rows = [
-        x[pick].mean(0) if pool == "mean" else class_attention(readout, x[pick][None])[0]
-        for x, per_view in zip(patches, picks, strict=True)
-        for pick in per_view
-    ]
-    return readout.norm(torch.stack(rows)).view_as(patches)
+def run(network, views, teacher):
+    """Groups of views [V, B, 3, S, S] -> per view, image outputs [B, K] and patch outputs [B, N, K] (or None)"""
+    image, patch = [], []
+    heads = dict(network.heads.items())
+    patch_head = heads.pop("p_head", None)
+    (image_head,) = heads.values()
+    for x in views:
+        found = tokens(network.backbone, x.flatten(0, 1), None, network.cfg.positions)
+        attention = hasattr(network.readout, "cls_blocks")
+        vector = class_attention(network.readout, found.patch) if attention else network.readout.norm(found.cls)
+        image += head(image_head, vector).split(x.shape[1])
+        if patch_head is None:
+            patch += [None] * len(x)
+        else:
+            rows = aggregate(network.readout, found.patch, found.hw) if teacher else network.readout.norm(found.patch)
+            out = head(patch_head, rows.flatten(0, 1))
+            patch += out.view(*rows.shape[:2], -1).split(x.shape[1])
+    return image, patch
 
 
-def cross_entropy(target, logits):
-    """Mean over all rows of CE(target, softmax(logits))"""
-    return -(target * F.log_softmax(logits, -1)).sum(-1).mean()
+def cross_entropy(target, logits, temperature):
+    return -(target * F.log_softmax(logits / temperature, -1)).sum(-1).mean()
 
 
-def dino_terms(student, teacher, centre, tau_t, tau_s=0.1, targets=2):
-    """student, teacher: lists of [B, K], one a view -> the loss of every pair"""
-    return [
-        cross_entropy(((teacher[t] - centre) / tau_t).softmax(-1), student[v] / tau_s)
-        for t in range(targets)
-        for v in range(len(student))
-        if v != t
-    ]
+class Plain:
+    """The plain counterpart of `trainer.Trainer` for the recipes dino and selfpatch, on one CPU."""
 
+    def __init__(self, learner, precision="float32"):
+        self.learner, self.cfg = learner, learner.cfg
+        self.cast = {"bf16": torch.bfloat16}.get(precision)
+        set_fused_attention([learner.student, learner.teacher], False)
+        self.optimiser = torch.optim.AdamW(param_groups(learner.student.named_parameters()))
+        self.all_views = any(getattr(e.options, "centre_views", "") == "all" for e in self.cfg.objectives)
 
-def patch_terms(student, teacher, centre, tau_t, tau_s=0.1):
-    """student, teacher: lists of [B, N, K], one a view -> the loss of every view"""
-    return [cross_entropy(((t - centre) / tau_t).softmax(-1), s / tau_s) for s, t in zip(student, teacher, strict=True)]
+    def loss(self, groups):
+        """-> total loss, teacher image outputs, teacher patch outputs"""
+        with torch.autocast("cpu", self.cast, enabled=self.cast is not None):
+            views = [normalise(g.x, self.cfg.data.mean, self.cfg.data.std) for g in groups]
+            with torch.no_grad():
+                t_image, t_patch = run(self.learner.teacher, views if self.all_views else views[:1], True)
+            s_image, s_patch = run(self.learner.student, views, False)
+            objectives, total, pairs = self.learner.objectives, 0.0, 0
+            centre, o = objectives["dino"].centre, objectives["dino"].cfg
+            for t in range(groups[0].x.shape[0]):
+                target = ((t_image[t] - centre) / o.teacher_temperature).softmax(-1)
+                for v, logits in enumerate(s_image):
+                    if v != t:
+                        total, pairs = total + cross_entropy(target, logits, o.student_temperature), pairs + 1
+            total = total / pairs
+            if "selfpatch" in objectives:
+                o, patch = objectives["selfpatch"].cfg, 0.0
+                for teacher, logits in zip(t_patch, s_patch, strict=True):
+                    target = ((teacher - objectives["selfpatch"].centre) / o.teacher_temperature).softmax(-1)
+                    patch = patch + cross_entropy(target, logits, o.student_temperature)
+                total = total + self.learner.weights["selfpatch"] * patch / len(s_patch)
+        return total, t_image, t_patch
 
-
-def views(outputs, name):
-    """Outputs per group -> one tensor a view"""
-    return [v for out in outputs if out for v in out[name]]
-
-
-def relative(a, b):
-    """max|a - b| / max|b|"""
-    a, b = (torch.as_tensor(x, dtype=torch.float64).detach() for x in (a, b))
-    return float((a - b).abs().max() / b.abs().max())
+    def step(self, groups, lr=5e-4, decay=0.04, momentum=0.996):
+        """One optimiser step; -> the loss."""
+        for group in self.optimiser.param_groups:
+            group["lr"], group["weight_decay"] = lr, decay if group["decay"] else 0.0
+        self.optimiser.zero_grad()
+        total, t_image, t_patch = self.loss(groups)
+        total.backward()
+        for p in self.learner.student.parameters():
+            if p.grad is not None:
+                factor = self.cfg.optim.clip / (p.grad.norm(2) + 1e-6)
+                if factor < 1:
+                    p.grad.mul_(factor)
+        self.optimiser.step()
+        with torch.no_grad():
+            for s, t in zip(self.learner.student.parameters(), self.learner.teacher.parameters(), strict=True):
+                t.mul_(momentum).add_((1 - momentum) * s)
+            for name, outs in (("dino", t_image), ("selfpatch", t_patch)):
+                if name in self.learner.objectives:
+                    mean = torch.cat([o.flatten(0, -2) for o in outs]).float().mean(0, keepdim=True)
+                    self.learner.objectives[name].centre.mul_(0.9).add_(mean, alpha=0.1)
+        return total.detach()

@@ -153,7 +153,7 @@ def test_demo_runs_and_runs_again(tmp_path):
     from selfpatch_bench.benchmarks import demo, record
     from selfpatch_bench.pretrain.config import load_recipe
 
-    # Everything as it is, but a tenth of the steps: a process of its own sets the number before the command runs.
+    # Everything as it is, but few steps and pictures: the process sets these numbers before the command runs.
     code = (
         "import sys; from selfpatch_bench.benchmarks import cli, demo\n"
         "demo.SMALL = (*demo.SMALL, 'loop.steps=3', 'loop.batch=4'); demo.PICTURES = 8\n"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from reference_pretrain import window
+from plain_pretrain import window
 from selfpatch_bench.benchmarks.errors import UserError
 from selfpatch_bench.pretrain.geometry import neighbours
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reference_pretrain import TINY, aggregate, chosen, class_attention, groups, one_thread, relative, tiny  # noqa: F401
-from reference_pretrain import heads as small_heads
+from plain_pretrain import TINY, aggregate, chosen, class_attention, groups, one_thread, relative, tiny  # noqa: F401
+from plain_pretrain import heads as small_heads
 from selfpatch_bench.benchmarks.errors import UserError
 from selfpatch_bench.pretrain.backbone import Tokens, build_backbone, set_fused_attention, tokens
 from selfpatch_bench.pretrain.config import Network as NetworkConfig

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from reference_pretrain import (
+from plain_pretrain import (
     TINY,
     aggregate,
     chosen,
@@ -192,6 +192,12 @@ def test_global_views_only():
     assert seen == [[True, False], [True, False]]
     terms = patch_terms(*(views(net(g[:1]), "p_head") for net in (learner.student, learner.teacher)), 0, 0.04)
     assert relative(loss, sum(terms) / 2) < 1e-12
+
+
+def test_teacher_makes_no_image_outputs_that_nobody_reads():
+    """It sees local views for the patch term; with a centre over targets only, its image head leaves them out."""
+    learner = tiny("selfpatch", "objectives.dino.centre_views=global")
+    assert [sorted(o) for o in learner.teacher(groups(learner))] == [["c_head", "p_head"], ["p_head"]]
 
 
 def test_weight_zero_builds_nothing():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from reference_pretrain import groups, one_thread, relative, tiny  # noqa: F401
+from plain_pretrain import groups, one_thread, relative, tiny  # noqa: F401
 from selfpatch_bench.pretrain import optim
 from selfpatch_bench.pretrain.config import Optim
 from selfpatch_bench.pretrain.objectives import Step

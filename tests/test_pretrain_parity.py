@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from conftest import shared_cases
-from reference_pretrain import one_thread, relative  # noqa: F401
+from plain_pretrain import one_thread, relative  # noqa: F401
 from selfpatch_bench.benchmarks.encoder import resize_positions
 from selfpatch_bench.benchmarks.errors import UserError
 from selfpatch_bench.benchmarks.loading import load
@@ -134,7 +134,7 @@ def test_outputs(case):
                 assert relative(toks.patch, case.tensor(f"{side}_backbone_{kind}0")) < 1e-5
             if f"{side}_head_{kind}0" in z.files:  # readout: image vector, then patches
                 checked.add(f"{side}_head_{kind}0")
-                how = learner.teacher.sources["p_head"]
+                how = learner.teacher.specs["p_head"].input
                 patches = net.readout.norm(toks.patch) if side == "student" else net.aggregate(toks, how)
                 out = torch.cat([net.image(toks)[:, None], patches], 1)
                 assert relative(out, case.tensor(f"{side}_head_{kind}0")) < 1e-5

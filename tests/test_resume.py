@@ -4,12 +4,14 @@ import shutil
 
 import pytest
 import torch
+
 from selfpatch_bench.benchmarks.errors import UserError
 from selfpatch_bench.benchmarks.torchfile import read_checkpoint
 from selfpatch_bench.pretrain.checkpoint import Run, read, write_atomic
 from selfpatch_bench.pretrain.log import cut
 from selfpatch_bench.pretrain.train import pretrain_command
 from training import SELFPATCH, Jobs, final, lines, pictures, same, tensors
+from training import one_thread as one_thread
 
 # SIGKILL before the first checkpoint, while one is written, between two, just before it gets its name, right after, at
 # the end of an epoch, and around the last.
@@ -70,7 +72,7 @@ def test_killed_at_any_point(scenes, whole):
 
 @pytest.mark.parametrize(("what", "code", "name"), [("term", 143, "SIGTERM"), ("int", 130, "SIGINT")])
 def test_told_to_stop(scenes, whole, what, code, name):
-    """A signal during step 5: the step is finished and saved, though no checkpoint was due; one line says how to go on."""
+    """A signal during step 5: it is finished and saved, though no checkpoint was due; one line says how to go on."""
     folder, found = scenes
     run = folder / what
     (stopped, said), (end, _) = found[what]
@@ -169,7 +171,7 @@ def test_edited_config(whole, tmp_path):
     run, _ = damaged_copy(whole, tmp_path, lambda c: c)
     text = run.joinpath("config.yaml").read_text()
     run.joinpath("config.yaml").write_text(text.replace("accumulation: 1", "accumulation: 2"))
-    with pytest.raises(UserError, match="loop.accumulation is 1 in this run and cannot become 2"):
+    with pytest.raises(UserError, match=r"loop\.accumulation is 1 in this run and cannot become 2"):
         pretrain_command(None, resume=run)
     run.joinpath("config.yaml").write_text(text.replace("every_steps: 2", "every_steps: 5"))
     assert pretrain_command(None, resume=run, overrides=["log.every=7"]) == 0

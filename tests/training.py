@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 import torch
 
 ROWS = (
@@ -106,6 +107,15 @@ if __name__ == "__main__":
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.status)
 """
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """For tests that compute much with tiny tensors: threads would only wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def pictures(folder: Path, count: int = 16) -> Path:

@@ -108,7 +108,7 @@ class HeadSpec:
     and patches, an `Aggregated` [M, N, D], or the name of another head, whose output it takes.
     side: student | teacher | both. teacher_factory, teacher_input: where the teacher's differ.
     shares: name of a head declared before, whose module this one is, with another input. per_group: an instance for
-    every group. groups: all | global, the views it is applied to.
+    every group. groups: all | global, the views it is applied to; teacher_groups where that differs on the teacher.
     bn_scope: None (no batch statistics: all rows of all views go through in one call, as [R, D]), "group" (a call per
     group, with the input's own shape) or "view" (a call per view, likewise). None: the objective's.
     """
@@ -121,15 +121,21 @@ class HeadSpec:
     shares: str | None = None
     per_group: bool = False
     groups: str = "all"
+    teacher_groups: str | None = None
     bn_scope: str | None = None
 
-    def on(self, side: str) -> tuple[Callable[[int], nn.Module], str | Aggregated] | None:
-        """Factory and input on that side, or None if the head is not there."""
+    def on(self, side: str) -> "HeadSpec | None":
+        """What holds on that side (factory, input and groups are its own), or None if the head is not there."""
         if self.side not in ("both", side):
             return None
         if side == "student":
-            return self.factory, self.input
-        return self.teacher_factory or self.factory, self.input if self.teacher_input is None else self.teacher_input
+            return self
+        return replace(
+            self,
+            factory=self.teacher_factory or self.factory,
+            input=self.input if self.teacher_input is None else self.teacher_input,
+            groups=self.teacher_groups or self.groups,
+        )
 
 
 @dataclass(frozen=True)

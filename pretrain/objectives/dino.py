@@ -31,7 +31,8 @@ class Objective(PrototypeObjective):
             raise UserError(f"objective dino: centre_views={cfg.centre_views}: it is global or all")
         if sum(net.counts) < 2:
             raise UserError("objective dino compares views with one another: it needs two at least")
-        return Spec({cfg.head: HeadSpec(head_factory(cfg))}, teacher_views=cfg.centre_views)
+        head = HeadSpec(head_factory(cfg), teacher_groups=cfg.centre_views)
+        return Spec({cfg.head: head}, teacher_views=cfg.centre_views)
 
     def __init__(self, cfg: Config, net: Net):
         super().__init__(cfg)

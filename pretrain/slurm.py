@@ -1,0 +1,89 @@
+"""`--slurm partition=...,nodes=...`: a run as a Slurm job that is requeued on time-out and goes on by itself.
+
+Needs submitit (extra `slurm`). Shortly before its time is up the job gets a signal; the loop finishes the step and
+saves (train.Stop), then submitit requeues the job, which finds the run's folder and resumes.
+"""
+
+from pathlib import Path
+
+from ..benchmarks.errors import UserError
+from .checkpoint import JOBS, Run
+from .config import Config, from_dict, to_dict
+
+# submitit's own names; others are Slurm's and get its prefix, as in partition -> slurm_partition.
+GENERAL = ("nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "mem_gb", "timeout_min", "name")
+TIMEOUTS = 1000  # requeues
+
+
+class Job:
+    """What a job does, each time that it is started."""
+
+    def __init__(self, config: dict, folder: str, resume: bool):
+        self.config, self.folder, self.resume = config, folder, resume
+
+    def __call__(self) -> int:
+        from submitit.helpers import TorchDistributedEnvironment
+
+        from .train import launch
+
+        # The variables that torchrun would set. The processes of a node see all of its GPUs and take one each.
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        run = Run(Path(self.folder))
+        return launch(from_dict(self.config), run, self.resume)
+
+    def checkpoint(self):
+        """Called by submitit before it requeues: what to start then. The first start has made the folder, if it came
+        that far."""
+        from submitit.helpers import DelayedSubmission
+
+        begun = Run(Path(self.folder)).config_file.exists()
+        return DelayedSubmission(Job(self.config, self.folder, self.resume or begun))
+
+
+def submit(cfg: Config, run: Run, options: str, resume: bool) -> int:
+    """Hand a run to Slurm; -> exit status 0 once it is queued. options: `key=value,...`, submitit's or Slurm's names;
+    cluster=local runs it here. Raises UserError."""
+    job = start(cfg, run, options, resume)
+    print(f"job {job.job_id}: {run.folder}; its output is in {job.paths.folder}")
+    return 0
+
+
+def start(cfg: Config, run: Run, options: str, resume: bool):
+    """`submit`, -> submitit's Job."""
+    try:
+        import submitit
+    except ImportError:
+        raise UserError("--slurm needs submitit: pip install 'selfpatch-bench[slurm]'") from None
+    parameters = parse(options)
+    if not resume:
+        run.check_empty()
+    cluster = parameters.pop("cluster", "slurm")
+    parameters.setdefault("tasks_per_node", parameters.get("gpus_per_node", 1))  # a process for each GPU
+    folder = run.folder.absolute()
+    try:
+        if cluster == "local":  # directly: it then takes fractions of a minute
+            executor = submitit.LocalExecutor(folder / JOBS, max_num_timeout=TIMEOUTS)
+        else:
+            executor = submitit.AutoExecutor(folder / JOBS, cluster, slurm_max_num_timeout=TIMEOUTS)
+            parameters = {k if k in GENERAL else f"slurm_{k}": v for k, v in parameters.items()}
+            parameters.setdefault("name", f"pretrain-{cfg.recipe}")
+        executor.update_parameters(**parameters)
+        return executor.submit(Job(to_dict(cfg), str(folder), resume))
+    except (AssertionError, NameError, TypeError, ValueError, RuntimeError, OSError) as error:
+        raise UserError(f"--slurm {options}: {error}") from error
+
+
+def parse(options: str) -> dict:
+    """`partition=gpu,nodes=2` -> {"partition": "gpu", "nodes": 2}"""
+    found = {}
+    for part in options.split(","):
+        key, equals, value = part.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--slurm {options}: written as key=value,key=value, for example partition=gpu,nodes=2")
+        for kind in (int, float, str):
+            try:
+                found[key.strip()] = kind(value)
+                break
+            except ValueError:
+                continue
+    return found

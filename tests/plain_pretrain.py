@@ -1,0 +1,141 @@
+"""Plain implementations for the tests of pretraining: sequences written out, loops over pairs, autograd throughout."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from selfpatch_bench.pretrain.config import load_recipe
+from selfpatch_bench.pretrain.group import Group
+from selfpatch_bench.pretrain.learner import Learner
+
+TINY = [
+    "network.overrides={embed_dim: 24, depth: 2, num_heads: 2}",
+    "network.drop_path=0",
+    "views.rows.0.size=64",
+    "views.rows.1.size=64",
+    "views.rows.2.size=32",
+    "views.rows.2.count=3",
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """For modules that import it: tensors of a few hundred numbers gain nothing from threads, and wait for them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def heads(*names, outputs=20, hidden=24, bottleneck=16):
+    """Overrides that make the heads of these objectives small."""
+    sizes = {"outputs": outputs, "hidden": hidden, "bottleneck": bottleneck}
+    return [f"objectives.{n}.{k}={v}" for n in names for k, v in sizes.items()]
+
+
+def tiny(recipe, *overrides, kind=torch.float64, spread=0.5):
+    """A small learner whose weights are far from their initial values, so that no part of it is nearly linear."""
+    cfg = load_recipe(recipe, [*TINY, *heads("dino", *(["selfpatch"] if recipe == "selfpatch" else [])), *overrides])
+    learner = Learner(cfg).to(kind)
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for side in (learner.student, learner.teacher):
+            for name, p in side.named_parameters():
+                if not name.endswith("weight_g"):
+                    noise = torch.randn(p.shape, generator=g, dtype=torch.float64).to(kind)
+                    p.add_(noise * (spread / math.sqrt(p.shape[-1]) if p.ndim > 1 else 0.1))
+    return learner
+
+
+def groups(learner, batch=2, kind=torch.float64, seed=1):
+    """Random views of the recipe's sizes."""
+    g = torch.Generator().manual_seed(seed)
+    specs, layout = learner.cfg.views.specs(), learner.cfg.views.groups()
+    shapes = [(len(v), batch, 3, specs[v[0]].size, specs[v[0]].size) for v in layout]
+    return [
+        Group(
+            torch.randn(s, generator=g, dtype=torch.float64).to(kind),
+            torch.zeros(*s[:2], 4),
+            torch.zeros(s[:2], dtype=torch.bool),
+        )
+        for s in shapes
+    ]
+
+
+def class_attention(readout, patches):
+    """The readout's blocks as published: class token and patches as one sequence. patches [M, n, D] -> token [M, D]"""
+    token = readout.cls_token.expand(len(patches), -1, -1)
+    for block in readout.cls_blocks:
+        a, u = block.attn, block.norm1(torch.cat([token, patches], 1))
+        q, k, v = (x.unflatten(-1, (a.heads, -1)).transpose(1, 2) for x in (a.q(u[:, :1]), a.k(u), a.v(u)))
+        weight = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1)
+        token = token + a.proj((weight @ v).transpose(1, 2).flatten(2))
+        token = token + block.mlp(block.norm2(token))
+    return token[:, 0]
+
+
+def window(h, w, radius, wrap):
+    """For every patch the list of its neighbours, ascending, each once."""
+    found = []
+    for i in range(h):
+        for j in range(w):
+            near = set()
+            for di in range(-radius, radius + 1):
+                for dj in range(-radius, radius + 1):
+                    a, b = i + di, j + dj
+                    if wrap:
+                        near.add(a % h * w + b % w)
+                    elif 0 <= a < h and 0 <= b < w:
+                        near.add(a * w + b)
+            found.append(sorted(near - {i * w + j}))
+    return found
+
+
+def chosen(patches, hw, k, radius, wrap):
+    """patches [M, N, D] -> [M][N] lists of the (at most k) most similar neighbours, most similar first"""
+    near = window(*hw, max(hw) if radius == "all" else radius, wrap)
+    unit = patches / patches.norm(dim=-1, keepdim=True)
+    return [[sorted(c, key=lambda j: -float(u[i] @ u[j]))[:k] for i, c in enumerate(near)] for u in unit]
+
+
+def aggregate(readout, patches, picks, pool):
+    """One sequence of class token and chosen patches for each patch. -> [M, N, D], normed"""
+    rows = [
+        x[pick].mean(0) if pool == "mean" else class_attention(readout, x[pick][None])[0]
+        for x, per_view in zip(patches, picks, strict=True)
+        for pick in per_view
+    ]
+    return readout.norm(torch.stack(rows)).view_as(patches)
+
+
+def cross_entropy(target, logits):
+    """Mean over all rows of CE(target, softmax(logits))"""
+    return -(target * F.log_softmax(logits, -1)).sum(-1).mean()
+
+
+def dino_terms(student, teacher, centre, tau_t, tau_s=0.1, targets=2):
+    """student, teacher: lists of [B, K], one a view -> the loss of every pair"""
+    return [
+        cross_entropy(((teacher[t] - centre) / tau_t).softmax(-1), student[v] / tau_s)
+        for t in range(targets)
+        for v in range(len(student))
+        if v != t
+    ]
+
+
+def patch_terms(student, teacher, centre, tau_t, tau_s=0.1):
+    """student, teacher: lists of [B, N, K], one a view -> the loss of every view"""
+    return [cross_entropy(((t - centre) / tau_t).softmax(-1), s / tau_s) for s, t in zip(student, teacher, strict=True)]
+
+
+def views(outputs, name):
+    """Outputs per group -> one tensor a view"""
+    return [v for out in outputs if out for v in out[name]]
+
+
+def relative(a, b):
+    """max|a - b| / max|b|"""
+    a, b = (torch.as_tensor(x, dtype=torch.float64).detach() for x in (a, b))
+    return float((a - b).abs().max() / b.abs().max())

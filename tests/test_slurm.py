@@ -1,0 +1,36 @@
+"""A run as a job of submitit's: its local executor, real time-outs."""
+
+import pytest
+
+from selfpatch_bench.benchmarks.errors import UserError
+from selfpatch_bench.pretrain import slurm
+from selfpatch_bench.pretrain.checkpoint import Run
+from selfpatch_bench.pretrain.config import load_recipe
+from selfpatch_bench.pretrain.train import launch, settle
+from training import DINO, final, lines, pictures, same
+from training import one_thread as one_thread
+
+
+def test_options():
+    assert slurm.parse("partition=gpu, nodes=2,mem_gb=1.5") == {"partition": "gpu", "nodes": 2, "mem_gb": 1.5}
+    with pytest.raises(UserError, match="written as key=value"):
+        slurm.parse("gpu")
+
+
+def test_time_out(tmp_path, monkeypatch):
+    """The time is up several times before the run ends; each time it is saved, requeued, and goes on: the same to the
+    last bit as a run without time-outs."""
+    pytest.importorskip("submitit", reason="submitit (extra `slurm`) is not installed")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    options = [*DINO, f"data.path={pictures(tmp_path / 'pictures')}", "loop.epochs=150"]
+    cfg = settle(load_recipe("dino", options))
+    run, whole = Run(tmp_path / "run"), Run(tmp_path / "whole")
+    job = slurm.start(cfg, run, "cluster=local,timeout_min=0.35,signal_delay_s=6", resume=False)
+    assert job.result() == 0
+    assert "requeued" in job.stderr().lower(), job.stderr()
+    assert job.stderr().count(f"{run.folder}: from step") >= 1, job.stderr()
+    assert launch(cfg, whole, False) == 0
+    assert same(final(run.folder), final(whole.folder))
+    assert lines(run.folder) == lines(whole.folder)
+    with pytest.raises(UserError, match="is not empty: go on with --resume"):
+        slurm.start(cfg, run, "cluster=local", resume=False)
