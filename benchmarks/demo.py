@@ -24,9 +24,9 @@ from .scenes import make_pictures, make_videos
 from .tables import table_command
 
 PATCH = 16
-PICTURES, STEPS = 320, 100
+PICTURES, STEPS = 320, 80
 # The recipe, small enough for two cores: half the blocks of ViT-Ti, half the side of the views, few prototypes, and
-# schedules for a hundred steps instead of hundreds of thousands.
+# schedules for so few steps instead of hundreds of thousands.
 SMALL = (
     "network.backbone=vit_tiny_patch16", "network.overrides.depth=6", "network.drop_path=0", "views.rows.0.size=112",
     "views.rows.1.size=112", "views.rows.2.size=48", "views.rows.2.count=4", "objectives.dino.outputs=1024",

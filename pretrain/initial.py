@@ -21,10 +21,11 @@ def load_initial(learner: Learner, path: str | Path) -> str:
     not. Raises UserError, with nothing changed, when the file cannot be read or belongs to another network.
     """
     checkpoint = open_checkpoint(path)
-    if checkpoint.rivals:
-        ready(checkpoint)
     card, weights = checkpoint.card, dict(checkpoint.reading.weights)
     student = learner.student
+    resized = card.grid**2 != student.backbone.patch_embed.num_patches
+    if any(resized or r.weights.keys() != weights.keys() for r in checkpoint.rivals):
+        ready(checkpoint)  # says which formats it could be; without resizing, equal names give equal weights
     _same_architecture(path, card, student)
     weights["pos_embed"] = _positions(path, weights["pos_embed"], card, student.backbone)
     given = {_place(key): value for key, value in weights.items()}
@@ -38,7 +39,7 @@ def load_initial(learner: Learner, path: str | Path) -> str:
         raise UserError(f"init={path}: does not fit network.backbone={student.cfg.backbone}: {names(wrong)}")
     student.load_state_dict({k: v for k, v in given.items() if k in own}, strict=False)
     learner.ema.copy()
-    said = [f"init={path}: {len(given) - len(spare)} tensors taken"]
+    said = [f"init={path}: format {checkpoint.reading.format}, {len(given) - len(spare)}/{len(given)} tensors taken"]
     said += [f"not taken: {names(spare)}"] if spare else []
     said += [f"initialised afresh: {names(kept)}"] if kept else []
     if card.heads is None:

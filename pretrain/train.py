@@ -16,7 +16,8 @@ from .checkpoint import Run, identity, read, write_atomic
 from .config import Config, load_recipe
 from .data import Batch, batches, steps_per_epoch
 from .distributed import Ranks, Told
-from .init import start_from
+from .host import keep_memory
+from .initial import load_initial
 from .log import Log, check_tensorboard
 from .sources import ImageSource, open_source
 from .trainer import NotFinite, Outcome, Trainer
@@ -85,6 +86,8 @@ def launch(cfg: Config, run: Run, resume: bool) -> int:
 
 def train(cfg: Config, run: Run, ranks: Ranks, resume: bool) -> int:
     """The whole run. Everything that can be wrong is found before its folder is made."""
+    if ranks.device.type == "cpu":
+        keep_memory()
     source = open_source(cfg.data.path, cfg.data.root)
     per_epoch = steps_per_epoch(len(source), cfg.loop.batch)
     if not per_epoch:
@@ -99,9 +102,7 @@ def train(cfg: Config, run: Run, ranks: Ranks, resume: bool) -> int:
             raise UserError(f"{source.where}: its {len(source)} images are not {began}; give --data their folder")
         trainer.load(state)
     elif cfg.init:
-        line = start_from(trainer.learner.student, cfg.init)
-        trainer.learner.ema.copy()
-        say(ranks, line)
+        say(ranks, load_initial(trainer.learner, cfg.init))
     if not resume:
         ranks.first(lambda: run.create(cfg))
     done, total = trainer.step, len(trainer)

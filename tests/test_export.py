@@ -15,7 +15,7 @@ from selfpatch_bench.pretrain.checkpoint import Run
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.distributed import Ranks
 from selfpatch_bench.pretrain.export import export, export_command, exports
-from selfpatch_bench.pretrain.init import start_from
+from selfpatch_bench.pretrain.initial import load_initial
 from selfpatch_bench.pretrain.learner import Learner
 from selfpatch_bench.pretrain.trainer import Trainer
 
@@ -163,7 +163,7 @@ def test_export_then_import_is_the_identity(tmp_path):
     for format in (None, "selfpatch"):
         fresh = Learner(learner.cfg)
         assert not torch.equal(fresh.student.backbone.pos_embed, learner.teacher.backbone.pos_embed)
-        start_from(fresh.student, str(export(run.folder, format=format)))
+        load_initial(fresh, export(run.folder, format=format))
         for part in ("backbone", "readout"):
             want = getattr(learner.teacher, part).state_dict()
             got = getattr(fresh.student, part).state_dict()

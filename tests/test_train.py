@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 import sys
 
 import pytest
@@ -242,10 +243,8 @@ def test_init(data, tmp_path, recipe, capsys):
         for key, value in source.learner.student.state_dict().items():
             if key.startswith(("backbone.", "readout.norm.")):
                 assert torch.equal(state[side][key], value), (side, key)
-    with pytest.raises(UserError, match=r"does not fit network.backbone=vit_tiny_patch8: other shapes: .*pos_embed"):
-        pretrain_command(recipe, data, tmp_path / "no", overrides=[*options, "network.image_size=40"])
     shallow = [*options, "network.overrides={embed_dim: 24, depth: 1, num_heads: 2}"]
-    with pytest.raises(UserError, match=r"the network has no place for .*blocks\.1"):
+    with pytest.raises(UserError, match=r"another network than .*: depth 2 instead of 1"):
         pretrain_command(recipe, data, tmp_path / "no", overrides=shallow)
     assert not (tmp_path / "no").exists()
 
@@ -291,8 +290,9 @@ def test_tensorboard(data, tmp_path):
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPUs")
 def test_compile(feed):
-    """torch.compile changes kernels, not results (float32 sums in another order, two steps of Adam)."""
-    plain = advanced(feed, "network.drop_path=0", steps=2)
-    compiled = advanced(feed, "network.drop_path=0", "loop.compile=true", steps=2)
-    assert difference(compiled.state(), plain.state()) < 1e-4
+    """torch.compile changes kernels, not results (float64: only sums in another order)."""
+    plain = advanced(feed, *PLAIN, steps=2)
+    compiled = advanced(feed, *PLAIN, "loop.compile=true", steps=2)
+    assert difference(compiled.state(), plain.state()) < 1e-9
