@@ -163,7 +163,7 @@ def loop(cfg: Config, run: Run, ranks: Ranks, trainer: Trainer, source: ImageSou
             told = outcome.flag if ranks.world > 1 else stop.signal  # several processes must stop at the same step
             if log:
                 log.count(cfg.loop.batch, waited)
-                if step % cfg.log.every == 0 or step == total or told:
+                if step % cfg.log.every == 0 or step == total:
                     line = log.line({"step": step, "epoch": epoch} | described(outcome, trainer))
                     text = f"loss {line['loss']:.4f}  {line['images_per_s']:.4g} images/s"
                     log.reporter(step, total, text)
