@@ -56,7 +56,10 @@ class Model:
     facts: dict = field(default_factory=dict)
 
     def as_dict(self) -> dict:
-        return dataclasses.asdict(self) | {"path": None, "file": str(self.path) if self.path else None}
+        """Plain types, for the record."""
+        facts = dataclasses.asdict(self) | {"file": str(self.path) if self.path else None}
+        del facts["path"]
+        return facts
 
 
 @dataclass
@@ -159,15 +162,14 @@ def plan(models: list[Path], tasks: list[str], options: Options) -> list[Job]:
     if bool(models) == bool(options.masks):
         raise UserError("give checkpoints, or --masks DIR to score existing masks" + ("; not both" if models else ""))
     described = [describe(path, options) for path in models]
-    jobs, unknown_everywhere = [], None
-    for name in tasks:
-        module = plugins.get("tasks", name).module
-        task = module.TASK
-        values, changed, unknown = parse_protocol(task.protocol, options.overrides)
-        unknown_everywhere = set(unknown) & (unknown_everywhere if unknown_everywhere is not None else set(unknown))
-        if unknown_everywhere and name == tasks[-1]:
-            valid = ", ".join(f.name for f in dataclasses.fields(task.protocol))
-            raise UserError(f"{name} has no {', '.join(sorted(unknown_everywhere))}; there are: {valid}")
+    jobs: list[Job] = []
+    modules = {name: plugins.get("tasks", name).module for name in tasks}
+    protocols = {name: parse_protocol(m.TASK.protocol, options.overrides) for name, m in modules.items()}
+    if lost := set.intersection(*(set(unknown) for _, _, unknown in protocols.values())):
+        valid = {f.name for m in modules.values() for f in dataclasses.fields(m.TASK.protocol)}
+        raise UserError(f"{', '.join(tasks)} has no {', '.join(sorted(lost))}; there are: {', '.join(sorted(valid))}")
+    for name, module in modules.items():
+        task, (values, changed, _) = module.TASK, protocols[name]
         cfg = Config(
             values,
             root=data_roots(options.data, task.dataset),

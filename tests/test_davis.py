@@ -196,7 +196,7 @@ def test_pictures_on_request(network, videos, tmp_path):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (["radious=3"], "no radious; there are: size"),
+        (["radious=3"], "davis has no radious; there are: block, bound"),
         (["radius=far"], "radius=far: radius is of type"),
         (["precision=fp8"], "float32 or bf16"),
         (["topk=0"], "topk=0"),
