@@ -1,9 +1,13 @@
 """Shared fixtures. `SELFPATCH_SHARED` names the folder with reference values and real data (default ../shared)."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
+
+# A shell's background job ignores Ctrl-C, and so would every process that the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPO = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("SELFPATCH_SHARED", REPO.parent / "shared"))
