@@ -1,5 +1,6 @@
 """The command line as a user meets it: real processes, help, errors in one line, the wheel, the demo."""
 
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -118,7 +119,12 @@ def test_every_dependency_is_pinned_and_every_pin_is_exact():
 
 def test_the_wheel_works_from_another_folder(tmp_path):
     """Built, installed into a new environment (which sees this one's dependencies) and used where no checkout is."""
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "dist", REPO]
+    source = tmp_path / "source"  # a copy: building leaves files beside the sources
+    unwanted = shutil.ignore_patterns(
+        ".*", "build", "dist", "runs", "records", "artifacts", "*.egg-info", "__pycache__"
+    )
+    shutil.copytree(REPO, source, ignore=unwanted)
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "dist", source]
     subprocess.run([str(x) for x in build], check=True, capture_output=True)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
@@ -128,6 +134,11 @@ def test_the_wheel_works_from_another_folder(tmp_path):
     site = next((tmp_path / "env/lib").glob("python*/site-packages"))
     assert not (site / "tests").exists()
     assert not (site / "benchmarks").exists()
+    for folder in ("benchmarks", "pretrain", "mm_configs", "results"):
+        sources = {
+            p.relative_to(source) for p in (source / folder).rglob("*.*") if p.suffix in (".py", ".yaml", ".csv")
+        }
+        assert sources == {s for s in sources if (site / "selfpatch_bench" / s).exists()}
     here = next(p for p in map(Path, sys.path) if p.name == "site-packages" and (p / "torch").exists())
     # After the wheel's own folder, and without this environment's editable copy of the project.
     (site / "zz.pth").write_text(f"{here}\n")
