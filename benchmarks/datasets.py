@@ -280,9 +280,14 @@ class ResultMasks:
     fingerprint: str
 
     def read(self, sequence: Sequence, i: int) -> np.ndarray:
-        """Labels uint8 [H, W] of frame i. Where the sequence has one object, any non-zero pixel is it."""
-        labels = read_mask(self.masks[sequence.name][i])
-        return (labels != 0).astype(np.uint8) if sequence.objects == 1 else labels
+        """Labels uint8 [H, W] of frame i; see `read_result`."""
+        return read_result(self.masks[sequence.name][i], sequence.objects)
+
+
+def read_result(path: Path, objects: int) -> np.ndarray:
+    """A method's mask as labels uint8 [H, W]. Where the sequence has one object, any non-zero pixel is it."""
+    labels = read_mask(path)
+    return (labels != 0).astype(np.uint8) if objects == 1 else labels
 
 
 def result_masks(folder: Path | str, davis: DavisSet) -> ResultMasks:

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .datasets import Sequence
-from .masks import read_mask
+from .datasets import Sequence, read_result
 
 
 def annotation(sequence: Sequence, i: int) -> Sequence:
@@ -17,10 +16,8 @@ def annotation(sequence: Sequence, i: int) -> Sequence:
 def read_pair(prediction: np.ndarray | Path, one: Sequence) -> tuple[np.ndarray, np.ndarray]:
     """Labels uint8 [H, W] of a prediction (an array, or a mask file of any method) and of its annotation.
 
-    In a mask file for a single object, any non-zero pixel is the object. Raises UserError for an unreadable file.
+    Raises UserError for an unreadable file.
     """
     if not isinstance(prediction, np.ndarray):
-        prediction = read_mask(prediction)
-        if one.objects == 1:
-            prediction = (prediction != 0).astype(np.uint8)
+        prediction = read_result(prediction, one.objects)
     return prediction, one.truth(0)
