@@ -1,7 +1,6 @@
 """Label masks as the DAVIS tools keep them: one 8-bit index per pixel in a PNG with the PASCAL-VOC/DAVIS palette."""
 
 import io
-import os
 import struct
 import zlib
 from functools import cache
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .atomic import replacing
 from .errors import UserError
 
 VOID = 255  # "do not judge" in indexed annotations, and "the object" in binary ones: `datasets` decides per sequence
@@ -119,12 +119,8 @@ def write_mask(path: Path | str, labels: np.ndarray) -> None:
     image = Image.frombytes("P", labels.shape[::-1], labels.tobytes())
     image.putpalette(davis_palette().tobytes())
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         image.save(temporary, format="PNG", compress_level=3)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def binary_to_object(labels: np.ndarray) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Pictures of masks over frames: a contact sheet and an animation per sequence."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .atomic import replacing
 from .files import read_frame
 from .masks import VOID, davis_palette, read_mask
 
@@ -59,12 +59,8 @@ def _save(image: Image.Image, out: Path | str, **how) -> Path:
     """Through a temporary name: a killed process leaves the old picture or the whole new one."""
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(out) as temporary:
         image.save(temporary, **how)
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
     return out
 
 

@@ -1,10 +1,10 @@
 """Our own export: one .safetensors, timm names and `readout.*`, with the card in its metadata."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..atomic import replacing
 from ..card import Card, parse_field
 from ..errors import UserError
 
@@ -29,17 +29,12 @@ def write(path: Path, weights: Mapping, card: Card, about: Mapping | None = None
     from safetensors.torch import save_file
 
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     header = json.dumps({"card": card.as_dict(), "about": dict(about or {})}, sort_keys=True)
     try:
-        save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, temporary, metadata={KEY: header})
-        with temporary.open("rb") as f:
-            os.fsync(f.fileno())
-        temporary.replace(path)
+        with replacing(path, sync=True) as temporary:
+            save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, temporary, metadata={KEY: header})
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def example(folder):

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import torch
 
+from ..atomic import replacing
 from ..card import IMAGENET_MEAN, IMAGENET_STD
 from ..datasets import DavisSet, ResultMasks, Sequence, open_davis, result_masks
 from ..errors import UserError
@@ -232,10 +233,8 @@ def _finish(out: Path, sequence: Sequence, futures: list[Future]) -> dict[str, d
         except UserError as error:
             raise UserError(f"{sequence.name}, frame {sequence.frames[i].stem}: {error}", error.status) from error
     summary = summarize(found)
-    path = out / "scores" / f"{sequence.name}.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(summary), encoding="utf-8")
-    temporary.replace(path)
+    with replacing(out / "scores" / f"{sequence.name}.json") as temporary:
+        temporary.write_text(json.dumps(summary), encoding="utf-8")
     return {sequence.name: summary}
 
 
