@@ -130,11 +130,13 @@ class Log:
 
 @dataclass
 class Config:
-    """A run. init: checkpoint to start from (any file that the loader accepts)."""
+    """A run. init: checkpoint to start from (any file that the loader accepts); init_format: its format, where the file
+    could be of several."""
 
     recipe: str = ""
     seed: int = 0
     init: str | None = None
+    init_format: str | None = None
     data: Data = field(default_factory=Data)
     views: Views = field(default_factory=Views)
     network: Network = field(default_factory=Network)

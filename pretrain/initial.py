@@ -7,25 +7,28 @@ from torch import Tensor
 
 from ..benchmarks.encoder import resize_positions
 from ..benchmarks.errors import UserError
-from ..benchmarks.loading import names, open_checkpoint, ready
+from ..benchmarks.loading import differences, names, open_checkpoint
 from .learner import Learner
 from .network import Network
 
 
 @torch.no_grad()
-def load_initial(learner: Learner, path: str | Path) -> str:
+def load_initial(learner: Learner, path: str | Path, format: str | None = None) -> str:
     """Backbone and, where it has one that fits, readout of a checkpoint become the student's and the teacher's weights.
 
     Stored positions of another grid are resized by the file's own rule. A class token or readout that only one side has
-    is left out or keeps its initial values; everything else must fit. -> one line that says what was taken and what was
-    not. Raises UserError, with nothing changed, when the file cannot be read or belongs to another network.
+    is left out or keeps its initial values; everything else must fit. format: of the file, instead of detection. -> one
+    line that says what was taken and what was not. Raises UserError, with nothing changed, when the file cannot be read
+    or belongs to another network.
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, format=format)
     card, weights = checkpoint.card, dict(checkpoint.reading.weights)
     student = learner.student
     resized = card.grid**2 != student.backbone.patch_embed.num_patches
-    if any(resized or r.weights.keys() != weights.keys() for r in checkpoint.rivals):
-        ready(checkpoint)  # says which formats it could be; without resizing, equal names give equal weights
+    # Without resizing, equal names give equal weights, whatever the format says about positions.
+    if rivals := [r for r in checkpoint.rivals if resized or r.weights.keys() != weights.keys()]:
+        others = " or ".join(f"{r.format} ({differences(checkpoint.reading, r)})" for r in rivals)
+        raise UserError(f"init={path}: could be {checkpoint.reading.format} or {others}: give init_format=NAME")
     _same_architecture(path, card, student)
     weights["pos_embed"] = _positions(path, weights["pos_embed"], card, student.backbone)
     given = {_place(key): value for key, value in weights.items()}

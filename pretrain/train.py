@@ -102,7 +102,7 @@ def train(cfg: Config, run: Run, ranks: Ranks, resume: bool) -> int:
             raise UserError(f"{source.where}: its {len(source)} images are not {began}; give --data their folder")
         trainer.load(state)
     elif cfg.init:
-        say(ranks, load_initial(trainer.learner, cfg.init))
+        say(ranks, load_initial(trainer.learner, cfg.init, cfg.init_format))
     if not resume:
         ranks.first(lambda: run.create(cfg))
     done, total = trainer.step, len(trainer)

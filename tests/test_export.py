@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from selfpatch_bench.benchmarks import UserError, load, record
+from selfpatch_bench.benchmarks.card import Card
+from selfpatch_bench.benchmarks.encoder import Encoder, resize_positions
 from selfpatch_bench.benchmarks.loading import open_checkpoint
 from selfpatch_bench.benchmarks.runner import Options, run_command
 from selfpatch_bench.benchmarks.scenes import make_videos
@@ -257,3 +259,19 @@ def test_a_run_is_evaluated_by_its_checkpoints(tmp_path):
     assert run_command([direct], ["davis"], Options(**options)) == 0  # the same model by another way
     assert len(list((tmp_path / "out/records/davis").glob("*.json"))) == 2
     assert evaluated()["mine/step-00000020"] == first["mine/step-00000020"]
+
+
+def test_start_from_a_file_that_two_formats_claim(tmp_path):
+    """Bare names: DINO's code and timm's resize positions differently, which matters only on another grid."""
+    encoder = Encoder(Card("vit", 16, 48, 3, 3, pos="learned 4x4"))
+    path = tmp_path / "bare.pth"
+    torch.save(encoder.vit.state_dict(), path)
+    small = ["network.overrides={embed_dim: 48, depth: 3, num_heads: 3}", "network.image_size=112"]
+    small += ["objectives.dino.outputs=16", "objectives.dino.hidden=16"]
+    learner = Learner(load_recipe("dino", ["network.backbone=vit_tiny_patch16", *small]))
+    with pytest.raises(UserError, match=r"could be dino or timm .*init_format=NAME"):
+        load_initial(learner, path)
+    stored = encoder.vit.pos_embed[:, 1:]
+    for format in ("dino", "timm"):
+        assert f"format {format}" in load_initial(learner, path, format)
+        assert torch.equal(learner.teacher.backbone.pos_embed[:, 1:], resize_positions(stored, (7, 7), format))

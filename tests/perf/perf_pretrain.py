@@ -1,6 +1,6 @@
 """Images per second of a training step against a plain implementation of the same losses, in one process.
 
-    python tests/perf/perf_pretrain.py [--quick] [--batch 4] [--rounds 3] [--threads N] [--no-memory]
+    python tests/perf/perf_pretrain.py [--quick] [--batch 4] [--rounds 3] [--threads N] [--precision P] [--no-memory]
 
 ViT-Ti/16, 2 views of 224 and 8 of 96 pixels, 65536 and 4096 outputs, stochastic depth off (so that both sides compute
 the same, which is checked: the losses in float32 agree). The two take turns; a ratio is the median over rounds. With
@@ -163,6 +163,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--precision", choices=("float32", "bf16"), help="only this one (bf16 crawls without AMX)")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -172,13 +173,14 @@ def main() -> None:
         return one(*args.one, args.batch)
     print(f"ViT-Ti/16, batch {args.batch}, 2x224 + 8x96, outputs 65536 / 4096; {torch.get_num_threads()} threads")
     recipes = ("selfpatch",) if args.quick else ("selfpatch", "dino")
+    precisions = (args.precision,) if args.precision else ("float32", "bf16")
     for recipe in recipes:
-        for precision in ("float32", "bf16"):
+        for precision in precisions:
             compare(recipe, precision, args.batch, 1 if args.quick else args.rounds)
     if args.quick or args.no_memory:
         return None
     for recipe in recipes:
-        for precision in ("float32", "bf16"):
+        for precision in precisions:
             each = [(peak(recipe, precision, s, 4) - peak(recipe, precision, s, 1)) / 3e6 for s in ("ours", "plain")]
             print(f"{recipe:<10} {precision:<8} memory per image {each[0]:.0f} MB, plain {each[1]:.0f} MB", flush=True)
     return None
