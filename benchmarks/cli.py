@@ -283,6 +283,62 @@ def table(
     print(table_command(out, comma_list(format) or ["md"], against, comma_list(task) or None, limited), end="")
 
 
+COMPARE_EXAMPLES = """
+Examples:
+
+    selfpatch compare a.pth b.pth --heads 6 --task davis --data /data/DAVIS
+
+    selfpatch compare runs/baseline runs/selfpatch --task davis --data /data/DAVIS --limit 10
+
+    selfpatch compare a.safetensors b.safetensors --task coco_maskrcnn_1x --data /data/coco --seed 0,1,2
+"""
+
+
+@app.command(epilog=COMPARE_EXAMPLES)
+def compare(
+    checkpoints: Checkpoints = None,
+    task: Annotated[list[str] | None, typer.Option("--task", help="Task; a list `a,b` or repeated.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", help="Root of the data set, or NAME=ROOT; else SELFPATCH_DATA.")
+    ] = None,
+    out: Out = Path("results"),
+    heads: Heads = None,
+    card: CardFields = None,
+    format: Format = None,
+    seed: Annotated[list[str] | None, typer.Option("--seed", help="Seed; a list `0,1,2` or repeated.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N sequences or images.")] = None,
+    device: Device = "auto",
+    plugins: Plugins = None,
+):
+    """Run what is missing, then say how checkpoints differ and whether it is more than chance.
+
+    Differences of protocol, network and data come first; then every metric beside the first checkpoint's, with the
+    task's noise, and a test: Welch's over seeds, a paired bootstrap over objects (video), McNemar's (k-NN).
+    """
+    use_plugins(plugins)
+    from .compare import compare_command
+    from .runner import Options
+
+    paths, values = split_arguments(checkpoints)
+    seeds = comma_list(seed) or ["0"]
+    if not all(s.isdigit() for s in seeds):
+        raise UserError(f"--seed {','.join(seeds)}: seeds are whole numbers from 0")
+    options = Options(
+        data=data or [],
+        out=out,
+        card=card_fields(heads, card),
+        format=format,
+        seeds=[int(s) for s in seeds],
+        limit=limit,
+        device=device,
+        overrides=values,
+    )
+    try:
+        raise typer.Exit(compare_command(paths, comma_list(task), options))
+    except KeyboardInterrupt:
+        raise UserError("interrupted: the same command goes on from here", 130) from None
+
+
 LS_EXAMPLES = """
 Examples:
 
