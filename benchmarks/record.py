@@ -164,12 +164,22 @@ def environment(device: str) -> dict:
     return facts
 
 
+def process_peak() -> int:
+    """Bytes: this process's largest resident size so far.
+
+    Linux hands a parent's ru_maxrss on to the programs that it starts; VmHWM begins anew with each of them.
+    """
+    with contextlib.suppress(OSError):
+        if match := re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()):
+            return 1024 * int(match[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def peak_memory(device: str) -> dict[str, int]:
     """Bytes: the process's largest resident size so far, and the GPU's largest allocation."""
     import torch
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    peak = {"process": process_peak()}
     if device.startswith("cuda"):
         peak["gpu"] = torch.cuda.max_memory_allocated(device)
     return peak

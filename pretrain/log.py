@@ -3,8 +3,6 @@
 import json
 import math
 import os
-import resource
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from rich.console import Console
 
 from ..benchmarks.errors import UserError
 from ..benchmarks.progress import Reporter
+from ..benchmarks.record import process_peak
 from .checkpoint import Run, write_atomic
 
 
@@ -84,7 +83,7 @@ def peak_memory() -> int:
     """Bytes: of the GPU if one is in use, else of this process."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return process_peak()
 
 
 def cut(path: Path, start: int) -> None:

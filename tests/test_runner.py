@@ -273,3 +273,18 @@ def test_file_systems_without_hard_links(tmp_path, monkeypatch):
         record.write(tmp_path, {"schema": 1, "key": "k", "task": "t", "n": n})
     assert [record.read(p)["n"] for p in record.done(tmp_path, "t", "k")] == [0, 1]
     assert not [p for p in Path(tmp_path, "records/t").iterdir() if p.name.endswith(".tmp")]
+
+
+def test_peak_memory_is_the_process_own():
+    """A small program that a large one starts is small: its record must not carry its parent's peak."""
+    parent = """
+import subprocess, sys
+from selfpatch_bench.benchmarks.record import process_peak
+filled = bytearray(b"1") * 300_000_000
+print(process_peak(), subprocess.run([sys.executable, "-c", sys.argv[1]], capture_output=True, text=True).stdout)
+"""
+    child = "from selfpatch_bench.benchmarks.record import process_peak; print(process_peak())"
+    done = subprocess.run([sys.executable, "-c", parent, child], capture_output=True, text=True, check=True)
+    large, small = map(int, done.stdout.split())
+    assert large > 300_000_000
+    assert small < 150_000_000

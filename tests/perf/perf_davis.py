@@ -5,7 +5,6 @@ python tests/perf/perf_davis.py [--quick] [--out FILE.md]
 
 import argparse
 import platform
-import resource
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
 from selfpatch_bench.benchmarks.masks import write_mask
 from selfpatch_bench.benchmarks.metrics.jf import frame_scores
 from selfpatch_bench.benchmarks.propagation import Propagator, first_labels, labels_to_mask, normalise
+from selfpatch_bench.benchmarks.record import process_peak
 from selfpatch_bench.benchmarks.runner import Options, plan, run
 from selfpatch_bench.benchmarks.scenes import make_videos
 from selfpatch_bench.benchmarks.tasks import davis
@@ -123,7 +123,7 @@ def main() -> None:
         if given.bf16:
             cases += [(patch, "bf16", frames, dense) for patch, _, frames, dense in cases]
         rows = [measure(patch, precision, videos, folder, *counts) for patch, precision, *counts in cases]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = process_peak() / 2**30
     lines = [
         f"Seconds a frame, 480x854 drawn video with two objects, {platform.machine()}, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}.",

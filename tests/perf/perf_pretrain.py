@@ -9,7 +9,6 @@ process that makes one step with 4 images less that with 1, over 3.
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from perf_views import drawn
 
 from reference_pretrain import Plain
+from selfpatch_bench.benchmarks.record import process_peak
 from selfpatch_bench.pretrain import optim, pixels
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.distributed import Ranks
@@ -154,7 +154,7 @@ def one(recipe: str, precision: str, side: str, batch: int) -> None:
     trainer = make(recipe, precision, batch)
     step = trainer.advance if side == "ours" else Plain(trainer.learner, precision).step
     step(random_groups(batch))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    print(process_peak())
 
 
 def main() -> None:
