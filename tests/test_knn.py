@@ -1,0 +1,193 @@
+"""k-NN: the official figures on real pictures, the vote against a plain one, the feature cache, bad data."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from conftest import shared_cases
+from selfpatch_bench.benchmarks import UserError, load, record
+from selfpatch_bench.benchmarks.card import Card
+from selfpatch_bench.benchmarks.classes import open_classes
+from selfpatch_bench.benchmarks.encoder import Encoder
+from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
+from selfpatch_bench.benchmarks.image_features import Crop, features, image_vector
+from selfpatch_bench.benchmarks.runner import Options, run_command
+from selfpatch_bench.benchmarks.significance import unpack
+from selfpatch_bench.benchmarks.tasks.knn import vote
+from test_davis import rescaled
+
+COLOURS = {"blue": (40, 60, 190), "green": (50, 160, 60), "red": (200, 50, 40)}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SELFPATCH_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def coloured(tmp_path) -> Path:
+    """Three classes of noisy pictures of one colour, of several shapes: 8 + 4 each."""
+    noise = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 4)):
+        for name, colour in COLOURS.items():
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                shape = (40 + 8 * (i % 3), 56 - 4 * i, 3)
+                pixels = np.clip(noise.normal(colour, 40, shape), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def network(tmp_path) -> Path:
+    torch.manual_seed(0)
+    card = Card("vit", 8, 24, 2, 3, pos="learned 4x4", mean=(0.5,) * 3, std=(0.5,) * 3)
+    path = tmp_path / "net.safetensors"
+    own.write(path, Encoder(card).vit.state_dict(), card, {})
+    return path
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("case", shared_cases("golden/knn_*.json"))
+def test_official_figures(case, tmp_path, need):
+    """Every accuracy to within one picture, the recorded feature to 1e-4 (Pillow's decoders differ by rounding)."""
+    wanted = json.loads(case.read_text())
+    data = need(wanted["data"])
+    checkpoint = need(wanted["checkpoint"])
+    if "rescaled" in wanted.get("patch_embed", ""):
+        checkpoint = rescaled(checkpoint, tmp_path / "rescaled.pth")
+    card = {"heads": str(wanted["heads"])}
+    ks = sorted(int(k) for k in wanted["k"])
+    options = Options(data=[str(data)], out=tmp_path, card=card, device="cpu")
+    options.overrides = [f"k={ks[0]}", f"other_k={ks[1:]}"]
+    assert run_command([str(checkpoint)], ["knn"], options) == 0
+    [path] = (tmp_path / "records/knn").glob("*.json")
+    metrics = record.read(path)["metrics"]
+    picture = 100 / wanted["val"]
+    for k in ks:
+        for name in ("top1", "top5"):
+            ours = metrics[name if k == ks[0] else f"{name}_k{k}"]
+            assert abs(ours - wanted["k"][str(k)][name]) <= picture + 1e-9, (k, name)
+    split = open_classes(data).val
+    images = torch.tensor(Crop()(split.read(0))).permute(2, 0, 1)[None]
+    encoder = load(checkpoint, heads=wanted["heads"])
+    first = F.normalize(image_vector(encoder, encoder.normalise(images)))[0]
+    golden = torch.tensor(wanted["val_feature_0"])
+    assert (first - golden).abs().max() / golden.abs().max() < 1e-4
+
+
+def test_vote_is_the_plain_one():
+    """Against loops over neighbours in float64."""
+    torch.manual_seed(1)
+    train, val = (F.normalize(torch.randn(n, 6, dtype=torch.float64), dim=1) for n in (30, 17))
+    labels = torch.randint(7, (30,))
+    ranked = vote(train, labels, val, 7, [1, 4, 99], 0.07, step=5)
+    for k, best in ranked.items():
+        for i, image in enumerate(val):
+            cosine = (train @ image).tolist()
+            scores = [0.0] * 7
+            for j in sorted(range(30), key=lambda j: -cosine[j])[:k]:
+                scores[labels[j]] += float(np.exp(cosine[j] / 0.07))
+            wanted = sorted((c for c in range(7) if scores[c]), key=lambda c: -scores[c])[:5]
+            assert best[i].tolist()[: len(wanted)] == wanted
+
+
+def test_crop_is_torchvisions():
+    from torchvision import transforms
+
+    official = transforms.Compose([transforms.Resize(256, interpolation=3), transforms.CenterCrop(224)])
+    for shape in ((64, 64), (375, 500), (301, 222), (225, 1000)):
+        image = np.random.default_rng(2).integers(0, 256, (*shape, 3), np.uint8)
+        assert np.array_equal(Crop()(image), np.asarray(official(Image.fromarray(image))))
+
+
+def test_record_of_a_run(coloured, network, tmp_path):
+    """Random weights tell the colours apart; flags and classes agree with the metric; a limit is shared out."""
+    small = ["resize=32", "crop=32", "k=3", "other_k=[1]"]
+    options = Options(data=[str(coloured)], out=tmp_path / "out", device="cpu", overrides=small)
+    assert run_command([str(network)], ["knn"], options) == 0
+    options.limit = 6
+    assert run_command([str(network)], ["knn"], options) == 0
+    full, limited = sorted(
+        (record.read(p) for p in (tmp_path / "out/records/knn").glob("*.json")), key=lambda r: str(r["limit"])
+    )[::-1]
+    assert full["metrics"]["top1"] > 80
+    assert full["metrics"]["top5"] == 100
+    right = unpack(full["parts"]["correct"]["top1"], full["parts"]["images"])
+    assert 100 * right.mean() == pytest.approx(full["metrics"]["top1"])
+    assert np.mean(list(full["parts"]["classes"].values())) == pytest.approx(full["metrics"]["top1"])
+    assert set(full["metrics"]) == {"top1", "top5", "top1_k1", "top5_k1"}
+    assert limited["parts"]["images"] == 6
+    assert None not in limited["parts"]["classes"].values()
+    assert "3 classes instead of 1000" in full["data"]["differs"]
+
+
+def test_features_are_computed_once_and_survive_damage(coloured, network, monkeypatch, tmp_path):
+    monkeypatch.setattr("selfpatch_bench.benchmarks.image_features.CHUNK", 5)
+    encoder, split = load(network), open_classes(coloured).train
+    calls = []
+
+    def counted(net, images):
+        calls.append(len(images))
+        return image_vector(net, images)
+
+    def compute(crop):
+        calls.clear()
+        return features(encoder, split, counted, "x", Crop(crop, crop), "cpu", "float32")
+
+    first = compute(32)
+    assert sum(calls) == len(split)
+    plain = torch.stack(
+        [
+            image_vector(encoder, encoder.normalise(torch.tensor(Crop(32, 32)(split.read(i))).permute(2, 0, 1)[None]))[
+                0
+            ]
+            for i in range(len(split))
+        ]
+    )
+    assert (first - plain).abs().max() < 1e-5 * plain.abs().max()
+    assert torch.equal(compute(32), first)
+    assert not calls
+    files = sorted((tmp_path / "cache/features").glob("*/*.npy"))
+    assert len(files) == 5
+    files[1].write_bytes(files[1].read_bytes()[:-9])  # cut off
+    assert torch.equal(compute(32), first)
+    assert sum(calls) == 5
+    assert not torch.equal(compute(24), first)
+    assert sum(calls) == len(split)
+
+
+def test_several_devices_share_the_work(coloured, network, monkeypatch):
+    encoder, split = load(network), open_classes(coloured).train
+    monkeypatch.setattr("selfpatch_bench.benchmarks.image_features.BATCH", 3)
+    alone = features(encoder, split, image_vector, "x", Crop(32, 32), "cpu", "float32")
+    monkeypatch.setenv("SELFPATCH_CACHE", str(coloured / "other_cache"))
+    monkeypatch.setattr("selfpatch_bench.benchmarks.image_features.devices", lambda _: ["cpu", "cpu"])
+    assert torch.equal(features(encoder, split, image_vector, "x", Crop(32, 32), "cuda", "float32"), alone)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda d: (d / "val").rename(d / "test"), "has no val/"),
+        (lambda d: (d / "val/red").rename(d / "val/pink"), "class red is in train/ but not in val/"),
+        (lambda d: (d / "train/red/0.png").rename(d / "train/0.png"), "is not in a class folder"),
+        (lambda d: (d / "val/red/0.png").write_bytes(b"no"), "val/red/0.png: cannot be read"),
+    ],
+)
+def test_bad_data_is_named(coloured, network, tmp_path, spoil, said, capsys):
+    spoil(coloured)
+    options = Options(data=[str(coloured)], out=tmp_path / "out", device="cpu", overrides=["resize=32", "crop=32"])
+    if "cannot be read" in said:  # found while the pictures are read
+        assert run_command([str(network)], ["knn"], options) == 1
+        assert said in capsys.readouterr().out
+        return
+    with pytest.raises(UserError, match=re.escape(said)):
+        run_command([str(network)], ["knn"], options)
