@@ -1,0 +1,88 @@
+"""Dotted keys of an mm config: `model.neck.out_channels=64`, `train_dataloader.dataset.pipeline.2.scale=[128,96]`."""
+
+import difflib
+from collections.abc import Iterator
+
+from mmengine.config import Config, ConfigDict
+
+from ..errors import UserError
+from .recipe import OWN
+
+# Keys of the config that follow from something else, and from what.
+DERIVED = {
+    "train_dataloader.batch_size": "batch= or per_gpu=",
+    "optim_wrapper.accumulative_counts": "batch= or per_gpu=",
+    "optim_wrapper.type": "amp=",
+    "optim_wrapper.optimizer.lr": "lr=",
+    "model.backbone.card": "--card",
+    "model.backbone.weights": "another checkpoint",
+    "model.backbone.blocks": "blocks=",
+    "model.backbone.pos_resize": "pos_resize=",
+    "model.backbone.with_cp": "with_cp=",
+    "train_dataloader.dataset.data_root": "--data",
+    "val_dataloader.dataset.data_root": "--data",
+    "val_dataloader.dataset.indices": "--limit",
+    "val_evaluator.ann_file": "--data",
+    "val_evaluator.limit": "--limit",
+    "train_dataloader.num_workers": "workers=",
+    "val_dataloader.num_workers": "workers=",
+}
+
+
+def walk(node) -> Iterator[dict]:
+    """Every dict below a part of a config."""
+    if isinstance(node, dict):
+        yield node
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ():
+        yield from walk(child)
+
+
+def _keys(node, prefix: str = "") -> Iterator[str]:
+    pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
+    for key, child in pairs:
+        yield f"{prefix}{key}"
+        yield from _keys(child, f"{prefix}{key}.")
+
+
+def override(cfg: Config, key: str, value) -> None:
+    """Replace one value of the config. Raises UserError, naming the nearest key, where there is none; or for a value of
+    another kind than the one it replaces."""
+    if instead := DERIVED.get(key):
+        raise UserError(f"{key} follows from others: use {instead}")
+    *path, last = key.split(".")
+    node = cfg._cfg_dict
+    try:
+        for name in path:
+            node = node[int(name)] if isinstance(node, list | tuple) else node[name]
+        last = int(last) if isinstance(node, list) else last
+        old = node[last]
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError):
+        near = difflib.get_close_matches(key, [*OWN, *_keys(cfg._cfg_dict)], 1, 0)
+        raise UserError(f"the config of this recipe has no {key}; did you mean {near[0]}?") from None
+    node[last] = _like(old, value, key)
+
+
+def _like(old, value, key: str):
+    """The value in the kind of the one it replaces."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(old, float) and number:
+        return float(value)
+    kinds = {bool: bool, int: int, str: str, dict: dict, list: list, tuple: list}
+    kind = next((new for k, new in kinds.items() if isinstance(old, k)), None)
+    if isinstance(old, float) or (kind and (not isinstance(value, kind) or (kind is int and isinstance(value, bool)))):
+        raise UserError(f"{key}={value}: it replaces {old!r}, a value of another kind")
+    if isinstance(value, dict):
+        return ConfigDict(value)
+    if isinstance(value, list):
+        value = [ConfigDict(v) if isinstance(v, dict) else v for v in value]
+        if old and all(isinstance(v, tuple) for v in old):  # mm tells a list of sizes from a size by the type
+            value = [tuple(v) if isinstance(v, list) else v for v in value]
+    return tuple(value) if isinstance(old, tuple) else value
+
+
+def plain(value):
+    """Plain types for JSON, without the paths of this machine."""
+    if isinstance(value, dict):
+        hidden = ("_scope_", "data_root", "ann_file", "card", "weights") if "type" in value else ("_scope_",)
+        return {str(k): plain(v) for k, v in value.items() if k not in hidden}
+    return [plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,244 @@
+"""What an mm recipe declares: the literal `harness = dict(...)` of `mm_configs/NAME.py`, read without mm.
+
+The rest of the file is a plain mm config; `build.py` joins the two with a checkpoint's card.
+"""
+
+import ast
+import contextlib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import SequenceMatcher, get_close_matches
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from .. import plugins
+from ..card import POSITION_RULES, Card
+from ..errors import UserError
+from ..task import Metric
+
+FAMILIES = ("vit", "swin", "resnet")
+AMP = ("off", "fp16", "bf16")
+DATASET_OF = {"AP_bb": "coco", "mIoU": "ade20k"}
+# `key=value` on the command line that every recipe understands, and of what kind the value is. Any other key is a
+# dotted one of the mm config (see build.py). Iterations are optimiser steps.
+OWN = {
+    "amp": f"one of {', '.join(AMP)}",
+    "batch": "a whole number of at least 1 (images per optimiser step)",
+    "per_gpu": "a whole number of at least 1 (images that a GPU takes at once)",
+    "lr": "a number above 0",
+    "blocks": "four numbers of blocks, counted from 0, like 3,5,7,11",
+    "pos_resize": f"one of {', '.join(POSITION_RULES)}",
+    "with_cp": "true or false (gradient checkpointing: less memory, more time)",
+    "classes": "a whole number of at least 1 (of a data set of your own)",
+    "epochs": "a whole number of at least 1",
+    "iterations": "a whole number of at least 1",
+    "warmup": "a whole number of at least 0 (iterations)",
+    "workers": "a whole number of at least 0 (processes that load images, per GPU)",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One file of `mm_configs/`.
+
+    version: raised whenever the same checkpoint would get another number. published: (task, protocol) pairs.
+    batch: images per optimiser step, over all GPUs; None: whatever the config's data loader says, per GPU.
+    per_gpu: images that one GPU takes at once, at most. blocks: of a network of 12 blocks, 0-based (see `blocks_of`).
+    heads: instead of the card's number; None: the card's. pos_resize: instead of the card's position rule.
+    amp: one of AMP. lr: for `batch`.
+    """
+
+    name: str
+    path: Path
+    version: int
+    family: str
+    dataset: str
+    protocol_id: str
+    metrics: tuple[Metric, ...]
+    published: tuple[tuple[str, str], ...] = ()
+    batch: int | None = None
+    per_gpu: int | None = None
+    lr: float | None = None
+    blocks: tuple[int, ...] | None = None
+    heads: int | None = None
+    pos_resize: str | None = None
+    amp: str = "off"
+
+
+def read(path: str | Path) -> Recipe:
+    """The recipe in that file. Raises UserError that says what the harness block lacks. Never runs the file."""
+    path = Path(path)
+    found = literal(path, "harness")
+    known = {"version", "family", "dataset", "protocol", "metrics", "noise", "published"}
+    known |= {"batch", "per_gpu", "lr", "blocks", "heads", "pos_resize", "amp"}
+    for key in found:
+        if key not in known:
+            raise UserError(f"{path}: harness has no {key}; there are: {', '.join(sorted(known))}")
+    for key in ("version", "family", "metrics", "published"):
+        if key not in found:
+            raise UserError(f"{path}: harness lacks {key}=")
+    if found["family"] not in FAMILIES:
+        raise UserError(f"{path}: harness: family={found['family']!r}: it is one of {', '.join(FAMILIES)}")
+    if found.get("amp", "off") not in AMP:
+        raise UserError(f"{path}: harness: amp={found['amp']!r}: it is one of {', '.join(AMP)}")
+    noise = found.get("noise", {})
+    try:
+        names = tuple(found["metrics"])
+        bands = dict(noise) if isinstance(noise, Mapping) else dict.fromkeys(names, noise)
+        metrics = tuple(Metric(name, noise=float(bands.pop(name, 0.0))) for name in names)
+        published = tuple((str(task), str(protocol)) for task, protocol in found["published"])
+        version, protocol = int(found["version"]), str(found.get("protocol", path.stem))
+        blocks = tuple(int(b) for b in found["blocks"]) if found.get("blocks") else None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: harness cannot be read: {error}") from None
+    if bands:
+        raise UserError(f"{path}: harness: noise names {next(iter(bands))}, which is none of its metrics")
+    dataset = found.get("dataset") or next((DATASET_OF[n] for n in names if n in DATASET_OF), None)
+    if dataset not in DATASET_OF.values():
+        raise UserError(f"{path}: harness: dataset={dataset!r}: it is coco or ade20k")
+    return Recipe(
+        name=path.stem,
+        path=path,
+        version=version,
+        family=found["family"],
+        dataset=dataset,
+        protocol_id=f"{protocol}-v{version}",
+        metrics=metrics,
+        published=published,
+        blocks=blocks,
+        **{key: found[key] for key in ("batch", "per_gpu", "lr", "heads", "pos_resize", "amp") if key in found},
+    )
+
+
+def literal(path: Path, name: str) -> dict:
+    """The value of `name = dict(...)` at a file's top level; nothing but literals, and dict() of them, is allowed."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and [getattr(t, "id", None) for t in node.targets] == [name]:
+            value = _value(node.value, path)
+            if isinstance(value, dict):
+                return value
+    raise UserError(f"{path}: no literal `{name} = dict(...)` at the top level of the file")
+
+
+def _value(node: ast.expr, path: Path):
+    if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "dict" and not node.args:
+        if all(k.arg for k in node.keywords):
+            return {k.arg: _value(k.value, path) for k in node.keywords}
+    elif isinstance(node, ast.Dict) and None not in node.keys:
+        return {_value(k, path): _value(v, path) for k, v in zip(node.keys, node.values, strict=True)}
+    elif isinstance(node, ast.Tuple | ast.List):
+        return tuple(_value(v, path) for v in node.elts)
+    else:
+        try:
+            return ast.literal_eval(node)
+        except ValueError:
+            pass
+    raise UserError(f"{path}, line {node.lineno}: harness holds literal values only")
+
+
+def batching(total: int, world: int, per_gpu: int) -> tuple[int, int]:
+    """Images per step -> (images that each of `world` GPUs takes at once, at most `per_gpu`; accumulation steps).
+
+    The product with `world` is exactly `total`. Raises UserError that names usable numbers of GPUs.
+    """
+    if min(total, world, per_gpu) < 1:
+        raise UserError(f"batch={total} on {world} GPUs, per_gpu={per_gpu}: each is at least 1")
+    if total % world:
+        usable = [n for n in range(1, min(total, 1024) + 1) if total % n == 0]
+        raise UserError(
+            f"{total} images per step cannot be shared by {world} GPUs; "
+            f"use {', '.join(map(str, usable))} of them, or batch={math.ceil(total / world) * world}"
+        )
+    share = total // world
+    fits = max(n for n in range(1, min(per_gpu, share) + 1) if share % n == 0)
+    return fits, share // fits
+
+
+def blocks_of(blocks: tuple[int, ...], depth: int) -> tuple[int, ...]:
+    """Blocks of a network of 12, 0-based, at another depth: ceil((b + 1) depth / 12) - 1."""
+    return tuple(-(-(b + 1) * depth // 12) - 1 for b in blocks)
+
+
+def check_blocks(blocks: Iterable[int], depth: int) -> tuple[int, ...]:
+    """The blocks, if the network has them all and they are four rising ones, else UserError. A network of under four
+    blocks gives some of them twice."""
+    blocks = tuple(blocks)
+    text = ",".join(map(str, blocks))
+    if len(blocks) != 4 or list(blocks) != sorted(blocks) or min(blocks) < 0:
+        raise UserError(f"blocks={text}: {OWN['blocks']}, rising")
+    if blocks[-1] >= depth:
+        raise UserError(f"blocks={text}: the network has {depth} blocks, 0 to {depth - 1}")
+    return blocks
+
+
+def check_family(recipe: Recipe, card: Card) -> None:
+    """Raises UserError, naming the recipes for it, when the card is of another family than the recipe takes."""
+    if card.family == recipe.family:
+        return
+    others = []
+    for plugin in plugins.scan("mm_configs").values():
+        with contextlib.suppress(UserError):  # a broken recipe of the user's is no candidate
+            others.append(read(plugin.path))
+    fit = [r.name for r in others if (r.family, r.dataset) == (card.family, recipe.dataset)]
+    fit.sort(key=lambda name: -SequenceMatcher(None, name, recipe.name).ratio())
+    use = f"use --task {' or '.join(fit)}" if fit else f"there is no {recipe.dataset} recipe for it"
+    raise UserError(f"{recipe.name} takes a {recipe.family}, and this checkpoint is a {card.family}: {use}")
+
+
+def parse(overrides: Iterable[str]) -> tuple[dict, dict]:
+    """`key=value` texts -> (values of OWN keys, values of dotted keys of the mm config), both as plain Python.
+
+    Raises UserError for a text that is neither, or a value of the wrong kind. Whether a dotted key exists is seen when
+    the config is built.
+    """
+    own, dotted = {}, {}
+    for item in overrides:
+        key, sign, text = item.partition("=")
+        if not sign or not key:
+            raise UserError(f"{item}: not key=value")
+        try:
+            value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=True)["value"]
+        except (OmegaConfBaseException, ValueError) as error:
+            raise UserError(f"{item}: {str(error).splitlines()[0]}") from None
+        if key in OWN:
+            own[key] = _own(key, value, text)
+        elif "." in key:
+            dotted[key] = value
+        else:
+            near = get_close_matches(key, OWN, 1, 0.5)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(OWN)}"
+            raise UserError(f"no value {key}; {hint}, and dotted keys of the mm config, like model.backbone.drop_path")
+    return own, dotted
+
+
+def _own(key: str, value, text: str):
+    """The value of an OWN key, or UserError."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if key == "amp" and value is False:  # YAML reads off as false
+        value = "off"
+    if key == "blocks":
+        value = tuple(text.strip("[]() ").split(",")) if isinstance(value, str) else value
+        try:
+            value = tuple(int(str(v)) for v in value)
+        except (TypeError, ValueError):
+            value = None
+        good = value is not None and len(value) == 4
+    elif key == "with_cp":
+        good = isinstance(value, bool)
+    elif key == "lr":
+        good = (whole or isinstance(value, float)) and 0 < value < math.inf
+        value = float(value) if good else value
+    elif key in ("amp", "pos_resize"):
+        good = value in (AMP if key == "amp" else POSITION_RULES)
+    else:
+        good = whole and value >= (0 if key in ("warmup", "workers") else 1)
+    if not good:
+        raise UserError(f"{key}={text}: {OWN[key]}")
+    return value

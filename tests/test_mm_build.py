@@ -1,0 +1,397 @@
+"""Building a recipe: overrides, what the machine and the card decide, and one real step of every recipe."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from mm_building import CARDS, CONFIGS, STATS, build, configured, mm, model_of, optimiser
+from selfpatch_bench.benchmarks.card import Card
+from selfpatch_bench.benchmarks.errors import UserError
+from selfpatch_bench.benchmarks.mm import recipe
+from selfpatch_bench.benchmarks.mm.job import Job
+from selfpatch_bench.benchmarks.small_sets import ADE_CLASSES, COCO_CLASSES, make_ade20k, make_coco
+
+NAMES = sorted(p.stem for p in CONFIGS.glob("[a-z]*.py"))
+pytestmark = mm
+every = pytest.mark.parametrize("name", NAMES)
+
+
+# --- overrides -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [
+        ("model.neck.out_chanels=64", "model.neck.out_channels"),
+        ("model.backbone.drop_pth=0", "model.backbone.drop_path"),
+        ("train_dataloader.dataset.pipeline.9.prob=1", "train_dataloader.dataset.pipeline."),
+        ("model.backbone.depth.x=3", "model.backbone"),
+        ("train_pipeline.0=3", "pipeline"),  # a name of the file's own, which nothing reads
+        ("test_dataloader.batch_size=2", "dataloader.batch_size"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(override, nearest):
+    with pytest.raises(UserError, match=r"has no .*; did you mean") as caught:
+        configured("coco_maskrcnn_1x", override)
+    assert nearest in str(caught.value).partition("did you mean")[2]
+
+
+@pytest.mark.parametrize(
+    ("override", "instead"),
+    [
+        ("optim_wrapper.optimizer.lr=1", "lr="),
+        ("train_dataloader.batch_size=4", "per_gpu="),
+        ("optim_wrapper.type=AmpOptimWrapper", "amp="),
+        ("model.backbone.blocks=[1,2,3,4]", "blocks="),
+        ("val_evaluator.limit=3", "--limit"),
+        ("train_dataloader.dataset.data_root=/elsewhere", "--data"),
+    ],
+)
+def test_a_derived_key_names_its_source(override, instead):
+    with pytest.raises(UserError, match=instead):
+        configured("coco_maskrcnn_1x", override)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["model.neck.out_channels=wide", "model.neck.out_channels=1.5", "model.backbone.drop_path=[1]", "model.neck=3"],
+)
+def test_a_value_of_another_kind_is_refused(override):
+    with pytest.raises(UserError, match="another kind"):
+        configured("coco_maskrcnn_1x", override)
+
+
+def test_overrides_arrive_and_are_recorded():
+    texts = (
+        "model.neck.out_channels=64",
+        "model.backbone.drop_path=0",
+        "train_dataloader.dataset.pipeline.3.transforms.0.0.scales=[[64, 96], [96, 96]]",
+        "val_dataloader.dataset.pipeline.1.scale=[96,64]",
+        "optim_wrapper.clip_grad={max_norm: 1.0}",
+        "lr=1e-4",
+        "with_cp=true",
+    )
+    cfg, effective = configured("coco_maskrcnn_1x", *texts)
+    assert (cfg.model.neck.out_channels, cfg.model.backbone.drop_path, cfg.model.backbone.with_cp) == (64, 0.0, True)
+    # mm tells a list of sizes from a size by the type
+    assert cfg.train_dataloader.dataset.pipeline[3].transforms[0][0].scales == [(64, 96), (96, 96)]
+    assert cfg.val_dataloader.dataset.pipeline[1].scale == cfg.test_dataloader.dataset.pipeline[1].scale == (96, 64)
+    assert cfg.optim_wrapper.clip_grad == {"max_norm": 1.0}
+    assert cfg.optim_wrapper.optimizer.lr == effective["lr"] == 1e-4
+    assert effective["overrides"]["model.neck.out_channels"] == 64
+    assert effective["overrides"]["lr"] == 1e-4
+    assert effective["config"]["model"]["neck"]["out_channels"] == 64
+
+
+def test_a_shorter_schedule():
+    cfg, _ = configured("ade20k_semfpn_40k", "iterations=100", "warmup=10")
+    warm, poly = cfg.param_scheduler
+    assert (cfg.train_cfg.max_iters, cfg.train_cfg.val_interval, cfg.default_hooks.checkpoint.interval) == (100,) * 3
+    assert (warm.end, poly.end) == (11, 101)
+    cfg, _ = configured("ade20k_semfpn_40k", "iterations=100", "warmup=10", world=1)  # 8 micro-batches a step
+    warm, poly = cfg.param_scheduler
+    assert (cfg.train_cfg.max_iters, warm.end, poly.end) == (800, 81, 801)
+    cfg, _ = configured("coco_maskrcnn_1x", "epochs=24", "warmup=0")
+    (drops,) = cfg.param_scheduler
+    assert (cfg.train_cfg.max_epochs, drops.milestones, drops.end) == (24, [16, 22], 24)
+    with pytest.raises(UserError, match="give epochs="):
+        configured("coco_maskrcnn_1x", "iterations=5")
+    with pytest.raises(UserError, match="no warm-up"):
+        configured("ade20k_semfpn_r50_40k", "warmup=5")
+
+
+# --- what card, device and job decide --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "right"),
+    [
+        ("coco_maskrcnn_1x", "resnet", "use --task coco_maskrcnn_r50_1x$"),
+        ("coco_maskrcnn_r50_1x", "swin", "use --task coco_maskrcnn_swin_1x$"),
+        ("coco_maskrcnn_swin_1x", "vit", "use --task coco_maskrcnn_1x or coco_maskrcnn_1x_heads8$"),
+        ("ade20k_semfpn_40k", "resnet", "use --task ade20k_semfpn_r50_40k$"),
+        ("ade20k_upernet_160k", "swin", "use --task ade20k_upernet_swin_160k$"),
+        ("ade20k_upernet_swin_160k", "vit", "use --task ade20k_upernet_160k or "),
+    ],
+)
+def test_another_family_is_sent_to_its_recipe(name, family, right):
+    with pytest.raises(UserError, match=right):
+        configured(name, card=CARDS[family])
+
+
+def test_blocks():
+    deep = CARDS["vit"].override({"depth": 24})
+    for name, blocks in (("coco_maskrcnn_1x", [7, 11, 15, 23]), ("ade20k_semfpn_40k", [5, 11, 17, 23])):
+        cfg, effective = configured(name, card=deep)
+        assert list(cfg.model.backbone.blocks) == effective["blocks"] == blocks
+    assert configured("coco_maskrcnn_1x", "blocks=2,5,8,11")[1]["blocks"] == [2, 5, 8, 11]
+    with pytest.raises(UserError, match="the network has 12 blocks, 0 to 11"):
+        configured("coco_maskrcnn_1x", "blocks=2,5,8,12")
+    with pytest.raises(UserError, match="rising"):
+        configured("coco_maskrcnn_1x", "blocks=2,5,5,11")
+    with pytest.raises(UserError, match="of a ViT only"):
+        configured("coco_maskrcnn_swin_1x", "blocks=2,5,8,11")
+
+
+def test_heads_of_the_card():
+    card = CARDS["vit"].override({"heads": 3})
+    assert configured("coco_maskrcnn_1x", card=card)[1]["heads"] == 3
+    cfg, effective = configured("coco_maskrcnn_1x_heads8", card=card)
+    assert (effective["heads"], cfg.model.backbone.card["heads"]) == (8, 8)
+    with pytest.raises(UserError, match="8 heads do not divide"):
+        configured("coco_maskrcnn_1x_heads8", card=Card("vit", patch=16, dim=36, depth=12, heads=6, **STATS))
+
+
+def test_unknown_normalisation_is_refused():
+    with pytest.raises(UserError, match="mean and std are unknown"):
+        configured("coco_maskrcnn_1x", card=Card("vit", patch=16, dim=48, depth=12, heads=6))
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "device", "kind", "dtype", "said"),
+    [
+        ("coco_maskrcnn_1x", None, "cuda", "AmpOptimWrapper", "float16", "fp16"),
+        ("coco_maskrcnn_1x", None, "cuda:1", "AmpOptimWrapper", "float16", "fp16"),
+        ("coco_maskrcnn_1x", None, "cpu", "OptimWrapper", None, "off (fp16 needs a GPU)"),
+        ("coco_maskrcnn_1x", "amp=off", "cuda", "OptimWrapper", None, "off"),
+        ("coco_maskrcnn_1x", "amp=bf16", "cuda", "AmpOptimWrapper", "bfloat16", "bf16"),
+        ("coco_maskrcnn_swin_1x", None, "cuda", "AmpOptimWrapper", "float16", "fp16"),
+        ("coco_maskrcnn_r50_1x", None, "cuda", "OptimWrapper", None, "off"),
+        ("ade20k_semfpn_40k", None, "cuda", "OptimWrapper", None, "off"),
+        ("ade20k_semfpn_40k", "amp=bf16", "cuda", "AmpOptimWrapper", "bfloat16", "bf16"),
+    ],
+)
+def test_mixed_precision(name, override, device, kind, dtype, said):
+    cfg, effective = configured(name, *[override] * bool(override), device=device)
+    wrapper = cfg.optim_wrapper
+    assert (wrapper.type, wrapper.get("dtype"), effective["amp"]) == (kind, dtype, said)
+    if dtype:  # fp16 needs the loss scaled; bf16 has float32's range
+        assert wrapper.loss_scale == ("dynamic" if dtype == "float16" else 1.0)
+
+
+@every
+def test_batch_norm_by_device(name):
+    """SyncBN on GPUs, BN on CPU, where torch's refuses to work; the record says which."""
+    kinds = {}
+    for device in ("cuda", "cpu"):
+        cfg, effective = configured(name, device=device)
+        text = json.dumps(cfg.model.to_dict())
+        kinds[device] = {kind for kind in ("SyncBN", "BN") if f'"type": "{kind}"' in text}
+        assert effective["norm"] == next(iter(kinds[device]), None)
+    assert kinds == (
+        {"cuda": {"SyncBN"}, "cpu": {"BN"}} if name != "coco_maskrcnn_swin_1x" else {"cuda": set(), "cpu": set()}
+    )
+
+
+def test_positions():
+    """The recipe's rule is over the card's; DINO's, marked, where the format's own has no answer."""
+    assert configured("coco_maskrcnn_1x", card=CARDS["vit"].override({"pos_resize": "timm"}))[1]["pos_rule"] == "timm"
+    assert configured("coco_maskrcnn_1x", "pos_resize=size")[1]["pos_rule"] == "size"
+    for rule in ("stored", "square"):
+        card = CARDS["vit"].override({"pos_resize": rule})
+        assert configured("coco_maskrcnn_1x", card=card)[1]["pos_rule"] == "dino (assumed)"
+        assert configured("ade20k_semfpn_40k", card=card)[1]["pos_rule"] == "size"
+    card = CARDS["vit"].override({"pos": "rotary", "pos_resize": "rotary"})
+    cfg, effective = configured("ade20k_semfpn_40k", card=card)
+    assert (cfg.model.backbone.pos_resize, effective["pos_rule"]) == (None, "rotary")
+
+
+@pytest.mark.parametrize(("patch", "strides"), [(8, [4, 8, 16, 32]), (14, [3.5, 7, 14, 28]), (16, [4, 8, 16, 32])])
+def test_strides_follow_the_patch(patch, strides):
+    """The heads are told what the backbone gives, or boxes would be off; anchors keep their sizes in pixels."""
+    card = CARDS["vit"].override({"patch": patch, "pos": "learned 4x4"})
+    cfg, _ = configured("coco_maskrcnn_1x", "model.neck.out_channels=16", card=card, device="cpu")
+    anchors, heads = cfg.model.rpn_head.anchor_generator, cfg.model.roi_head
+    assert list(heads.bbox_roi_extractor.featmap_strides) == list(heads.mask_roi_extractor.featmap_strides) == strides
+    assert list(anchors.strides) == [*strides, 2 * strides[-1]]
+    model = model_of(cfg)
+    sizes = [base[:, 2:] - base[:, :2] for base in model.rpn_head.prior_generator.base_anchors]
+    areas = [s.prod(1).sqrt().mean().item() for s in sizes]
+    assert areas == pytest.approx([32, 64, 128, 256, 512])
+    with torch.no_grad():
+        maps = model.eval().backbone(torch.zeros(1, 3, 112, 112))
+    assert [112 / m.shape[-1] for m in maps] == pytest.approx(strides, rel=0.2)  # 112 / 32 is 3.5: rounded down to 3
+
+
+def test_seed_folders_and_launcher():
+    cfg, effective = configured("coco_maskrcnn_1x", seed=7)
+    assert (cfg.randomness.seed, cfg.work_dir, cfg.resume, cfg.load_from) == (7, "/out", False, None)
+    assert cfg.train_dataloader.sampler.shuffle
+    assert not cfg.val_dataloader.sampler.shuffle
+    assert "/out" not in json.dumps(effective)
+    assert "/data" not in json.dumps(effective)
+
+
+@every
+def test_what_is_recorded_is_plain_and_whole(name):
+    """JSON; the protocol's numbers do not depend on how many GPUs share the work, and say nothing of this machine."""
+    _, one = configured(name, world=1, device="cpu")
+    _, many = configured(name, world=8)
+    json.dumps(one, allow_nan=False)
+    for part in ("model", "param_scheduler", "train_cfg", "optim_wrapper", "val_dataloader"):
+        assert one["config"][part] == many["config"][part]
+    assert one["config"]["optim_wrapper"]["optimizer"]["weight_decay"] > 0
+    assert one["id"] == recipe.read(CONFIGS / f"{name}.py").protocol_id
+    assert one["batch"] == many["batch"]
+    if many["norm"]:  # the images whose statistics are taken together
+        assert (one["norm_images"], many["norm_images"]) == (one["per_gpu"], 8 * many["per_gpu"])
+
+
+def test_limits(small):
+    """The first N pictures, in the file's order; as many as there are is no limit."""
+    from mmengine.registry import DATASETS, DefaultScope
+
+    for name, data in (("coco_maskrcnn_1x", small["coco"]), ("ade20k_semfpn_40k", small["ade20k"])):
+        for limit, count in ((2, 2), (3, 3), (9, 3), (None, 3)):
+            cfg, effective = configured(name, f"classes={CLASSES[name]}", data=str(data), limit=limit)
+            with DefaultScope.overwrite_default_scope(cfg.default_scope):
+                found = DATASETS.build(cfg.val_dataloader.dataset)
+            assert len(found) == count
+            assert effective["limit"] == limit
+            first = [found.get_data_info(i)["img_path"] for i in range(count)]
+            assert first == sorted(first)
+        if name.startswith("coco"):
+            assert configured(name, data=str(data), limit=2)[0].val_evaluator.limit == 2
+
+
+def test_a_recipe_of_the_users_own(tmp_path, small):
+    """From mm's bases, with the least harness block: our evaluator, the card's widths, blocks by depth."""
+    path = tmp_path / "own_1x.py"
+    path.write_text(
+        "_base_ = ['mmdet::_base_/models/mask-rcnn_r50_fpn.py', 'mmdet::_base_/datasets/coco_instance.py',\n"
+        "          'mmdet::_base_/schedules/schedule_1x.py', 'mmdet::_base_/default_runtime.py']\n"
+        "harness = dict(version=1, metrics=('AP_bb', 'AP_mk'), noise=0.2, published=(), family='vit')\n"
+        "model = dict(backbone=dict(_delete_=True, type='TimmViT'), neck=dict(in_channels=None))\n"
+    )
+    work = Job(str(path), "", str(small["coco"]), "/out", [])
+    cfg, effective = build().config(work, CARDS["vit"], 2, "cpu")
+    assert (cfg.val_evaluator.type, sorted(cfg.val_evaluator.metric)) == ("SelfpatchCocoMetric", ["bbox", "segm"])
+    assert (effective["batch"], effective["per_gpu"], effective["accumulate"]) == (4, 2, 1)  # as its data loader says
+    assert (effective["lr"], effective["blocks"], effective["id"]) == (0.02, [3, 5, 7, 11], "own_1x-v1")
+    assert model_of(cfg).neck.in_channels == [48] * 4
+
+
+# --- one step of every recipe ----------------------------------------------------------------------------------------
+
+CLASSES = {name: len(COCO_CLASSES if name.startswith("coco") else ADE_CLASSES) for name in NAMES}
+TINY = {
+    "coco": (
+        *("model.neck.out_channels=16", "model.rpn_head.in_channels=16", "model.rpn_head.feat_channels=16"),
+        *(f"model.roi_head.{k}_roi_extractor.out_channels=16" for k in ("bbox", "mask")),
+        *(f"model.roi_head.{k}_head.in_channels=16" for k in ("bbox", "mask")),
+        *("model.roi_head.bbox_head.fc_out_channels=32", "model.roi_head.mask_head.conv_out_channels=16"),
+        *("model.train_cfg.rpn_proposal.max_per_img=50", "val_dataloader.dataset.pipeline.1.scale=[96,64]"),
+    ),
+    "ade20k": (
+        *("model.decode_head.channels=16", "model.data_preprocessor.size=[64,64]"),
+        *("train_dataloader.dataset.pipeline.2.scale=[96,64]", "train_dataloader.dataset.pipeline.3.crop_size=[64,64]"),
+        "val_dataloader.dataset.pipeline.1.scale=[96,64]",
+    ),
+}
+DETR = "train_dataloader.dataset.pipeline.3.transforms"
+TINY_OF = {
+    "coco_maskrcnn_r50_1x": (
+        "train_dataloader.dataset.pipeline.2.scales=[[96,64],[96,72]]",
+        "model.roi_head.bbox_head.conv_out_channels=16",
+    ),
+    "semfpn": ("model.neck.out_channels=16", "model.decode_head.in_channels=[16,16,16,16]"),
+    "upernet": ("model.auxiliary_head.channels=16",),
+    "coco": (
+        *(f"{DETR}.{k}.scales=[[64,96],[72,96]]" for k in ("0.0", "1.0", "1.2")),
+        f"{DETR}.1.1.crop_size=[40,60]",
+    ),
+}
+SMALL_RESNET = CARDS["resnet"].override({"stem_channels": 16, "widths": "32,48,64,96"})
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small")
+    return {
+        "coco": make_coco(folder / "coco", (4, 3), (64, 96)),
+        "ade20k": make_ade20k(folder / "ade20k", (4, 3), (64, 96)),
+    }
+
+
+def tiny(name):
+    """Overrides that make a recipe's heads and pictures small; the structure stays."""
+    dataset = name.partition("_")[0]
+    extra = TINY_OF.get(name) or next(v for k, v in TINY_OF.items() if k in name)
+    return (*TINY[dataset], *extra, "batch=2", "per_gpu=2", "workers=0")
+
+
+def one_step(name, data, *overrides, limit=1):
+    """Names of the losses of one optimiser step, and of the metrics of `limit` pictures, by the recipe's own parts."""
+    from mmengine.registry import DefaultScope
+    from mmengine.runner import Runner
+
+    family = recipe.read(CONFIGS / f"{name}.py").family
+    card = SMALL_RESNET if family == "resnet" else CARDS[family]
+    cfg, _ = configured(name, *tiny(name), *overrides, data=str(data), card=card, world=1, device="cpu", limit=limit)
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        train = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+        val = Runner.build_dataloader(cfg.val_dataloader, seed=0)
+        model = model_of(cfg)
+        model.init_weights()
+        wrapper = optimiser(cfg, model)
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        losses = model.train().train_step(next(iter(train)), wrapper)
+        losses = {k: float(torch.as_tensor(v).detach().sum()) for k, v in losses.items() if "loss" in k}
+        assert all(map(math.isfinite, losses.values()))
+        changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+        assert any(n.startswith("backbone") for n in changed)
+        assert any(not n.startswith("backbone") for n in changed)
+        evaluator = Runner.build_evaluator(None, cfg.val_evaluator)
+        evaluator.dataset_meta = val.dataset.metainfo
+        with torch.no_grad():
+            for batch in val:
+                evaluator.process(data_samples=model.eval().test_step(batch), data_batch=batch)
+        metrics = evaluator.evaluate(len(val.dataset))
+    return set(losses), {k.rpartition("/")[2] for k in metrics}
+
+
+def check_step(name, losses, metrics):
+    wanted = {"loss_cls", "loss_bbox", "loss_mask", "loss_rpn_cls"} if name.startswith("coco") else {"decode.loss_ce"}
+    assert wanted | ({"aux.loss_ce"} if "upernet" in name else set()) <= losses
+    assert {"AP_bb", "AP_mk"} <= metrics if name.startswith("coco") else metrics == {"mIoU", "aAcc", "mAcc"}
+    assert metrics <= {m.name for m in recipe.read(CONFIGS / f"{name}.py").metrics}
+
+
+@every
+def test_one_step_of_training_and_one_of_testing(name, small):
+    """Drawn pictures through the recipe's own pipelines, losses, optimiser and evaluation, at a reduced size."""
+    check_step(name, *one_step(name, small[name.partition("_")[0]], f"classes={CLASSES[name]}"))
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("name", "data"), [("coco_maskrcnn_1x_heads8", "data/coco"), ("ade20k_upernet_160k", "data/ade_like")]
+)
+def test_one_step_on_real_pictures(name, data, need):
+    """COCO's 80 classes, crowds included, and label maps of up to 150."""
+    check_step(name, *one_step(name, need(data), limit=2))
+
+
+def test_weights_of_an_export(tmp_path):
+    """They arrive in the model: strictly, all of them, and unchanged by mm's own initialisation."""
+    from selfpatch_bench.benchmarks.encoder import Encoder
+    from selfpatch_bench.benchmarks.formats.selfpatch_bench import write
+
+    card = Card("vit", patch=16, dim=48, depth=12, heads=6, class_token=False, final_norm=False, **STATS)
+    torch.manual_seed(0)
+    weights = {k: torch.randn_like(v) for k, v in Encoder(card).vit.state_dict().items()}
+    write(tmp_path / "backbone.safetensors", weights, card, {})
+    cfg, _ = build().config(
+        Job(str(CONFIGS / "coco_maskrcnn_1x.py"), str(tmp_path / "backbone.safetensors"), "/data", "/out"),
+        card,
+        1,
+        "cpu",
+    )
+    model = model_of(cfg)
+    model.init_weights()
+    assert model.backbone.accounting.startswith(f"{len(weights)}/{len(weights)} tensors loaded")
+    found = model.backbone.encoder.vit.state_dict()
+    assert all(torch.equal(found[k], v) for k, v in weights.items())
