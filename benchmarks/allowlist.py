@@ -25,6 +25,8 @@ _TYPED = {
 STORAGES: dict[str, torch.dtype | None] = {f"torch.{n}Storage": DTYPES[d] for n, d in _TYPED.items()}
 STORAGES |= dict.fromkeys(["torch.UntypedStorage", "torch._UntypedStorage"])  # dtype None: the tensor says it
 
+_DCP = "Metadata MetadataIndex StorageMeta TensorStorageMetadata TensorProperties ChunkStorageMetadata "
+_DCP += "BytesStorageMetadata _MEM_FORMAT_ENCODING"
 # Harmless names of the field: they become `Inert`.
 PLACEHOLDERS = {
     "argparse.Namespace",
@@ -39,6 +41,9 @@ PLACEHOLDERS = {
     "addict.addict.Dict",
     "omegaconf.dictconfig.DictConfig",
     "omegaconf.listconfig.ListConfig",
+    *(f"torch.distributed.checkpoint.metadata.{n}" for n in _DCP.split()),
+    "torch.distributed.checkpoint.filesystem._StorageInfo",
+    "pathlib.PosixPath",
     *(f"omegaconf.base.{n}" for n in ("ContainerMetadata", "Metadata", "Node", "UnionNode")),
     *(f"omegaconf.nodes.{n}Node" for n in ("Any", "String", "Path", "Integer", "Bytes", "Float", "Boolean", "Enum")),
 }

@@ -19,8 +19,13 @@ POSITION_RULES = {
     "dino": "bicubic, scale factor ((h+0.1)/G, (w+0.1)/G); the stored square grid is left as it is",
     "timm": "bicubic with antialiasing to (h, w); the stored grid is left as it is",
     "size": "bicubic to (h, w)",
+    # The format's code has none for other grids; then it is DINO's, marked as assumed.
+    "square": "bicubic to (h, w) for square grids; else as dino (assumed)",
+    "stored": "the stored grid only; else as dino (assumed)",
+    "rotary": "no stored positions: queries and keys are rotated by the place of their patch in the image",
 }
-READOUTS = ("token", "class_attention", "mean")
+READOUTS = ("token", "class_attention", "mean", "mean_norm")
+ACTS = ("gelu (erf)", "gelu (tanh)", "swiglu")
 
 # Widths and heads of the names that `args.arch` uses; a name counts only if its width is that of the weights.
 ARCHITECTURES = {
@@ -32,20 +37,42 @@ ARCHITECTURES = {
 }
 
 
+# A ResNet's blocks: where a stage's stride is cannot be seen in the weights.
+BLOCKS = ("bottleneck, stride on the 3x3", "bottleneck, stride on the 1x1", "basic")
+# What becomes of an image whose sides are not multiples of patch x window x 2^(stages - 1), 224 for Swin-T: the
+# official pretraining code refuses it, so the rule is not the format's but that of Swin's detection code (in conv.py).
+SIZE_RULES = {"padded": "zeros at the bottom and right, to whole patches and in each block to whole windows (assumed)"}
+# The other families' own fields: only these, mean and std are in their cards' `as_dict`, and none in a ViT's.
+FAMILY_FIELDS = {
+    "resnet": ("block", "blocks", "stem_channels", "widths", "groups", "base_width", "bn_eps"),
+    "swin": (
+        *("patch", "window", "dim", "depths", "heads", "final_norm", "class_token", "patch_norm", "absolute_pos"),
+        *("mlp_ratio", "qkv_bias", "norm_eps", "act", "sizes"),
+    ),
+}
+
+
 @dataclass(frozen=True)
 class Card:
     """The facts of a network. None: unknown; a task refuses to run while heads, mean or std are.
 
-    patch, dim, depth, heads: pixels, width, blocks, attention heads. pos: kind and stored grid, `learned 14x14`.
-    pos_resize: a key of POSITION_RULES. readout: where the image vector comes from (READOUTS).
+    patch, dim, depth, heads: pixels, width, blocks, attention heads. pos: kind and stored grid, `learned 14x14`, or
+    `rotary`. pos_resize: a key of POSITION_RULES. act: of the MLP, one of ACTS. readout: what the image vector is: the
+    normed class token, SelfPatch's class attention, the mean of the normed patches, or the norm of their mean.
     mean, std: of RGB in 0..1, per channel.
+
+    Swin: dim is the width of the first stage; depths and heads of each stage; window: its side in tokens. ResNet:
+    block: one of BLOCKS; blocks and widths (channels of the output) of each stage; groups and base_width of the 3x3
+    convolutions where they are not 1 and 64 (ResNeXt, wide ResNet). sizes: a key of SIZE_RULES.
+
+    Raises UserError for a family without all that it needs.
     """
 
     family: str
-    patch: int
-    dim: int
-    depth: int
-    heads: int | None = None
+    patch: int | None = None
+    dim: int | None = None
+    depth: int | None = None
+    heads: int | tuple[int, ...] | None = None
     class_token: bool = True
     final_norm: bool = True
     registers: int = 0
@@ -59,24 +86,71 @@ class Card:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     readout: str = "token"
+    window: int | None = None
+    depths: tuple[int, ...] | None = None
+    patch_norm: bool | None = None
+    absolute_pos: bool | None = None
+    sizes: str | None = None
+    block: str | None = None
+    blocks: tuple[int, ...] | None = None
+    stem_channels: int | None = None
+    widths: tuple[int, ...] | None = None
+    groups: int | None = None
+    base_width: int | None = None
+    bn_eps: float | None = None
+
+    def __post_init__(self):
+        needed = REQUIRED.get(self.family, ())
+        if lacking := [key for key in needed if getattr(self, key) is None]:
+            raise UserError(f"a card of family {self.family} lacks {', '.join(lacking)}")
+
+    @property
+    def size(self) -> str:
+        """The network's size in a few words, for messages."""
+        stages = {"resnet": (self.blocks, self.widths), "swin": (self.depths, (self.dim,))}.get(self.family)
+        if stages is None:
+            return f"{self.dim} wide, {self.depth} blocks"
+        return f"{self.family} of {'/'.join(map(str, stages[0]))} blocks, {'/'.join(map(str, stages[1]))} wide"
 
     @property
     def grid(self) -> int:
-        """Side G of the stored position grid."""
-        return int(self.pos.rpartition("x")[2])
+        """Side G of the stored position grid; 0 where none is stored."""
+        found = re.search(r"\d+x(\d+)", self.pos)
+        return int(found[1]) if found else 0
 
     def as_dict(self) -> dict:
-        """Plain types, for JSON."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        """Plain types, for JSON: the fields of the card's family."""
+        facts = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        if own := FAMILY_FIELDS.get(self.family):
+            keep = {"family", "mean", "std", *own} - {k for k in OPTIONAL if facts[k] is None}
+            keep |= {"readout"} if self.readout == "class_attention" else set()  # else the mean of the last map
+        else:
+            keep = facts.keys() - OPTIONAL
+        return {k: v for k, v in facts.items() if k in keep}
 
     def override(self, values: Mapping[str, object]) -> "Card":
-        """A card with some fields replaced; texts are converted. Raises UserError for an unknown field or bad value."""
+        """A card with some fields replaced; texts are converted. Raises UserError for a bad value or unknown field."""
+        own = FAMILY_FIELDS.get(self.family, FIELDS.keys() - OPTIONAL)
+        for key in values:
+            if key in FIELDS and key not in own and key not in ("mean", "std"):
+                there = ", ".join((*own, "mean", "std"))
+                raise UserError(f"the card of a {self.family} has no field {key}; there are: {there}")
         return replace(self, **{key: parse_field(key, value) for key, value in values.items()})
 
 
+REQUIRED = {
+    "vit": ("patch", "dim", "depth"),
+    "resnet": ("block", "blocks", "stem_channels", "widths", "bn_eps"),
+    "swin": ("patch", "window", "dim", "depths", "heads", "patch_norm", "absolute_pos", "sizes"),
+}
 FIELDS = {f.name: f for f in fields(Card)}
+OPTIONAL = {name for own in FAMILY_FIELDS.values() for name in own if FIELDS[name].default is None}
+OPTIONAL -= {"patch", "dim", "heads"}
+LISTS = {"depths", "blocks", "widths"}  # a number for each stage
 # Largest sizes taken from a card: far above any network, far below what would keep a machine busy.
 LIMITS = {"patch": 1024, "dim": 65536, "depth": 1000, "heads": 65536, "registers": 1024, "mlp_ratio": 64}
+LIMITS |= {"window": 32, "depths": 1000, "blocks": 1000, "stem_channels": 65536, "widths": 65536, "groups": 65536}
+LIMITS |= {"base_width": 65536}
 
 
 def parse_field(key: str, value):
@@ -88,9 +162,12 @@ def parse_field(key: str, value):
     except (TypeError, ValueError):
         kind = "1 or 3 numbers, like 0.5 or 0.485,0.456,0.406" if key in ("mean", "std") else str(FIELDS[key].type)
         raise UserError(f"card {key}={value}: not {kind}") from None
-    if key in LIMITS and parsed > LIMITS[key]:
+    largest = max(parsed) if isinstance(parsed, tuple) else parsed
+    if key in LIMITS and largest > LIMITS[key]:
         raise UserError(f"card {key}={value}: at most {LIMITS[key]}")
-    choices = {"pos_resize": tuple(POSITION_RULES), "readout": READOUTS}.get(key)
+    lists = {"pos_resize": tuple(POSITION_RULES), "readout": READOUTS, "block": BLOCKS, "sizes": tuple(SIZE_RULES)}
+    lists |= {"act": ACTS}
+    choices = lists.get(key)
     if choices and parsed not in choices:
         raise UserError(f"card {key}={value}: it is one of {', '.join(choices)}")
     return parsed
@@ -104,6 +181,12 @@ def _convert(key: str, value):
         if len(numbers) != 3 or not all(map(math.isfinite, numbers)) or (key == "std" and min(numbers) <= 0):
             raise ValueError
         return tuple(numbers)
+    if key in LISTS or (key == "heads" and isinstance(value, (list, tuple))):
+        parts = re.split(r"[,\s]+", value.strip("[]() ")) if isinstance(value, str) else value
+        numbers = tuple(int(str(v)) for v in parts)
+        if not 1 <= len(numbers) <= 16 or min(numbers) < 1:
+            raise ValueError
+        return numbers
     kind = str(FIELDS[key].type)
     if "bool" in kind:
         return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[str(value).lower()]
@@ -117,7 +200,7 @@ def _convert(key: str, value):
         if not 0 < number < math.inf:
             raise ValueError
         return number
-    if key == "pos" and not re.fullmatch(r"\w+ (\d{1,4})x\1", str(value)):
+    if key == "pos" and not re.fullmatch(r"rotary|\w+ (\d{1,4})x\1(, stored)?", str(value)):
         raise ValueError
     return str(value)
 
@@ -129,8 +212,12 @@ def vit_card(shapes: Mapping[str, tuple], **known) -> Card:
     """
     try:
         dim, channels, patch, patch_w = shapes["patch_embed.proj.weight"]
-        positions = shapes["pos_embed"][1]
         hidden = shapes["blocks.0.mlp.fc1.weight"][0]
+        gated = hidden == 2 * shapes["blocks.0.mlp.fc2.weight"][1]
+        rotary = "rope_periods" in shapes
+        positions = 0 if rotary else shapes["pos_embed"][1]
+        registers = shapes["reg_token"][1] if "reg_token" in shapes else 0
+        per_head = 4 * shapes["rope_periods"][0] if rotary else 0
     except (KeyError, ValueError, IndexError) as error:
         raise UserError(f"not a ViT: no usable {error}") from None
     blocks = {int(m[1]) for k in shapes if (m := re.match(r"blocks\.(\d{1,9})\.", k))}
@@ -138,11 +225,9 @@ def vit_card(shapes: Mapping[str, tuple], **known) -> Card:
     if blocks != set(range(depth)):
         raise UserError(f"not a ViT: its {depth} blocks are not numbered 0 to {depth - 1}")
     class_token = "cls_token" in shapes
-    registers = shapes["reg_token"][1] if "reg_token" in shapes else 0
-    grid = math.isqrt(positions)
-    if grid * grid != positions:
-        grid = math.isqrt(positions - 1)
-    if channels != 3 or patch != patch_w or positions - grid * grid not in ((0, 1) if class_token else (0,)):
+    grid = math.isqrt(max(positions - class_token, 0))
+    wrong = not rotary and positions != grid * grid + class_token
+    if channels != 3 or patch != patch_w or wrong or (rotary and (per_head == 0 or dim % per_head)):
         embedding = f"{dim}x{channels}x{patch}x{patch_w}"
         raise UserError(f"not a square ViT on RGB: patch embedding {embedding}, {positions} positions")
     facts = {
@@ -154,12 +239,26 @@ def vit_card(shapes: Mapping[str, tuple], **known) -> Card:
         "final_norm": "norm.weight" in shapes,
         "registers": registers,
         "layer_scale": "blocks.0.ls1.gamma" in shapes,
-        "pos": f"learned {grid}x{grid}",
-        "mlp_ratio": hidden / dim,
+        "pos": "rotary" if rotary else f"learned {grid}x{grid}",
+        "mlp_ratio": _ratio(hidden, dim),
         "qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
-        "readout": "class_attention" if "readout.cls_token" in shapes else "token" if class_token else "mean",
+        "act": "swiglu" if gated else "gelu (erf)",
+        "readout": _readout(shapes, class_token),
     }
+    facts |= {"pos_resize": "rotary", "heads": dim // per_head} if rotary else {}
     return Card(**(facts | known))
+
+
+def _readout(shapes: Mapping, class_token: bool) -> str:
+    if "readout.cls_token" in shapes:
+        return "class_attention"
+    return "mean_norm" if "fc_norm.weight" in shapes else "token" if class_token else "mean"
+
+
+def _ratio(hidden: int, dim: int) -> float:
+    """hidden/dim such that timm's int(dim * ratio) gives `hidden` back."""
+    ratio = hidden / dim
+    return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def heads_from(meta: Mapping, dim: int) -> tuple[int | None, str]:
@@ -168,13 +267,14 @@ def heads_from(meta: Mapping, dim: int) -> tuple[int | None, str]:
     The arch counts only if its width fits. (None, reason) otherwise; the reason goes into the error.
     """
     reason = "nothing in the file says how many attention heads it has"
-    for where, table in (("args", meta.get("args")), ("the file", meta), ("config.json", meta.get("config.json"))):
+    places = {"args": meta.get("args"), "the file": meta} | {k: meta.get(k) for k in ("config.json", "timm")}
+    for where, table in places.items():
         if not isinstance(table, Mapping):
             continue
         for key in ("num_heads", "num_attention_heads", "heads"):
             if isinstance(table.get(key), int) and table[key] > 0:
                 return table[key], f"{where}: {key}"
-        arch = table.get("arch") or table.get("architecture")
+        arch = next((table[k] for k in ("arch", "architecture", "model") if isinstance(table.get(k), str)), None)
         size = next((s for s in ARCHITECTURES if isinstance(arch, str) and re.search(rf"(vit|deit)_{s}", arch)), None)
         if size and ARCHITECTURES[size][0] == dim:
             return ARCHITECTURES[size][1], f"{where}: arch {arch}"
@@ -185,14 +285,17 @@ def heads_from(meta: Mapping, dim: int) -> tuple[int | None, str]:
 
 
 def normalisation_from(meta: Mapping) -> dict[str, tuple]:
-    """Mean and std that a config.json beside the file (timm's or Hugging Face's) states, else {}."""
-    config = meta.get("config.json")
-    if not isinstance(config, Mapping):
-        return {}
-    config = config.get("pretrained_cfg", config)
-    found = {}
-    for field_name, keys in (("mean", ("mean", "image_mean")), ("std", ("std", "image_std"))):
-        for key in keys:
-            if isinstance(config.get(key), (list, tuple)):
-                found[field_name] = parse_field(field_name, config[key])
-    return found if len(found) == 2 else {}
+    """Mean and std that timm, or a config beside the file (timm's or Hugging Face's) states, else {}."""
+    for place in ("timm", "preprocessor_config.json", "config.json"):
+        config = meta.get(place)
+        if not isinstance(config, Mapping):
+            continue
+        config = config["pretrained_cfg"] if isinstance(config.get("pretrained_cfg"), Mapping) else config
+        found = {}
+        for field_name, keys in (("mean", ("mean", "image_mean")), ("std", ("std", "image_std"))):
+            for key in keys:
+                if isinstance(config.get(key), (list, tuple)):
+                    found[field_name] = parse_field(field_name, config[key])
+        if len(found) == 2:
+            return found
+    return {}

@@ -4,11 +4,10 @@ Every tensor of a file is either used or dropped on purpose by its format; anyth
 """
 
 import hashlib
-import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,50 +15,25 @@ from torch import Tensor
 
 from . import plugins, zoo
 from .card import Card, heads_from, normalisation_from, parse_field
-from .encoder import Encoder
+from .encoder import Encoder, encoder_for
 from .errors import UserError
-from .tensorref import flatten
-from .torchfile import read_checkpoint
+from .formats import Mismatch
+from .remote import fetch, is_remote
+from .sources import SAME, State, read_file
 
-# Segments that wrappers (DDP, torch.compile, FSDP) put into names; they carry no information.
-WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module)\.")
-
-
-class State(Mapping):
-    """A file's tensors by dotted name, as a format sees them. A tensor is read from disk when it is asked for.
-
-    `shapes`: name -> shape of all of them. Whatever a format has asked for counts as used.
-    """
-
-    def __init__(self, refs: Mapping[str, object]):
-        self.refs = refs
-        self.shapes = {k: tuple(r.shape) for k, r in refs.items()}
-        self.used: set[str] = set()
-
-    def __getitem__(self, key: str) -> Tensor:
-        tensor = self.refs[key].load()
-        self.used.add(key)
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.refs)
-
-    def __len__(self) -> int:
-        return len(self.refs)
-
-    def below(self, prefix: str) -> dict[str, str]:
-        """Names that start with `prefix`, without it -> full names."""
-        return {k.removeprefix(prefix): k for k in self.refs if k.startswith(prefix)}
+NETWORKS = ("teacher", "student", "online")  # what --weights takes
+MAX_WRAPPING = 8  # nested dicts around a network
 
 
 @dataclass
 class Reading:
-    """What one format makes of a file. `dropped`: name -> reason."""
+    """What one format makes of a file. `dropped`: name -> reason; network: which one was taken, where it says."""
 
     format: str
     weights: dict[str, Tensor]
     card: Card
     dropped: dict[str, str]
+    network: str | None = None
 
 
 @dataclass
@@ -80,6 +54,7 @@ class Checkpoint:
     lacking: list[str]
     fingerprint: str
     row: str | None  # 'METHOD|BACKBONE' of the published row that this very file made, by the zoo
+    warnings: list[str] = field(default_factory=list)  # what was given and has no effect
 
     @property
     def accounting(self) -> str:
@@ -98,31 +73,6 @@ def names(keys, limit: int = 8) -> str:
     return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
 
 
-def read_file(path: Path) -> tuple[State, dict]:
-    """All tensors and everything else of a checkpoint file. Wrapper prefixes are gone from the names.
-
-    Raises UserError for anything but a checkpoint. A `config.json` or `NAME.config.json` beside it joins the rest.
-    """
-    tensors, meta = flatten(read_checkpoint(path).tree, str(path))
-    refs: dict[str, object] = {}
-    for key, ref in tensors.items():
-        bare = WRAPPERS.sub("", key)
-        if bare in refs:
-            raise UserError(f"{path}: two tensors are called {bare} once `module.` and the like are stripped")
-        refs[bare] = ref
-    if not refs:
-        raise UserError(f"{path}: holds no tensors, so it is no checkpoint")
-    meta = dict(meta)
-    for config in (path.with_suffix(".config.json"), path.parent / "config.json"):
-        if config.is_file():
-            try:
-                meta["config.json"] = json.loads(config.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise UserError(f"{config} beside the checkpoint is not JSON: {error}") from None
-            break
-    return State(refs), meta
-
-
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
     """Hash of names, shapes and float32 values of the weights that a network takes."""
     digest = hashlib.sha256()
@@ -136,8 +86,12 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
 def look_untrained(weights: Mapping[str, Tensor]) -> str | None:
     """Why the weights look like an initialisation, or None.
 
-    A trained network has moved its LayerNorms off 1 and 0, and neighbouring positions have become alike.
+    A trained network has moved its LayerNorms off 1 and 0, and neighbouring positions have become alike; its batch
+    norms have seen pictures.
     """
+    means = [v for k, v in weights.items() if k.endswith(".running_mean")]
+    if means and not any(v.any() for v in means):
+        return "every batch norm's running mean is still 0"
     norms = {k: v for k, v in weights.items() if re.search(r"norm\d?\.(weight|bias)$", k)}
     if norms and all(torch.all(v == (1 if k.endswith("weight") else 0)) for k, v in norms.items()):
         return "every LayerNorm is still 1 and 0"
@@ -153,11 +107,13 @@ def look_untrained(weights: Mapping[str, Tensor]) -> str | None:
 
 def _read_as(plugin: plugins.Plugin, state: State, meta: dict, path: Path) -> Reading:
     """One format's reading, checked: every tensor is used or dropped, and the weights are exactly the network's."""
-    view = State(state.refs)
+    view = State(state.refs, state.wanted)
     try:
         weights, card, dropped = plugin.module.convert(view, meta)
     except UserError as error:
-        raise UserError(f"{path}: as format {plugin.name}: {error}") from None
+        raise type(error)(f"{path}: as format {plugin.name}: {error}") from None
+    if state.wanted and view.network not in (state.wanted, SAME.get(state.wanted, state.wanted)):
+        raise UserError(f"{path}: --weights {state.wanted}: format {plugin.name} knows one network in such a file")
     loose = set(state) - view.used - set(dropped)
     if loose:
         raise UserError(
@@ -168,13 +124,13 @@ def _read_as(plugin: plugins.Plugin, state: State, meta: dict, path: Path) -> Re
         if not value.is_floating_point():
             raise UserError(f"{path}: {key} holds {value.dtype}, not floating-point weights")
     weights = {k: v.detach().float() for k, v in weights.items()}
-    return Reading(plugin.name, weights, card, dict(dropped))
+    return Reading(plugin.name, weights, card, dict(dropped), view.network)
 
 
 def _check_shapes(path: Path, weights: Mapping[str, Tensor], card: Card) -> None:
     """Names and shapes against the network that the card describes, which is built without memory."""
     with torch.device("meta"):
-        wanted = Encoder(card).named_shapes()
+        wanted = encoder_for(card).named_shapes()
     missing, surplus = wanted.keys() - weights.keys(), weights.keys() - wanted.keys()
     wrong = [
         f"{k} {list(weights[k].shape)} instead of {list(s)}"
@@ -185,26 +141,65 @@ def _check_shapes(path: Path, weights: Mapping[str, Tensor], card: Card) -> None
     problems += [f"{len(surplus)} unexpected: {names(surplus)}"] if surplus else []
     problems += [f"{len(wrong)} of another shape: {names(wrong, 4)}"] if wrong else []
     if problems:
-        size = f"{card.dim} wide, {card.depth} blocks"
-        raise UserError(f"{path}: does not fit the network of its card ({size}): {'; '.join(problems)}")
+        raise UserError(f"{path}: does not fit the network of its card ({card.size}): {'; '.join(problems)}")
 
 
 def _choose(path: Path, state: State, meta: dict, format: str | None) -> list[Reading]:
-    """The readings of the formats with the highest claim."""
-    if format:
-        return [_read_as(plugins.get("formats", format), state, meta, path)]
-    claims = {}
-    for plugin in plugins.scan("formats").values():
+    """The readings of the formats with the highest claim.
+
+    Training state is set aside; where no format knows the names, segments that all of them begin with are peeled off. A
+    format whose claim the values contradict (Mismatch) stands back for the next lower claim.
+    """
+    candidates = {format: plugins.get("formats", format)} if format else plugins.scan("formats")
+    plain, aside = state.split()
+    level, peeled, refusal = plain, dict(aside), None
+    for _ in range(MAX_WRAPPING):
+        for claims in _claims(candidates, level, meta):
+            readings, errors = _read_all(claims, level, meta, path)
+            for reading in readings:
+                reading.dropped |= peeled
+            if readings:  # a format that cannot read all of the file is no candidate beside one that can
+                return readings
+            if damaged := [error for error in errors if not isinstance(error, Mismatch)]:
+                raise damaged[0]
+            refusal = refusal or errors[0]
+        if (level := level.inside()) is None:
+            break
+        level, more = level.split()
+        peeled |= more
+    if refusal:
+        raise refusal
+    if format:  # the user insists: the format says what it misses
+        reading = _read_as(candidates[format], plain, meta, path)
+        reading.dropped |= aside
+        return [reading]
+    known = ", ".join(candidates)
+    parts = {k.partition(".")[0]: k for k in sorted(state, reverse=True)}  # a name of each part of the file
+    shown = names(parts.values() if len(parts) > 1 else state, 5)
+    raise UserError(f"{path}: no format knows these {len(state)} tensors ({shown}); there are: {known}")
+
+
+def _read_all(claims: list[plugins.Plugin], state: State, meta: dict, path: Path) -> tuple[list[Reading], list]:
+    """(readings, errors of the formats that have none)"""
+    readings, errors = [], []
+    for plugin in claims:
         try:
-            claims[plugin.name] = (int(plugin.module.claims(state.shapes, meta)), plugin)
+            readings.append(_read_as(plugin, state, meta, path))
+        except UserError as error:
+            errors.append(error)
+    return readings, errors
+
+
+def _claims(candidates: Mapping[str, plugins.Plugin], state: State, meta: dict) -> list[list[plugins.Plugin]]:
+    """Those with a claim above 0 by claim, the highest first."""
+    claims: dict[int, list] = {}
+    for plugin in candidates.values():
+        try:
+            claims.setdefault(int(plugin.module.claims(state.shapes, meta)), []).append(plugin)
         except UserError:
             if plugin.package:  # ours must import; a broken one of the user's is listed by `ls` and hinders nobody
                 raise
-    best = max((c for c, _ in claims.values()), default=0)
-    if best <= 0:
-        known = ", ".join(claims)
-        raise UserError(f"{path}: no format knows these {len(state)} tensors ({names(state, 5)}); there are: {known}")
-    return [_read_as(plugin, state, meta, path) for claim, plugin in claims.values() if claim == best]
+    return [claims[claim] for claim in sorted(claims, reverse=True) if claim > 0]
 
 
 def _complete(reading: Reading, meta: dict, known: dict, overrides: dict) -> tuple[Card, dict[str, str], str]:
@@ -215,33 +210,49 @@ def _complete(reading: Reading, meta: dict, known: dict, overrides: dict) -> tup
     own = reading.card
     facts = {k: "format" for k in ("heads", "mean", "std") if getattr(own, k) is not None}
     found = {} if own.mean and own.std else normalisation_from(meta)
-    facts |= dict.fromkeys(found, "config.json")
+    facts |= dict.fromkeys(found, "timm" if "timm" in meta else "config.json")
     why = ""
-    if own.heads is None:
+    if own.heads is None and own.family == "vit":
         heads, why = heads_from(meta, own.dim)
         if heads:
             found["heads"], facts["heads"] = heads, why
     for key, value in known.items():
         if key not in ("format", "row", "name") and key not in facts:
             found[key], facts[key] = value, "zoo"
-    return own.override(found).override(overrides), facts | dict.fromkeys(overrides, "given"), why
+    given = {k: v for k, v in overrides.items() if k != "heads" or own.family == "vit"}
+    return own.override(found).override(given), facts | dict.fromkeys(given, "given"), why
 
 
-def open_checkpoint(path: str | Path, *, format: str | None = None, card: Mapping | None = None) -> Checkpoint:
-    """Read, recognise and account for a checkpoint file; nothing in it is executed.
+def open_checkpoint(
+    path: str | Path, *, format: str | None = None, card: Mapping | None = None, weights: str | None = None
+) -> Checkpoint:
+    """Read, recognise and account for a checkpoint: file or folder (sources.read_file), `timm:NAME` or `hf:REPO`.
 
-    format: name of a format, instead of detection. card: fields of the card that override what the file says
-    (`{"heads": 6, "mean": 0.5}`). Raises UserError for a file that is damaged, unsafe, unknown, or only partly used.
+    Nothing in it is executed. format: name of a format, instead of detection. card: fields of the card that override
+    what the file says (`{"heads": 6, "mean": 0.5}`). weights: teacher, student or online, instead of the network that
+    the format takes. Raises UserError for a file that is damaged, unsafe, unknown, or only partly used.
     """
     path = Path(path)
     overrides = {k: parse_field(k, v) for k, v in (card or {}).items()}
-    state, meta = read_file(path)
+    if weights not in (None, *NETWORKS):
+        raise UserError(f"--weights {weights}: it is one of {', '.join(NETWORKS)}")
+    if is_remote(path):
+        local, told = fetch(str(path))
+        state, meta = read_file(local)
+        meta |= told
+    else:
+        state, meta = read_file(path)
+    state.wanted = weights
     known = zoo.look_up(path)
     first, *rest = _choose(path, state, meta, format or known.get("format"))
     full, facts, why = _complete(first, meta, known, overrides)
     rivals = [r for r in rest if _complete(r, meta, known, overrides)[0] != full or not _same(r.weights, first.weights)]
-    lacking = []
-    if full.heads is None:
+    lacking, warnings = [], []
+    if full.family != "vit":
+        if "heads" in overrides:
+            kept = f"those of the weights are used: {full.heads}" if full.heads else "it has none"
+            warnings.append(f"--heads {overrides.pop('heads')} is not for a {full.family}; {kept}")
+    elif full.heads is None:
         usual = f"{full.dim}/64 = {full.dim / 64:g} is the usual number, and only a guess"
         lacking.append(f"{why}: give --heads N ({usual})")
     elif full.dim % full.heads:
@@ -251,9 +262,11 @@ def open_checkpoint(path: str | Path, *, format: str | None = None, card: Mappin
             "nothing says how images are normalised: give --card mean=.. std=.. "
             "(0.5 and 0.5 for AugReg; 0.485,0.456,0.406 and 0.229,0.224,0.225 for DeiT and DINO)"
         )
-    _check_shapes(path, first.weights, full.override({"heads": full.heads or 1}))
+    _check_shapes(path, first.weights, full if full.heads or full.family != "vit" else full.override({"heads": 1}))
+    if first.network:
+        facts["weights"] = first.network
     row = known.get("row")
-    return Checkpoint(path, first, full, facts, overrides, rivals, lacking, fingerprint(first.weights), row)
+    return Checkpoint(path, first, full, facts, overrides, rivals, lacking, fingerprint(first.weights), row, warnings)
 
 
 def _same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
@@ -281,7 +294,7 @@ def build(checkpoint: Checkpoint) -> Encoder:
     """The network of an opened checkpoint. Raises UserError where `ready` does."""
     ready(checkpoint)
     with torch.device("meta"):
-        encoder = Encoder(checkpoint.card)
+        encoder = encoder_for(checkpoint.card)
     encoder.assign(checkpoint.reading.weights)
     encoder.fingerprint = checkpoint.fingerprint
     encoder.name = default_name(checkpoint.path)
@@ -290,15 +303,20 @@ def build(checkpoint: Checkpoint) -> Encoder:
 
 
 def default_name(path: Path) -> str:
-    """Parent folder + stem: `runs/ckpt.pth` is runs/ckpt. For an export in RUN/exports, RUN is the parent."""
+    """Parent folder + stem: `runs/ckpt.pth` is runs/ckpt. For an export in RUN/exports, RUN is the parent.
+
+    `timm:NAME` and `hf:REPO` are their own names.
+    """
+    if is_remote(path):
+        return str(path)
     parent = path.resolve().parent
     return f"{(parent.parent if parent.name == 'exports' else parent).name}/{path.stem}"
 
 
-def load(path: str | Path, *, format: str | None = None, **overrides) -> Encoder:
-    """A checkpoint file as an encoder: `load("file.pth", heads=6)`.
+def load(path: str | Path, *, format: str | None = None, weights: str | None = None, **overrides) -> Encoder:
+    """A checkpoint as an encoder: `load("file.pth", heads=6)`; see `open_checkpoint`.
 
     overrides: fields of the card (heads, mean, std, pos_resize ...; see card.Card). Strict: every weight of the network
     comes from the file and every tensor of the file is accounted for (`encoder.accounting`); else UserError.
     """
-    return build(open_checkpoint(path, format=format, card=overrides))
+    return build(open_checkpoint(path, format=format, card=overrides, weights=weights))

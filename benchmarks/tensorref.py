@@ -212,14 +212,15 @@ _PLAIN = {int, float, str, bool, type(None)}
 _NOTHING = object()  # what `flatten` puts in place of a tensor
 
 
-def flatten(tree, where: str = "checkpoint") -> tuple[dict[str, TensorRef], object]:
+def flatten(tree, where: str = "checkpoint", arrays_too: bool = False) -> tuple[dict[str, TensorRef], object]:
     """(tensors by dotted name through dicts, lists, tuples and placeholders; everything else in its nesting).
 
     Names: `student.module.backbone.cls_token`, `optimizer.state.0.exp_avg`; a bare tensor is called `tensor`. In the
     rest, keys are strings, a Namespace or config is a plain dict, NumPy scalars are Python's, sets are sorted lists,
     dtypes, devices and classes are their names; a container of nothing but tensors is absent, a tensor among other
     things in a list is None. `where` begins the message of the UserError raised for a cycle, more than 100 levels,
-    more than 2 million members, two tensors with one dotted name, or a name that cannot be printed.
+    more than 2 million members, two tensors with one dotted name, or a name that cannot be printed. arrays_too: NumPy
+    arrays are tensors.
     """
     tensors: dict[str, TensorRef] = {}
     parts: list[str] = []
@@ -245,7 +246,7 @@ def flatten(tree, where: str = "checkpoint") -> tuple[dict[str, TensorRef], obje
             parts.pop()
 
     def leaf(node):
-        if isinstance(node, TensorRef) and node.is_array:
+        if isinstance(node, TensorRef) and node.is_array and not arrays_too:
             if id(node) not in arrays:  # referenced twice, in memory once
                 arrays[id(node)] = node.load().numpy()
             return arrays[id(node)]

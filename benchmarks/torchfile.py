@@ -70,7 +70,7 @@ def read_checkpoint(path) -> Checkpoint:
     """Read any checkpoint file. Raises UserError with one line that names the file for everything that is wrong."""
     path = os.fspath(path)
     try:
-        mapped = _map(path)
+        mapped = map_file(path)
         kind, tree = _read(Source(path, mapped), mapped)
         return Checkpoint(path, kind, tree, len(mapped))
     except UserError:
@@ -84,7 +84,18 @@ def read_checkpoint(path) -> Checkpoint:
         raise UserError(f"{path}: damaged, or not a checkpoint file ({reason})") from error
 
 
-def _map(path: str) -> mmap.mmap:
+def read_bytes(data: bytes, path: str):
+    """The tree of a torch zip file that is part of another file, `path`. Raises BadFile, UserError as above."""
+    if not data.startswith(b"PK\x03\x04"):
+        raise BadFile("not a torch file")
+    try:
+        return _read_zip(Source(path, data), data)
+    except struct.error as error:
+        raise BadFile(f"damaged zip file ({shorten(error)})") from error
+
+
+def map_file(path: str) -> mmap.mmap:
+    """A private mapping of a regular file. Raises BadFile, OSError."""
     info = os.stat(path)
     if stat.S_ISDIR(info.st_mode):
         raise BadFile(f"a folder; {WANTED}")

@@ -9,6 +9,10 @@ import pytest
 # A shell's background job ignores Ctrl-C, and so would every process that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Tiny networks gain nothing from threads: where the files share the cores, each keeps to one (before torch is imported).
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REPO = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("SELFPATCH_SHARED", REPO.parent / "shared"))
 
@@ -27,20 +31,19 @@ def pytest_collection_modifyitems(items):
             item.add_marker(skip)
 
 
-RAN = {"selected": 0, "run": 0}  # tests marked `shared`
-
-
-def pytest_collection_finish(session):
-    RAN["selected"] = sum("shared" in item.keywords for item in session.items)
+RAN = {"selected": 0, "run": 0}  # tests marked `shared`, counted where all reports arrive
 
 
 def pytest_runtest_logreport(report):
-    if report.when == "call" and "shared" in report.keywords and not report.skipped:
-        RAN["run"] += 1
+    if "shared" in report.keywords:
+        RAN["selected"] += report.when == "setup"
+        RAN["run"] += report.when == "call" and not report.skipped
 
 
 def pytest_sessionfinish(session):
     """A folder that was named and of which not one case ran is a mistake, not a pass."""
+    if hasattr(session.config, "workerinput"):  # one of several processes, which sees only its own part
+        return
     named = os.environ.get("SELFPATCH_SHARED")
     if named and RAN["selected"] and not RAN["run"] and not session.config.option.collectonly:
         print(f"\nSELFPATCH_SHARED={named}: not one case of it ran")

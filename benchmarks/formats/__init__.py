@@ -4,19 +4,33 @@ A format defines
 
     claims(shapes, meta) -> int
         0 no; 1 bare names that fit; 2 this code base's wrapper or prefix; 3 a key that only it writes.
-        shapes: dotted tensor name -> shape, `module.` and other wrapper segments already stripped; meta: everything in
-        the file that is not a tensor (`args` as a plain dict), and `config.json` if one lies beside the file.
+        shapes: dotted tensor name -> shape, `module.` and other wrapper segments already stripped, and without training
+        state (optimizer ...); meta: everything in the file that is not a tensor (`args` as a plain dict), and
+        `config.json` if one lies beside the file. Where no format claims a file, it is tried again without the first
+        segment that all its names share, so that `{"anything": {...}}` needs no format of its own.
     convert(state, meta) -> (weights, card, dropped)
-        state: loading.State, a mapping from dotted name to tensor that reads a tensor when asked; weights: name in
+        state: sources.State, a mapping from dotted name to tensor that reads a tensor when asked; weights: name in
         timm's ViT -> tensor, `readout.*` for SelfPatch's class attention; dropped: name -> reason in a word or two.
         Every tensor of the file must be asked for or dropped: the loader refuses the file otherwise, with the names.
+        A file with several networks: `state.pick(networks, test)` gives the prefix of the one to take, which is the
+        first of `networks` unless the user asked for another with `--weights`. Raises UserError for what cannot be
+        read, and Mismatch where a look at the values shows that the file is of another format.
 
-and may define `example() -> (tree, card overrides)`, a tiny file's content for the tests.
+and may define `example(folder) -> (path, card overrides)`, a tiny file for the tests. Modules whose name begins with an
+underscore are shared helpers.
 """
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
-VIT_ROOTS = ("cls_token", "reg_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
+from ..errors import UserError
+
+
+class Mismatch(UserError):
+    """Raised by `convert`: the names fit, but the values show that another code base wrote the file."""
+
+
+VIT_ROOTS = ("cls_token", "reg_token", "pos_embed", "patch_embed.proj.", "blocks.", "norm.")
 
 
 def is_vit(keys: Iterable[str]) -> bool:
@@ -25,10 +39,17 @@ def is_vit(keys: Iterable[str]) -> bool:
     return {"pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= keys
 
 
-def fits(keys: Iterable[str]) -> bool:
-    """Are the names those of a ViT in timm's naming and nothing else?"""
+def fits(keys: Iterable[str], also: tuple[str, ...] = ()) -> bool:
+    """Are the names those of a ViT in timm's naming, or begin with one of `also`, and nothing else?"""
     keys = list(keys)
-    return is_vit(keys) and all(k.startswith(VIT_ROOTS) for k in keys)
+    return is_vit(keys) and all(k.startswith(VIT_ROOTS + also) for k in keys)
+
+
+def is_dino(keys: Iterable[str]) -> bool:
+    """Do the names hold DINO's ViT: class token, final norm, no layer scale, no registers?"""
+    keys = set(keys)
+    lacks = "blocks.0.ls1.gamma" in keys or "reg_token" in keys
+    return is_vit(keys) and {"cls_token", "norm.weight"} <= keys and not lacks
 
 
 def below(keys: Iterable[str], prefix: str) -> list[str]:
@@ -36,6 +57,37 @@ def below(keys: Iterable[str], prefix: str) -> list[str]:
     return [k.removeprefix(prefix) for k in keys if k.startswith(prefix)]
 
 
+def find(keys: Iterable[str], prefixes: Iterable[str], test) -> str | None:
+    """The first prefix below which the names pass the test."""
+    return next((p for p in prefixes if test(below(keys, p))), None)
+
+
 def drop(keys: Iterable[str], reasons: Mapping[str, str]) -> dict[str, str]:
     """name -> reason for every name that starts with one of the given prefixes."""
     return {k: why for k in keys for prefix, why in reasons.items() if k.startswith(prefix)}
+
+
+def take(state, prefix: str, dropped: Mapping[str, str]) -> tuple[dict, dict]:
+    """(weights below a prefix except the dropped ones, without it; their shapes)"""
+    weights = {name: state[key] for name, key in state.below(prefix).items() if key not in dropped}
+    return weights, {k: tuple(v.shape) for k, v in weights.items()}
+
+
+def save_example(path: Path, tree, facts: Mapping | None = None):
+    """What `example` returns, after writing the tree with torch."""
+    import torch
+
+    torch.save(tree, path)
+    return path, dict(facts or {})
+
+
+def example_vit(**fields) -> dict:
+    """Weights of a tiny random ViT (24 wide, 2 blocks and heads, 4x4 patches of 8) in timm's names, for examples."""
+    import torch
+
+    from ..card import Card
+    from ..encoder import Encoder
+
+    sizes = {"patch": 8, "dim": 24, "depth": 2, "heads": 2, "pos": "learned 4x4", "mlp_ratio": 2.0}
+    state = Encoder(Card("vit", **(sizes | fields))).vit.state_dict()
+    return {k: v + 0.1 * torch.randn_like(v) for k, v in state.items()}

@@ -6,70 +6,81 @@ head called `projection_head`; that form is supported by its description only.
 """
 
 from ..card import IMAGENET_MEAN, IMAGENET_STD, vit_card
-from . import below, drop, fits, is_vit
+from . import below, drop, example_vit, find, fits, is_dino, save_example, take
 
-NETWORKS = ("teacher.backbone.", "teacher.", "student.backbone.", "student.", "backbone.", "")
-NEED = {"cls_token", "norm.weight"}
-OTHERS = ("ibot_loss.", "dino_loss.patch_center")  # written by code bases that share the rest of the layout
-
-
-def network(shapes) -> str | None:
-    """Prefix of the network to evaluate: the teacher if there is one."""
-    for prefix in NETWORKS:
-        if is_vit(keys := below(shapes, prefix)) and set(keys) >= NEED:
-            return prefix
-    return None
+NETWORKS = {
+    "teacher": ("teacher.backbone.", "teacher."),
+    "student": ("student.backbone.", "student."),
+    None: ("backbone.", ""),
+}
+PREFIXES = tuple(p for prefixes in NETWORKS.values() for p in prefixes)
+HEADS = ("head.mlp.", "head.last_layer.", "projection_head.")
 
 
 def claims(shapes, meta) -> int:
-    prefix = network(shapes)
-    if prefix is None or any(k.startswith(OTHERS) for k in shapes):
+    prefix = find(shapes, PREFIXES, is_dino)
+    centre = shapes.get("dino_loss.center")
+    # Code bases that share the rest of the layout: iBOT and SERE, SelfPatch, PW-Self (a centre for each token).
+    others = any(k.startswith(("ibot_loss.", "dino_loss.patch_center")) for k in shapes)
+    if prefix is None or others or not fits(below(shapes, prefix), HEADS) or (centre and per_token(centre)):
         return 0
     if prefix == "":
         return int(fits(shapes))
-    return 3 if "dino_loss.center" in shapes else 2
+    return 3 if centre else 2
+
+
+def per_token(centre: tuple[int, ...]) -> bool:
+    """Is a loss's centre [.., tokens, K], as PW-Self's, and not [1, K]?"""
+    return any(n != 1 for n in centre[:-1])
 
 
 def convert(state, meta):
-    prefix = network(state)
-    dropped = {} if not prefix else heads(state, prefix, ("head.mlp.", "head.last_layer.", "projection_head."))
-    weights = {name: state[key] for name, key in state.below(prefix).items() if key not in dropped}
-    shapes = {k: tuple(v.shape) for k, v in weights.items()}
+    return read(state, NETWORKS, dict.fromkeys(HEADS, "head"))
+
+
+def read(state, networks, own: dict[str, str], inner: dict[str, str] | None = None):
+    """What `convert` returns for DINO's ViT. own: parts of a network beside its backbone -> reason to drop them;
+    inner: parts of the backbone."""
+    prefix = state.pick(networks, is_dino)
+    dropped = drop(state, {prefix + name: why for name, why in (inner or {}).items()})
+    dropped |= beside(state, prefix, own) if prefix else {}
+    weights, shapes = take(state, prefix, dropped)
     return weights, vit_card(shapes, pos_resize="dino", mean=IMAGENET_MEAN, std=IMAGENET_STD), dropped
 
 
-def heads(state, prefix: str, names: tuple[str, ...]) -> dict[str, str]:
-    """Everything beside the backbone in a checkpoint of this family: own heads, the other network, training state."""
-    own = prefix.partition(".")[0] + "." if prefix.startswith(("teacher.", "student.")) else ""
-    reasons = {own + name: "head" for name in names}
-    reasons |= {"optimizer.": "optimizer", "dino_loss.": "loss", "fp16_scaler.": "scaler"}
-    other = {"teacher.": "student.", "student.": "teacher."}.get(own)
+def beside(state, prefix: str, own: dict[str, str]) -> dict[str, str]:
+    """Everything beside the backbone in a checkpoint of this family: `own` parts of the network, the other one, loss.
+
+    own: beginning of a name below `teacher.` or `student.` (or of the file, where it has one network) -> reason.
+    """
+    side = prefix.partition(".")[0] + "." if prefix.startswith(("teacher.", "student.")) else ""
+    reasons = {side + name: why for name, why in own.items()} | {"dino_loss.": "loss", "ibot_loss.": "loss"}
+    other = {"teacher.": "student.", "student.": "teacher."}.get(side)
     if other:
         reasons[other] = other.rstrip(".")
     return drop(state, reasons)
 
 
-def example(folder):
-    """A tiny full checkpoint."""
+def example_tree(backbone: dict, head: dict, loss: dict, student: dict | None = None) -> dict:
+    """A full checkpoint's content; `student`: what only its backbone has."""
     import argparse
 
+    teacher = {f"backbone.{k}": v for k, v in backbone.items()} | head
+    other = {f"backbone.{k}": v * 1.5 for k, v in backbone.items()} | head
+    other |= {f"backbone.{k}": v for k, v in (student or {}).items()}
+    args = argparse.Namespace(arch="vit_small", patch_size=8)
+    return {
+        "student": {f"module.{k}": v for k, v in other.items()},
+        "teacher": teacher,
+        "args": args,
+        "epoch": 1,
+    } | loss
+
+
+def example(folder):
+    """A tiny full checkpoint."""
     import torch
 
-    from ..encoder import Encoder
-
-    shapes = {"patch": 8, "dim": 24, "depth": 2, "heads": 2, "pos": "learned 4x4", "mlp_ratio": 2.0}
-    from ..card import Card
-
-    encoder = Encoder(Card("vit", **shapes))
-    backbone = {f"backbone.{k}": v for k, v in encoder.vit.state_dict().items()}
     head = {"head.mlp.0.weight": torch.zeros(8, 24), "head.last_layer.weight_g": torch.ones(4, 1)}
-    student = {f"module.{k}": v for k, v in (backbone | head).items()}
-    tree = {
-        "student": student,
-        "teacher": backbone | head,
-        "dino_loss": {"center": torch.zeros(1, 4)},
-        "args": argparse.Namespace(arch="vit_small", patch_size=8),
-        "epoch": 1,
-    }
-    torch.save(tree, folder / "dino.pth")
-    return folder / "dino.pth", {"heads": 2}
+    tree = example_tree(example_vit(), head, {"dino_loss": {"center": torch.zeros(1, 4)}})
+    return save_example(folder / "dino.pth", tree, {"heads": 2})

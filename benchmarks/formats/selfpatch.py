@@ -5,22 +5,19 @@ teacher's backbone; its class-attention head gives the image vector. Backbone: n
 """
 
 from ..card import IMAGENET_MEAN, IMAGENET_STD, vit_card
-from . import below, fits, is_vit
-from .dino import NETWORKS, heads
+from . import find, fits, is_vit, take
+from .dino import NETWORKS, PREFIXES, beside
 
-LACK = {"cls_token", "norm.weight"}
+HEADS = {"c_head.": "head", "p_head.": "head"}
 
 
-def network(shapes) -> str | None:
-    """Prefix of the backbone to evaluate: the teacher's if there is one."""
-    for prefix in NETWORKS:
-        if is_vit(keys := below(shapes, prefix)) and not LACK & set(keys):
-            return prefix
-    return None
+def is_selfpatch(keys) -> bool:
+    """Do the names hold a ViT without class token and final norm?"""
+    return is_vit(keys) and not {"cls_token", "norm.weight", "fc_norm.weight"} & set(keys)
 
 
 def claims(shapes, meta) -> int:
-    prefix = network(shapes)
+    prefix = find(shapes, PREFIXES, is_selfpatch)
     if prefix is None:
         return 0
     if "dino_loss.patch_center" in shapes or any(".ca_head." in f".{k}" for k in shapes):
@@ -29,10 +26,11 @@ def claims(shapes, meta) -> int:
 
 
 def convert(state, meta):
-    prefix = network(state)
-    dropped = heads(state, prefix, ("c_head.", "p_head."))
-    weights = {name: state[key] for name, key in state.below(prefix).items() if key not in dropped}
-    readout = state.below(prefix.removesuffix("backbone.") + "ca_head.")
+    prefix = state.pick(NETWORKS, is_selfpatch)
+    around = prefix.removesuffix("backbone.")  # where ca_head lies
+    dropped = beside(state, prefix, HEADS)
+    readout = state.below(around + "ca_head.")
+    weights, _ = take(state, prefix, dict.fromkeys(readout.values(), "") | dropped)
     weights |= {f"readout.{name}": state[key] for name, key in readout.items()}
     shapes = {k: tuple(v.shape) for k, v in weights.items()}
     return weights, vit_card(shapes, pos_resize="dino", mean=IMAGENET_MEAN, std=IMAGENET_STD), dropped

@@ -1,38 +1,67 @@
-"""timm's VisionTransformer: a flat state dict (.pth, .safetensors) or timm's own training checkpoint.
+"""timm's VisionTransformer: a flat state dict (.pth, .safetensors), timm's own training checkpoint, DeiT's file.
 
-Source: huggingface/pytorch-image-models 1.0.31, timm/models/vision_transformer.py, timm/utils/checkpoint_saver.py.
-The names say nothing about mean and std: 0.5 for AugReg, ImageNet's for DeiT and DINO.
+Source: huggingface/pytorch-image-models 1.0.31, timm/models/vision_transformer.py, timm/utils/checkpoint_saver.py;
+facebookresearch/deit (`model`). The names say nothing about mean and std: 0.5 for AugReg, ImageNet's for DeiT and DINO.
 """
 
 from ..card import vit_card
-from . import VIT_ROOTS, below, drop, is_vit
+from . import VIT_ROOTS, below, drop, find, fits, is_vit, take
 
-WRAPPERS = ("state_dict.", "")
+PREFIXES = ("state_dict.", "model.", "")
 HEAD = ("head.", "fc_norm.")
 NORMS = {"norm.weight", "fc_norm.weight"}
 
 
-def network(shapes) -> str | None:
-    for prefix in WRAPPERS:
-        keys = below(shapes, prefix)
-        if is_vit(keys) and set(keys) & NORMS and all(k.startswith(VIT_ROOTS + HEAD) for k in keys):
-            return prefix
-    return None
+def is_timm(keys) -> bool:
+    return is_vit(keys) and bool(set(keys) & NORMS) and all(k.startswith(VIT_ROOTS + HEAD) for k in keys)
 
 
 def claims(shapes, meta) -> int:
-    prefix = network(shapes)
-    return 0 if prefix is None else 2 if prefix else 1
+    prefix = find(shapes, PREFIXES, is_timm)
+    if prefix is None:
+        return 0
+    config = meta.get("config.json")
+    if "timm" in meta or (isinstance(config, dict) and "pretrained_cfg" in config):  # the hub's files of timm
+        return 3
+    if not prefix:
+        return 1
+    # In such wrappers others keep backbones without classifier, from whose names nobody can tell.
+    trained = prefix == "state_dict." and meta.keys() & {"arch", "epoch"}
+    return 2 if not fits(below(shapes, prefix)) or trained else 0
 
 
 def convert(state, meta):
-    prefix = network(state) or ""
-    reasons = {prefix + name: "head" for name in HEAD} | {"optimizer.": "optimizer"}
-    reasons |= {"state_dict_ema.": "EMA copy", "amp_scaler.": "scaler"} if prefix else {}
-    dropped = drop(state, reasons)
-    weights = {name: state[key] for name, key in state.below(prefix).items() if key not in dropped}
+    prefix = state.pick({None: PREFIXES}, is_timm)
+    reasons = {prefix + "head.": "head"}
+    reasons |= {"state_dict_ema.": "EMA copy", "model_ema.": "EMA copy"} if prefix else {}
+    both = {prefix + n for n in NORMS} <= set(state)
+    dropped = drop(state, reasons | ({prefix + "fc_norm.": "head"} if both else {}))
+    weights, _ = take(state, prefix, dropped)
+    weights = whole_positions(weights)
     shapes = {k: tuple(v.shape) for k, v in weights.items()}
-    return weights, vit_card(shapes, pos_resize="timm"), dropped
+    told = meta.get("timm") if isinstance(meta.get("timm"), dict) else {}
+    facts = {key: told[key] for key in ("norm_eps", "act") if key in told}  # weights do not show them
+    return weights, vit_card(shapes, **({"pos_resize": "timm"} | facts)), dropped
+
+
+def whole_positions(weights: dict) -> dict:
+    """The same network with a position for the class token and none for the registers, as the encoder has them.
+
+    timm stores positions of patches only (`no_embed_class`), or of patches, class token and registers.
+    """
+    import torch
+
+    before = int("cls_token" in weights)
+    tokens = before + (weights["reg_token"].shape[1] if "reg_token" in weights else 0)
+    positions = weights["pos_embed"]
+    side = round(positions.shape[1] ** 0.5)
+    if before and side * side == positions.shape[1]:
+        return weights | {"pos_embed": torch.cat([torch.zeros_like(positions[:, :1]), positions], 1)}
+    rest = positions.shape[1] - tokens
+    if tokens > before and rest > 0 and round(rest**0.5) ** 2 == rest:
+        own = {"reg_token": weights["reg_token"] + positions[:, before:tokens]}
+        return weights | own | {"pos_embed": torch.cat([positions[:, :before], positions[:, tokens:]], 1)}
+    return weights
 
 
 def example(folder):

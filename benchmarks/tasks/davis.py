@@ -1,8 +1,9 @@
 """DAVIS video object segmentation: J&F of the first frame's mask, carried through the video by label propagation.
 
 Source: facebookresearch/dino 7c446df, eval_video_segmentation.py, and davisvideochallenge/davis2017-evaluation ac7c43f.
-Features are the last block's patch tokens; each frame's are computed once. Reading, encoding, writing and scoring
-overlap. A sequence whose scores are on disk is not computed again.
+Features are the last block's patch tokens (the official script takes ViTs only; of a ResNet layer3, of a Swin stage 3,
+named in the protocol id); each frame's are computed once. Reading, encoding, writing and scoring overlap. A sequence
+whose scores are on disk is not computed again.
 """
 
 import json
@@ -31,6 +32,7 @@ from ..task import Config, Data, Metric, Task
 
 # The official scripts all have 0.228 for red; it is part of the protocol.
 OFFICIAL_STD = (0.228, 0.224, 0.225)
+STAGE = 2  # layer3 of a ResNet, stage 3 of a Swin: stride 16, like the patches of most ViTs
 AHEAD = 4  # frames that are read, or being written, while the network is busy
 
 
@@ -40,7 +42,8 @@ class Protocol:
 
     size: shorter side in pixels; the longer one keeps the ratio, rounded down to a multiple of `multiple`.
     radius: of the square window, in patches; None: the whole frame. topk: context patches that count.
-    temperature: of the cosine. context: previous frames beside the first. block: whose tokens, negative from the end.
+    temperature: of the cosine. context: previous frames beside the first. block: whose tokens, negative from the end;
+    of a ResNet or Swin the stage, 0 to 3, and -1 is the protocol's own.
     mean, std: None: the card's (and red 0.228 for ImageNet's). bound: of F, part of the diagonal.
     frames: only the first so many of each sequence. precision: of the network, float32 or bf16.
     """
@@ -109,8 +112,19 @@ def check(cfg: Config) -> Data:
     return Data("davis2017", used.root, mark, used.official, used.differs, summary, notes, Content(used, results))
 
 
+def feature_map(encoder, block: int) -> tuple[int, int]:
+    """The protocol's `block` -> (number of the block or stage, stride of its map)."""
+    if encoder.card.family == "vit":
+        return encoder.resolve([block])[0], encoder.card.patch
+    stage = encoder.resolve([STAGE if block == -1 else block])[0]
+    return stage, encoder.strides[stage]
+
+
 def frame_size(size: tuple[int, int], protocol: Protocol, patch: int) -> tuple[tuple[int, int], bool]:
-    """(H, W) of a frame -> (H, W) that the network sees, and whether the patch size made it smaller still."""
+    """(H, W) of a frame -> (H, W) that the network sees, and whether the patch size made it smaller still.
+
+    patch: or the stride of a map.
+    """
     short, long = sorted(size)
     long = int(protocol.size * long / short // protocol.multiple * protocol.multiple)
     h, w = (protocol.size, long) if size[0] <= size[1] else (long, protocol.size)
@@ -139,7 +153,8 @@ def propagate(encoder, cfg: Config, sequence: Sequence, threads: ThreadPoolExecu
 
     Raises UserError for a frame that cannot be read, or features that are not finite.
     """
-    p, patch = cfg.protocol, encoder.card.patch
+    p = cfg.protocol
+    block, patch = feature_map(encoder, p.block)
     size, _ = frame_size(sequence.size, p, patch)
     mean, std = normalisation(encoder.card, p)
     propagator = Propagator(p.radius, p.topk, p.temperature)
@@ -150,9 +165,8 @@ def propagate(encoder, cfg: Config, sequence: Sequence, threads: ThreadPoolExecu
         while len(coming) < AHEAD and (path := next(waiting, None)):
             coming.append(threads.submit(prepare, path, size, mean, std))
         image = coming.popleft().result().to(cfg.device)
-        blocks = None if p.block == -1 else [p.block]
         with torch.autocast(torch.device(cfg.device).type, torch.bfloat16, enabled=p.precision == "bf16"):
-            found = encoder.patch_maps(image, blocks, norm=True)[0][0]
+            found = encoder.patch_maps(image, [block], norm=True)[0][0]
         return normalise(found.float().permute(1, 2, 0))
 
     first = (features(), first_labels(sequence.truth(0), (size[0] // patch, size[1] // patch)).to(cfg.device))
@@ -244,16 +258,20 @@ def _effective(encoder, cfg: Config) -> dict:
         return {}
     card = encoder.card
     mean, std = normalisation(card, cfg.protocol)
-    smaller = any(frame_size(s.size, cfg.protocol, card.patch)[1] for s in cfg.data.content.davis.sequences)
-    return {
-        "id": TASK.protocol_id + (f"-p{card.patch}" if smaller else ""),
-        "mean": mean,
-        "std": std,
-        "pos_rule": card.pos_resize,
-        "norm": card.final_norm,
-        "map": f"block {encoder.resolve([cfg.protocol.block])[0]} of {card.depth}",
-        "void": "background",
-    }
+    block, patch = feature_map(encoder, cfg.protocol.block)
+    sizes = {frame_size(s.size, cfg.protocol, patch) for s in cfg.data.content.davis.sequences}
+    facts = {"id": TASK.protocol_id, "mean": mean, "std": std, "void": "background"}
+    if card.family == "vit":
+        rules = sorted({encoder.pos_rule(size) for size, _ in sizes})
+        facts |= {"pos_rule": ", ".join(rules), "norm": card.final_norm, "map": f"block {block} of {card.depth}"}
+    else:
+        rules = sorted({encoder.size_rule(size) for size, _ in sizes})
+        last = block == len(encoder.stages) - 1
+        facts["id"] += f"-{encoder.stages[block]}"
+        facts |= {"size_rule": ", ".join(rules), "norm": last and card.family == "swin" and card.final_norm}
+        facts["map"] = f"{encoder.stages[block]}, stride {patch}"
+    facts["id"] += f"-p{patch}" if any(smaller for _, smaller in sizes) else ""
+    return facts
 
 
 def _pictures(cfg: Config, content: Content, out: Path) -> None:

@@ -1,0 +1,65 @@
+"""Tiny random ResNets and Swins in the names of several code bases, for the formats' `example()`."""
+
+import torch
+
+from ..card import Card
+from ..conv import timm_network
+from ._conv import IMAGENET
+
+
+def resnet_weights(block: str = "bottleneck, stride on the 3x3") -> dict[str, torch.Tensor]:
+    """A small ResNet's tensors with batch statistics, in torchvision's names (timm's are the same)."""
+    widths = (8, 8, 16, 32) if block != "basic" else (4, 4, 8, 8)
+    card = Card("resnet", block=block, blocks=(1, 2, 1, 1), stem_channels=64, widths=widths, bn_eps=1e-5, **IMAGENET)
+    network = timm_network(card)
+    for name, value in network.named_parameters():
+        if value.dim() == 1:  # batch norms; timm begins with 0 at the end of each block
+            torch.nn.init.normal_(value, 1.0 if name.endswith("weight") else 0.0, 0.2)
+    network.train()(torch.randn(2, 3, 64, 64))  # statistics that are not 0 and 1
+    return {k: v.clone() for k, v in network.state_dict().items()}
+
+
+def swin_weights(official: bool = False) -> dict[str, torch.Tensor]:
+    """A small Swin's tensors in timm's names; official: merging closes a stage, buffers are in the file."""
+    sizes = {"patch": 4, "window": 2, "dim": 8, "depths": (1, 2, 1, 2), "heads": (1, 2, 2, 4), "final_norm": True}
+    card = Card("swin", **sizes, class_token=False, patch_norm=True, absolute_pos=False, norm_eps=1e-5, sizes="padded")
+    network = timm_network(card)
+    for name, value in network.named_parameters():
+        if "norm" in name or name.endswith("table"):
+            torch.nn.init.normal_(value, 1.0 if name.endswith("weight") else 0.0, 0.2)
+    weights = {k: v.clone() for k, v in network.state_dict().items()}
+    if not official:
+        return weights
+    for i in (1, 2, 3):
+        for part in ("norm.weight", "norm.bias", "reduction.weight"):
+            weights[f"layers.{i - 1}.downsample.{part}"] = weights.pop(f"layers.{i}.downsample.{part}")
+    for i, stage in enumerate(network.layers):
+        for j, block in enumerate(stage.blocks):
+            weights[f"layers.{i}.blocks.{j}.attn.relative_position_index"] = block.attn.relative_position_index.clone()
+            if j % 2:
+                weights[f"layers.{i}.blocks.{j}.attn_mask"] = torch.zeros(4, 4, 4)
+    return weights
+
+
+def moco_tree(heads: tuple[str, ...] = ("fc.0.weight", "fc.2.weight")) -> dict:
+    """A MoCo training checkpoint's content."""
+    state = {"queue": torch.zeros(8, 16), "queue_ptr": torch.zeros(1, dtype=torch.long)}
+    for encoder in ("encoder_q", "encoder_k"):
+        network = resnet_weights() | {name: torch.zeros(8, 32) for name in heads}
+        state |= {f"{encoder}.{k}": v for k, v in network.items()}
+    state = {f"module.{k}": v for k, v in state.items()}
+    optimizer = {"state": {0: {"momentum_buffer": torch.zeros(3)}}, "param_groups": [{"lr": 0.03}]}
+    return {"epoch": 200, "arch": "resnet50", "state_dict": state, "optimizer": optimizer}
+
+
+def detectron2_tree(pyramid: bool = False) -> dict:
+    """A ResNet's tensors as NumPy arrays in detectron2's names, as MoCo's converter makes them."""
+    arrays = {}
+    for key, value in (resnet_weights() | {"fc.0.weight": torch.zeros(8, 32)}).items():
+        key = key if "layer" in key else f"stem.{key}"
+        for i in (1, 2, 3, 4):
+            key = key.replace(f"layer{i}.", f"res{i + 1}.").replace(f"bn{i}.", f"conv{i}.norm.")
+        arrays[key.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")] = value.numpy()
+    if pyramid:
+        arrays["backbone.fpn_lateral5.weight"] = torch.zeros(4, 32, 1, 1).numpy()
+    return {"model": arrays, "__author__": "MOCO", "matching_heuristics": True}

@@ -1,0 +1,120 @@
+"""Hugging Face transformers' names of ViT, Dinov2 and DINOv3 as timm's: both namings (before and since version 5)."""
+
+import re
+
+import torch
+
+from ..errors import UserError
+
+MARK = "embeddings.patch_embeddings.projection.weight"
+LAYER = re.compile(r"(?:encoder\.)?layers?\.(\d+)\.(.+)\.(weight|bias|lambda1)")
+PARTS = {
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "attention.output.dense": "attn.proj",
+    "attention.o_proj": "attn.proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+    "mlp.weights_in": "mlp.fc1",
+    "mlp.weights_out": "mlp.fc2",
+    "mlp.down_proj": "mlp.fc2",
+    "layer_scale1": "ls1",
+    "layer_scale2": "ls2",
+}
+STACKED = {  # several Linears that are one in timm: (name, place)
+    **{f"attention.attention.{n}": ("attn.qkv", i) for i, n in enumerate(("query", "key", "value"))},
+    **{f"attention.{n}_proj": ("attn.qkv", i) for i, n in enumerate("qkv")},
+    **{f"mlp.{n}_proj": ("mlp.fc1", i) for i, n in enumerate(("gate", "up"))},
+}
+WHOLE = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.register_tokens": "reg_token",
+    "embeddings.patch_embeddings.projection.weight": "patch_embed.proj.weight",
+    "embeddings.patch_embeddings.projection.bias": "patch_embed.proj.bias",
+    "embeddings.patch_embeddings.weight": "patch_embed.proj.weight",
+    "embeddings.patch_embeddings.bias": "patch_embed.proj.bias",
+    **{f"{n}.{p}": f"norm.{p}" for n in ("layernorm", "norm") for p in ("weight", "bias")},
+}
+BESIDE = {"embeddings.mask_token": "mask token", "pooler.": "head", "decoder.": "head"}
+HEADS = {"classifier.": "head", "decoder.": "head"}  # beside a network that has a prefix
+ACTS = {"gelu": "gelu (erf)", "gelu_new": "gelu (tanh)", "gelu_pytorch_tanh": "gelu (tanh)", "gelu_fast": "gelu (tanh)"}
+
+
+def prefix_of(keys, mark: str = MARK) -> str | None:
+    """Where the network lies: '', 'vit.', 'dinov2.' ..., or None."""
+    found = sorted((k.removesuffix(mark) for k in keys if k.endswith(mark)), key=len)
+    return found[0] if found and found[0].removesuffix(".").count(".") <= 1 and found[0][-1:] in ("", ".") else None
+
+
+def weights_of(state, prefix: str, dropped) -> dict:
+    """timm-named weights of the names below `prefix` that are known; the others stay unasked for, and are refused."""
+    weights, stacks = {}, {}
+    for name, key in state.below(prefix).items():
+        match = LAYER.fullmatch(name)
+        if key in dropped:
+            continue
+        if name in WHOLE:
+            weights[WHOLE[name]] = state[key]
+        elif match and match[2] in PARTS:
+            kind = "gamma" if match[3] == "lambda1" else match[3]
+            weights[f"blocks.{int(match[1])}.{PARTS[match[2]]}.{kind}"] = state[key]
+        elif match and match[2] in STACKED:
+            part, place = STACKED[match[2]]
+            stacks.setdefault(f"blocks.{int(match[1])}.{part}.{match[3]}", {})[place] = key
+    for name, places in stacks.items():
+        weights[name] = _stack(state, name, places)
+    return weights
+
+
+def _stack(state, name: str, places: dict[int, str]):
+    """query, key and value, or gate and up, one after the other. DINOv3's keys have no bias: zeros."""
+    if name.endswith("mlp.fc1.weight") or name.endswith("mlp.fc1.bias"):
+        wanted = {0, 1} if 0 in places else {1}  # `up` alone is a plain MLP's first layer
+    else:
+        wanted = {0, 1, 2}
+    parts = {i: state[key] for i, key in places.items()}
+    if name.endswith("qkv.bias") and wanted - set(parts) == {1}:
+        parts[1] = torch.zeros_like(parts[0])
+    if set(parts) != wanted:
+        raise UserError(f"{name}: of query, key and value (or gate and up) one is missing")
+    ordered = [parts[i] for i in sorted(parts)]
+    if len({tuple(p.shape) for p in ordered}) != 1:
+        raise UserError(f"{name}: query, key and value differ in shape: {[list(p.shape) for p in ordered]}")
+    return torch.cat(ordered)
+
+
+def facts_of(meta, eps: float) -> dict:
+    """norm_eps and act by config.json. Raises UserError for an activation that is not there."""
+    config = meta.get("config.json")
+    config = config if isinstance(config, dict) else {}
+    act = config.get("hidden_act", "gelu")
+    gated = bool(config.get("use_swiglu_ffn") or config.get("use_gated_mlp"))
+    if act not in ACTS and not gated:
+        raise UserError(f"config.json: hidden_act {act} is not supported: {', '.join(ACTS)} are")
+    facts = {} if gated or act == "gelu" else {"act": ACTS[act]}
+    value = config.get("layer_norm_eps", eps)
+    return facts | {"norm_eps": float(value) if isinstance(value, (int, float)) and 0 < value < 1 else eps}
+
+
+def example_names(vit: dict, layer: str, names: dict[str, str], split: tuple[str, str, str]) -> dict:
+    """timm's tiny weights under a naming, for examples. names: timm's part of a block -> theirs; split: of qkv."""
+    top = {new: old for old, new in reversed(WHOLE.items()) if not old.startswith("norm.")}
+    top |= {f"patch_embed.proj.{p}": f"embeddings.patch_embeddings.projection.{p}" for p in ("weight", "bias")}
+    out = {}
+    for key, value in vit.items():
+        if key in top:
+            out[top[key]] = value
+            continue
+        _, number, rest = key.split(".", 2)
+        part, _, kind = rest.rpartition(".")
+        if part == "attn.qkv":
+            for name, piece in zip(split, value.chunk(3), strict=True):
+                out[f"{layer}.{number}.{name}.{kind}"] = piece.clone()
+        else:
+            out[f"{layer}.{number}.{names[part]}.{'lambda1' if kind == 'gamma' else kind}"] = value
+    return out

@@ -1,0 +1,40 @@
+"""DenseCL, ResNet: released backbone, or full training checkpoint of OpenSelfSup.
+
+Source: WXinlong/DenseCL 5d1c456, tools/extract_backbone_weights.py, openselfsup/models/densecl.py (which has the
+encoder's tensors twice: `backbone.` and `encoder_q.0.`). The full layout is unverified: no such file was at hand.
+"""
+
+from ._conv import IMAGENET, RESNET, RESNET_PARTS, drop, find, only, pick, resnet
+from ._examples import resnet_weights
+
+NETWORKS = {"online": ("backbone.", ""), "teacher": ("encoder_k.0.",)}
+
+
+def claims(shapes, meta) -> int:
+    prefix = find(shapes, RESNET, NETWORKS)
+    if prefix is None:
+        return 0
+    if prefix.endswith("backbone."):
+        return 3 if f"{prefix.removesuffix('backbone.')}queue2" in shapes else 0
+    if prefix != "state_dict." or not only(shapes, prefix, RESNET_PARTS):
+        return 0
+    return 3 if meta.get("author") == "DenseCL" else 2
+
+
+def convert(state, meta):
+    prefix = pick(state, RESNET, NETWORKS)
+    root = prefix.removesuffix("backbone.").removesuffix("encoder_k.0.")
+    reasons = {root + "queue": "queue", root + "head.": "head"}
+    reasons |= {f"{root}encoder_{one}.1.": "neck" for one in "qk"}
+    others = {"backbone.": "online", "encoder_q.0.": "online", "encoder_k.0.": "teacher"}
+    others |= {"encoder_q.0.": "same as backbone"} if prefix.endswith("backbone.") else {}
+    reasons |= {root + name: why for name, why in others.items() if root + name != prefix}
+    return resnet(state, prefix, drop(state, reasons) if prefix != root else {}, **IMAGENET)
+
+
+def example(folder):
+    """A tiny released backbone."""
+    import torch
+
+    torch.save({"state_dict": resnet_weights(), "author": "DenseCL"}, folder / "densecl.pth")
+    return folder / "densecl.pth", {}

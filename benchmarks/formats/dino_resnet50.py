@@ -1,0 +1,46 @@
+"""DINO's ResNet-50: released backbone or full training checkpoint. Unverified: no file of it was at hand.
+
+Source: facebookresearch/dino 7c446df, main_dino.py (save_dict), utils.py (MultiCropWrapper), hubconf.py, README.md.
+Downstream uses the teacher. Names are torchvision's, without `fc`.
+"""
+
+from ._conv import IMAGENET, RESNET, RESNET_PARTS, drop, find, only, pick, resnet
+from ._examples import resnet_weights
+
+# `teacher.` alone: files from before June 2021
+NETWORKS = {
+    "teacher": ("teacher.backbone.", "teacher."),
+    "student": ("student.backbone.", "student."),
+    None: ("backbone.", ""),
+}
+HEADS = ("head.", "projection_head.", "prototypes.")
+
+
+def claims(shapes, meta) -> int:
+    prefix = find(shapes, RESNET, NETWORKS)
+    if prefix is None:
+        return 0
+    if "teacher." in prefix:
+        return 3 if "dino_loss.center" in shapes else 2
+    return int(prefix == "" and only(shapes, "", RESNET_PARTS))
+
+
+def convert(state, meta):
+    prefix = pick(state, RESNET, NETWORKS)
+    mine = prefix.removesuffix("backbone.")
+    reasons = {mine + head: "head" for head in HEADS} if mine else {}
+    reasons |= {"dino_loss.": "loss"}
+    if other := {"teacher.": "student", "student.": "teacher"}.get(mine):
+        reasons[f"{other}."] = other
+    return resnet(state, prefix, drop(state, reasons), **IMAGENET)
+
+
+def example(folder):
+    """A tiny full checkpoint."""
+    import torch
+
+    teacher = {f"backbone.{k}": v for k, v in resnet_weights().items()} | {"head.mlp.0.weight": torch.zeros(8, 32)}
+    student = {f"module.{k}": v for k, v in teacher.items()}
+    tree = {"student": student, "teacher": teacher, "dino_loss": {"center": torch.zeros(1, 8)}, "epoch": 1}
+    torch.save(tree, folder / "dino_resnet50.pth")
+    return folder / "dino_resnet50.pth", {}

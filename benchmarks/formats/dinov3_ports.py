@@ -1,0 +1,87 @@
+"""DINOv3's ViT in Hugging Face's and in timm's names. Unverified: no file of them was at hand.
+
+Source: huggingface/transformers, models/dinov3_vit/modeling_dinov3_vit.py; huggingface/pytorch-image-models 1.0.31,
+timm/models/eva.py. Neither stores the periods of the rotary positions: both compute them in float32 from the base
+(`rope_theta`, 100), where the original's are rounded, so that features differ a little from dinov3.py's. The number of
+heads is needed for them: of config.json, or of timm.
+"""
+
+import torch
+
+from ..card import IMAGENET_MEAN, IMAGENET_STD, heads_from, normalisation_from, vit_card
+from ..errors import UserError
+from . import below, drop, example_vit, find, save_example, take
+from ._transformers import BESIDE, HEADS, example_names, facts_of, prefix_of, weights_of
+
+HUB = "embeddings.patch_embeddings.weight"
+TIMM = {"reg_token", "cls_token", "patch_embed.proj.weight", "blocks.0.gamma_1", "blocks.0.attn.qkv.weight"}
+BIASES = (".attn.q_bias", ".attn.k_bias", ".attn.v_bias")
+
+
+def is_timm(names) -> bool:
+    return set(names) >= TIMM and "pos_embed" not in names
+
+
+def is_hub(keys) -> bool:
+    prefix = prefix_of(keys, HUB)
+    return prefix is not None and f"{prefix}layer.0.layer_scale1.lambda1" in keys
+
+
+def claims(shapes, meta) -> int:
+    return 3 if is_hub(shapes) or find(shapes, ("",), is_timm) is not None else 0
+
+
+def convert(state, meta):
+    if is_hub(state):
+        prefix = prefix_of(state, HUB)
+        dropped = drop(state, {prefix + k: why for k, why in BESIDE.items()} | HEADS)
+        weights, facts = weights_of(state, prefix, dropped), facts_of(meta, 1e-5)
+    else:
+        dropped, facts = drop(state, {"head.": "head"}), {"norm_eps": 1e-5}
+        weights = _from_timm(take(state, "", dropped)[0])
+    dim = weights["cls_token"].shape[-1]
+    heads, why = heads_from(meta, dim)
+    if not heads or dim % (4 * heads):
+        raise UserError(f"its rotary positions need the number of heads, in a config.json beside it: {why or heads}")
+    config = meta.get("config.json") if isinstance(meta.get("config.json"), dict) else {}
+    base = config.get("rope_theta", 100.0)
+    if not isinstance(base, (int, float)) or not 1 < base < 1e9:
+        raise UserError(f"config.json: rope_theta {base}")
+    count = dim // heads // 4
+    weights["rope_periods"] = float(base) ** (2 * torch.arange(count, dtype=torch.float32) / (2 * count))
+    shapes = {k: tuple(v.shape) for k, v in weights.items()}
+    normalisation = normalisation_from(meta) or {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    return weights, vit_card(shapes, **facts, **normalisation), dropped
+
+
+def _from_timm(found: dict) -> dict:
+    """timm's Eva in the names of its VisionTransformer: layer scale, biases, the two halves of a SwiGLU."""
+    weights = {}
+    for name, value in found.items():
+        if name.endswith(BIASES) or ".mlp.fc1_x." in name:
+            continue
+        if ".mlp.fc1_g." in name:
+            value, name = torch.cat([value, found[name.replace("fc1_g", "fc1_x")]]), name.replace("fc1_g", "fc1")
+        weights[name.replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma")] = value
+    for name in below(found, ""):
+        if name.endswith(".attn.q_bias"):
+            parts = [found.get(name.replace("q_bias", f"{p}_bias"), torch.zeros_like(found[name])) for p in "qkv"]
+            weights[name.replace("q_bias", "qkv.bias")] = torch.cat(parts)
+    return weights
+
+
+def example(folder):
+    """A tiny folder in Hugging Face's names."""
+    import json
+
+    vit = example_vit(registers=2, layer_scale=True, pos="rotary", pos_resize="rotary", heads=3)
+    names = {"norm1": "norm1", "norm2": "norm2", "attn.proj": "attention.o_proj", "ls1": "layer_scale1"}
+    names |= {"ls2": "layer_scale2", "mlp.fc1": "mlp.up_proj", "mlp.fc2": "mlp.down_proj"}
+    tree = example_names(vit, "layer", names, tuple(f"attention.{n}_proj" for n in "qkv"))
+    tree = {k.replace("patch_embeddings.projection", "patch_embeddings"): v for k, v in tree.items()}
+    tree = {k.replace("layernorm.", "norm."): v for k, v in tree.items() if not k.endswith("k_proj.bias")}
+    (folder / "dinov3").mkdir()
+    config = {"num_attention_heads": 3, "rope_theta": 100.0, "layer_norm_eps": 1e-5, "hidden_act": "gelu"}
+    (folder / "dinov3" / "config.json").write_text(json.dumps(config))
+    save_example(folder / "dinov3" / "model.bin", tree | {"embeddings.mask_token": torch.zeros(1, 1, 24)})
+    return folder / "dinov3", {}

@@ -1,0 +1,38 @@
+"""Hugging Face Dinov2, with or without registers: pytorch_model.bin, model.safetensors, or their folder.
+
+Source: huggingface/transformers, models/dinov2/modeling_dinov2.py, models/dinov2_with_registers/. Unverified: no file
+of it was at hand. Positions are resized to an output size, with antialiasing where there are registers; the original
+code's rules differ (see dinov2.py).
+"""
+
+from ..card import IMAGENET_MEAN, IMAGENET_STD, normalisation_from, vit_card
+from . import drop, example_vit, save_example
+from ._transformers import BESIDE, HEADS, example_names, facts_of, prefix_of, weights_of
+
+
+def claims(shapes, meta) -> int:
+    found = prefix_of(shapes) is not None and any(k.endswith(".0.layer_scale1.lambda1") for k in shapes)
+    return 3 if found and any(k.endswith("embeddings.position_embeddings") for k in shapes) else 0
+
+
+def convert(state, meta):
+    prefix = prefix_of(state) or ""
+    dropped = drop(state, {prefix + k: why for k, why in BESIDE.items()} | HEADS)
+    weights = weights_of(state, prefix, dropped)
+    shapes = {k: tuple(v.shape) for k, v in weights.items()}
+    rule = "timm" if "reg_token" in weights else "size"
+    normalisation = normalisation_from(meta) or {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    return weights, vit_card(shapes, pos_resize=rule, **facts_of(meta, 1e-6), **normalisation), dropped
+
+
+def example(folder):
+    """A tiny state dict with registers."""
+    import torch
+
+    parts = ("norm1", "norm2", "mlp.fc1", "mlp.fc2")
+    names = dict.fromkeys(parts) | {p: p for p in parts} | {"ls1": "layer_scale1", "ls2": "layer_scale2"}
+    names["attn.proj"] = "attention.output.dense"
+    split = tuple(f"attention.attention.{n}" for n in ("query", "key", "value"))
+    vit = example_vit(registers=2, layer_scale=True)
+    tree = example_names(vit, "encoder.layer", names, split) | {"embeddings.mask_token": torch.ones(1, 24)}
+    return save_example(folder / "dinov2.bin", tree, {"heads": 2})

@@ -1,0 +1,87 @@
+"""A detector or segmenter fine-tuned by mmdet or mmseg (ours included): its backbone, taken out again.
+
+Source: open-mmlab/mmdetection and mmsegmentation (`state_dict` with `backbone.`, `neck.` and heads), alinlab/SelfPatch
+81aef14, detection/ and segmentation/ (timm's names, rescale layers fpn1 to fpn4). Unverified: no file of theirs was at
+hand. Positions are stored at the grid of fine-tuning, and resized to an output size. What the backbone is, the other
+formats say.
+"""
+
+import re
+
+from .. import plugins
+from ..card import vit_card
+from ..errors import UserError
+from ..sources import State
+from . import drop, example_vit, is_vit, save_example
+from .mmpretrain_vit import OTHERS, normalisation
+
+PREFIXES = ("state_dict.backbone.", "backbone.")
+INNER = ("encoder.vit.", "encoder.", "net.", "")  # ours keep the network in these
+RESCALE = ("fpn1.", "fpn2.", "fpn3.", "fpn4.")
+
+
+def prefix_of(keys) -> str | None:
+    """Where the backbone lies, if there is a head beside it."""
+    for prefix in PREFIXES:
+        around = prefix.removesuffix("backbone.")
+        heads = tuple(around + name for name in OTHERS)
+        if any(k.startswith(prefix) for k in keys) and any(k.startswith(heads) for k in keys):
+            return prefix
+    return None
+
+
+def claims(shapes, meta) -> int:
+    return 3 if prefix_of(shapes) is not None else 0
+
+
+def convert(state, meta):
+    prefix = state.pick({None: PREFIXES}, len)
+    around, config = prefix.removesuffix("backbone."), str(meta.get("meta"))
+    if re.search(r"\b(bgr_to_rgb|to_rgb)['\"]?\s*[=:]\s*False", config):
+        raise UserError("its config feeds BGR images, which no encoder here takes")
+    reasons = dict.fromkeys((around + name for name in (*OTHERS, "neck.")), "head")
+    reasons |= dict.fromkeys((prefix + name for name in RESCALE), "rescale layers")
+    if any(k.startswith(f"{prefix}norm0.") for k in state):  # Swin's; ViTs count theirs from 1
+        reasons |= {f"{prefix}norm{i}.": "output norm" for i in range(4)}
+    dropped = drop(state, reasons)
+    names = {k: key for k, key in state.below(prefix).items() if key not in dropped}
+    inner = next(i for i in INNER if all(k.startswith(i) for k in names))
+    names = {_plain(k.removeprefix(inner)): key for k, key in names.items()}
+    backbone = State({name: state.refs[key] for name, key in names.items()})
+    if is_vit(names):
+        weights = {name: backbone[name] for name in backbone}
+        shapes = {k: tuple(v.shape) for k, v in weights.items()}
+        card, more = vit_card(shapes, pos_resize="size"), {}
+    else:
+        weights, card, more = _other(backbone, meta)
+    state.used |= {names[k] for k in backbone.used}
+    return weights, card.override(normalisation(meta)), dropped | {names[k]: why for k, why in more.items()}
+
+
+def _plain(name: str) -> str:
+    """timm's name of a block's LayerNorm; our segmenters call it ln1 or ln2, for the decay rules of mmseg."""
+    return re.sub(r"^(blocks\.\d+)\.ln([12])\.", r"\1.norm\2.", name)
+
+
+def _other(backbone: State, meta):
+    """The reading of the format with the highest claim on the backbone alone. Raises UserError if there is none."""
+    best, chosen = 0, None
+    for plugin in plugins.scan("formats").values():
+        if plugin.package and plugin.name != __name__.rpartition(".")[2]:
+            claim = plugin.module.claims(backbone.shapes, meta)
+            best, chosen = (claim, plugin) if claim > best else (best, chosen)
+    if chosen is None:
+        raise UserError(f"no format knows its backbone ({', '.join(list(backbone)[:4])} ...)")
+    return chosen.module.convert(backbone, meta)
+
+
+def example(folder):
+    """A tiny segmenter of ours: ln1 and ln2, rescale layers, a head."""
+    import torch
+
+    vit = {k: v for k, v in example_vit().items() if not k.startswith("norm.")}
+    vit = {k.replace(".norm1.", ".ln1.").replace(".norm2.", ".ln2."): v for k, v in vit.items()}
+    state = {f"backbone.encoder.vit.{k}": v for k, v in vit.items()}
+    state |= {"backbone.fpn1.0.weight": torch.ones(24, 24, 2, 2), "decode_head.conv_seg.weight": torch.ones(5, 8, 1, 1)}
+    text = "data_preprocessor = dict(bgr_to_rgb=True, mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5])"
+    return save_example(folder / "iter_10.pth", {"meta": {"cfg": text}, "state_dict": state}, {"heads": 2})

@@ -1,0 +1,100 @@
+"""mmpretrain's (mmcls's) and mmseg's VisionTransformer: training checkpoint, or its backbone alone.
+
+Source: open-mmlab/mmpretrain, mmpretrain/models/backbones/vision_transformer.py; open-mmlab/mmsegmentation,
+mmseg/models/backbones/vit.py (attention by torch's MultiheadAttention). Unverified: no file of them was at hand;
+mmseg's own network, with random weights, gives the same features. Positions are resized to an output size. Mean and
+std: of the `data_preprocessor` in the config that the file holds, if it names one pair.
+"""
+
+import re
+
+import torch
+
+from ..card import vit_card
+from . import drop, example_vit, save_example
+
+PREFIXES = ("state_dict.backbone.", "backbone.", "state_dict.", "")
+MARK = {"patch_embed.projection.weight", "layers.0.ln1.weight", "pos_embed"}
+MMSEG = "layers.0.attn.attn.in_proj_weight"
+HEADS = ("head.", "neck.")
+OTHERS = ("decode_head.", "auxiliary_head.", "rpn_head.", "roi_head.", "bbox_head.", "mask_head.", "panoptic_head.")
+NAMES = (
+    (r"^patch_embed\.projection\.", "patch_embed.proj."),
+    (r"^layers\.(\d+)\.ln([12])\.", r"blocks.\1.norm\2."),
+    (r"^layers\.(\d+)\.attn\.attn\.in_proj_(weight|bias)$", r"blocks.\1.attn.qkv.\2"),
+    (r"^layers\.(\d+)\.attn\.attn\.out_proj\.", r"blocks.\1.attn.proj."),
+    (r"^layers\.(\d+)\.attn\.gamma1\.weight$", r"blocks.\1.ls1.gamma"),
+    (r"^layers\.(\d+)\.ffn\.layers\.0\.0\.", r"blocks.\1.mlp.fc1."),
+    (r"^layers\.(\d+)\.ffn\.layers\.1\.", r"blocks.\1.mlp.fc2."),
+    (r"^layers\.(\d+)\.ffn\.gamma2\.weight$", r"blocks.\1.ls2.gamma"),
+    (r"^layers\.", "blocks."),
+    (r"^(?:ln1|norm1?)\.", "norm."),
+    (r"^ln2\.", "fc_norm."),
+)
+
+
+def timm_name(name: str) -> str:
+    for old, new in NAMES:
+        name, count = re.subn(old, new, name)
+        if count:
+            return name
+    return name
+
+
+def is_mm(names) -> bool:
+    return set(names) >= MARK
+
+
+def prefix_of(keys) -> str | None:
+    return next((p for p in PREFIXES if is_mm(k.removeprefix(p) for k in keys if k.startswith(p))), None)
+
+
+def claims(shapes, meta) -> int:
+    prefix = prefix_of(shapes)
+    around = prefix.removesuffix("backbone.") if prefix else ""
+    tuned = any(k.startswith(tuple(around + name for name in OTHERS)) for k in shapes)
+    return 3 if prefix is not None and not tuned else 0
+
+
+def convert(state, meta):
+    prefix = state.pick({None: PREFIXES}, is_mm)
+    around = prefix.removesuffix("backbone.")
+    dropped = drop(state, {around + name: "head" for name in HEADS} if around != prefix else {})
+    weights = {timm_name(n): state[key] for n, key in state.below(prefix).items() if key not in dropped}
+    if prefix + MMSEG in state:  # mmseg's patch embedding has no bias unless told to (`patch_bias`)
+        weights.setdefault("patch_embed.proj.bias", torch.zeros(weights["patch_embed.proj.weight"].shape[0]))
+    shapes = {k: tuple(v.shape) for k, v in weights.items()}
+    return weights, vit_card(shapes, pos_resize="size", **normalisation(meta)), dropped
+
+
+def normalisation(meta) -> dict:
+    """Mean and std in 0..1 by the config's text or table, if it names one pair; else {}."""
+    about = meta.get("meta")
+    config = (about.get("cfg") or about.get("config")) if isinstance(about, dict) else None
+    found = {}
+    for key in ("mean", "std"):
+        lists = re.findall(rf"\b{key}['\"]?\s*[=:]\s*[\[(]([\d.,\s]+)[\])]", str(config)[: 1 << 20])
+        try:
+            values = {tuple(round(float(v) / 255, 6) for v in text.split(",") if v.strip()) for text in lists}
+        except ValueError:
+            return {}
+        if len(values) != 1 or len(value := values.pop()) != 3:
+            return {}
+        found[key] = value
+    rounded = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    near = all(abs(a - b) < 2e-4 for k in found for a, b in zip(found[k], rounded[k], strict=True))
+    return rounded if near else found  # 123.675 / 255 is 0.485
+
+
+def example(folder):
+    """A tiny checkpoint of a classifier."""
+    pairs = (("patch_embed.proj", "patch_embed.projection"), ("norm1", "ln1"), ("norm2", "ln2"))
+    pairs += (("mlp.fc1", "ffn.layers.0.0"), ("mlp.fc2", "ffn.layers.1"), ("blocks.", "layers."))
+    state = {}
+    for name, value in example_vit().items():
+        for new, old in pairs:
+            name = name.replace(new, old)
+        state[f"backbone.{'ln1' + name[4:] if name.startswith('norm.') else name}"] = value
+    state |= {"head.layers.head.weight": torch.ones(3, 24)}
+    text = "data_preprocessor = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)"
+    return save_example(folder / "mmpretrain.pth", {"meta": {"cfg": text}, "state_dict": state}, {"heads": 2})

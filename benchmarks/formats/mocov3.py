@@ -1,0 +1,58 @@
+"""MoCo v3 with a ViT: training checkpoint, or its backbone as `convert_to_deit.py` writes it (`model`).
+
+Source: facebookresearch/moco-v3, main_moco.py (save_checkpoint), moco/builder.py, vits.py, main_lincls.py,
+convert_to_deit.py. Downstream uses the online network. Its ViT-S has 12 heads. Positions are fixed sine-cosine ones
+and stored, the row in the first half; the official code takes the stored grid only. The converted form is unverified:
+no file of it was at hand.
+"""
+
+from ..card import IMAGENET_MEAN, IMAGENET_STD, vit_card
+from . import Mismatch, _sincos, below, drop, example_vit, find, fits, is_dino, save_example, take
+
+NETWORKS = {
+    "online": ("state_dict.base_encoder.", "base_encoder."),
+    "teacher": ("state_dict.momentum_encoder.", "momentum_encoder."),
+    None: ("model.", ""),
+}
+HEADS = {384: ("vit_small", 12), 768: ("vit_base", 12)}  # width -> `arch`, heads (vits.py)
+
+
+def claims(shapes, meta) -> int:
+    prefix = find(shapes, [p for prefixes in NETWORKS.values() for p in prefixes], is_dino)
+    if prefix is None or not fits(names := below(shapes, prefix), ("head.",)):
+        return 0
+    if prefix.endswith("_encoder."):
+        return 3
+    return (2 if prefix else 1) if fits(names) else 0
+
+
+def convert(state, meta):
+    prefix = state.pick(NETWORKS, is_dino)
+    around = prefix.removesuffix("base_encoder.").removesuffix("momentum_encoder.")
+    dropped = {}
+    if around != prefix:
+        reasons = {prefix + "head.": "projector", around + "predictor.": "predictor"}
+        reasons |= {around + f"{n}_encoder.": f"{n} encoder" for n in ("base", "momentum") if f"{n}_enc" not in prefix}
+        dropped = drop(state, reasons)
+    weights, shapes = take(state, prefix, dropped)
+    kind = _sincos.order(weights["pos_embed"])
+    if kind != "rows" and not dropped:
+        raise Mismatch(f"its positions are {'MAEs' if kind else 'learned'}, not the fixed ones that MoCo v3 stores")
+    card = vit_card(shapes, pos_resize="stored", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    facts = {"pos": f"sincos {card.grid}x{card.grid}, stored"} if kind else {}
+    arch, heads = HEADS.get(card.dim, (None, None))
+    if heads and meta.get("arch") == arch:
+        facts["heads"] = heads
+    return weights, card.override(facts), dropped
+
+
+def example(folder):
+    """A tiny training checkpoint."""
+    import torch
+
+    vit = example_vit() | {"pos_embed": _sincos.example(4, 24, "rows")}
+    state = {f"base_encoder.{k}": v for k, v in vit.items()} | {"base_encoder.head.0.weight": torch.ones(8, 24)}
+    state |= {f"momentum_encoder.{k}": v if k == "pos_embed" else v * 1.5 for k, v in vit.items()}
+    state |= {"momentum_encoder.head.0.weight": torch.ones(8, 24), "predictor.0.weight": torch.ones(8, 8)}
+    tree = {"epoch": 1, "arch": "vit_small", "state_dict": {f"module.{k}": v for k, v in state.items()}}
+    return save_example(folder / "mocov3.pth.tar", tree, {"heads": 2})

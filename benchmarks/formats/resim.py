@@ -1,0 +1,64 @@
+"""ReSim, ResNet: MoCo-like training checkpoint with its feature pyramid, or that file converted to detectron2's names.
+
+Source: Tete-Xiao/ReSim a81a12d, main_moco.py, moco/models.py, moco/builder.py, and detection/
+convert-pretrain-to-detectron2.py, which writes with torch.save what MoCo's own converter pickles. Downstream uses the
+query encoder. Unverified: no file of it was at hand.
+"""
+
+import re
+
+from ._conv import COUNTER, IMAGENET, RESNET, drop, find, pick, resnet_card
+from ._conv import resnet as torchvision_names
+from ._examples import detectron2_tree
+from .mocov2 import NETWORKS, moco_drops
+
+HEADS = ("fc.", "fpn_lateral", "fpn_output", "mocodet_conv")
+D2 = ("model.stem.conv1.weight", "model.res2.0.conv1.norm.running_mean", "model.res5.0.conv1.weight")
+
+
+def claims(shapes, meta) -> int:
+    if all(name in shapes for name in D2):
+        return 3 if any(".fpn_" in k for k in shapes) else 2
+    if find(shapes, RESNET, NETWORKS) is None:
+        return 0
+    return 3 if any(".fpn_" in k for k in shapes) else 2
+
+
+def convert(state, meta):
+    if all(name in state for name in D2):
+        return detectron2(state)
+    prefix = pick(state, RESNET, NETWORKS)
+    return torchvision_names(state, prefix, moco_drops(state, prefix, HEADS), **IMAGENET)
+
+
+def detectron2(state) -> tuple:
+    """What `convert` returns for a MoCo-like encoder in detectron2's names."""
+    dropped = drop(state, {"model.stem.fc.": "head", "model.backbone.fpn_": "head", "model.stem.mocodet_conv": "head"})
+    weights = {}
+    for key in state:
+        if key in dropped:
+            continue
+        if key.endswith(COUNTER):
+            dropped[key] = "counter"
+        elif name := torchvision_name(key.removeprefix("model.")):
+            weights[name] = state[key]
+    return weights, resnet_card({k: tuple(v.shape) for k, v in weights.items()}, **IMAGENET), dropped
+
+
+def torchvision_name(name: str) -> str | None:
+    """detectron2's name of a ResNet's weight -> torchvision's; None if it is none."""
+    found = re.fullmatch(r"(stem|res([2-5])\.(\d+))\.(conv([123])|shortcut)(\.norm)?\.(\w+)", name)
+    if not found:
+        return None
+    _, stage, block, part, number, norm, what = found.groups()
+    where = "" if stage is None else f"layer{int(stage) - 1}.{block}."
+    kind = f"downsample.{int(bool(norm))}" if part == "shortcut" else f"bn{number}" if norm else part
+    return f"{where}{kind}.{what}"
+
+
+def example(folder):
+    """A tiny encoder in detectron2's names, NumPy arrays in a plain pickle."""
+    import pickle
+
+    (folder / "resim.pkl").write_bytes(pickle.dumps(detectron2_tree(pyramid=True)))
+    return folder / "resim.pkl", {}

@@ -1,0 +1,41 @@
+"""timm's ResNet, ResNeXt and wide ResNet of the plain 7x7 stem: a state dict, or timm's own training checkpoint.
+
+Source: huggingface/pytorch-image-models 1.0.31, timm/models/resnet.py, timm/utils/checkpoint_saver.py. All its weights
+of this form want ImageNet's mean and std, except one ResNet-34 (0.5): there, a config.json or the user has to say it.
+Unverified: no trained file of it was at hand (the network is timm's itself).
+"""
+
+from ..card import normalisation_from
+from ._conv import IMAGENET, RESNET, RESNET_PARTS, drop, find, only, pick, resnet
+from ._examples import resnet_weights
+
+NETWORKS = {None: ("",)}
+HEAD = ("fc.weight", "fc.bias")
+
+
+def claims(shapes, meta) -> int:
+    prefix = find(shapes, RESNET, NETWORKS)
+    if prefix not in ("", "state_dict.") or not only(shapes, prefix, RESNET_PARTS + HEAD):
+        return 0
+    config = meta.get("config.json")
+    named = "timm" in meta or (isinstance(config, dict) and "pretrained_cfg" in config)
+    return 2 if named or (prefix and "arch" in meta) else 1
+
+
+def convert(state, meta):
+    prefix = pick(state, RESNET, NETWORKS)
+    reasons = {prefix + "fc.": "head"} | ({"state_dict_ema.": "EMA copy"} if prefix else {})
+    weights, card, dropped = resnet(state, prefix, drop(state, reasons))
+    known = normalisation_from(meta)
+    if not known and not (card.block == "basic" and card.blocks == (3, 4, 6, 3)):
+        known = IMAGENET
+    return weights, card.override(known), dropped
+
+
+def example(folder):
+    """A tiny training checkpoint."""
+    import torch
+
+    network = resnet_weights() | {"fc.weight": torch.zeros(5, 32), "fc.bias": torch.zeros(5)}
+    torch.save({"epoch": 3, "arch": "resnet50", "state_dict": network}, folder / "timm_resnet.pth.tar")
+    return folder / "timm_resnet.pth.tar", {}

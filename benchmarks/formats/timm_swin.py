@@ -1,0 +1,34 @@
+"""Swin as timm or the official code writes it: a flat state dict, timm's training checkpoint, the official `model`.
+
+Source: huggingface/pytorch-image-models 1.0.31, timm/models/swin_transformer.py; microsoft/Swin-Transformer, models/
+swin_transformer.py, utils.py. All of them want ImageNet's mean and std. Unverified: no trained file of it was at hand
+(the network is timm's itself, except at sizes of the official code's own rule; see conv.py).
+"""
+
+from ..card import normalisation_from
+from ._conv import IMAGENET, SWIN, SWIN_PARTS, drop, find, only, pick, swin
+from ._examples import swin_weights
+
+NETWORKS = {None: ("",)}
+HEAD = ("head.",)
+
+
+def claims(shapes, meta) -> int:
+    prefix = find(shapes, SWIN, NETWORKS)
+    if prefix is None or not only(shapes, prefix, SWIN_PARTS + HEAD):
+        return 0
+    return 2 if prefix else 1
+
+
+def convert(state, meta):
+    prefix = pick(state, SWIN, NETWORKS)
+    reasons = {prefix + "head.": "head"} | ({"state_dict_ema.": "EMA copy"} if prefix else {})
+    return swin(state, prefix, drop(state, reasons), **(normalisation_from(meta) or IMAGENET))
+
+
+def example(folder):
+    """A tiny flat state dict with a classifier."""
+    import torch
+
+    torch.save(swin_weights() | {"head.fc.weight": torch.zeros(5, 64)}, folder / "timm_swin.pth")
+    return folder / "timm_swin.pth", {}

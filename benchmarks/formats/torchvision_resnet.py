@@ -1,0 +1,30 @@
+"""torchvision's ResNet, ResNeXt and wide ResNet: a flat state dict, with or without `fc`.
+
+Source: pytorch/vision 0.29, torchvision/models/resnet.py; mean and std of its weights' transforms. Other code bases
+write the same bare names. Unverified: no trained file of it was at hand (the network is torchvision's, in the tests).
+"""
+
+from ._conv import IMAGENET, RESNET, RESNET_PARTS, drop, find, only, pick, resnet
+
+NETWORKS = {None: ("",)}
+
+
+def claims(shapes, meta) -> int:
+    prefix = find(shapes, RESNET, NETWORKS)
+    return int(prefix == "" and only(shapes, "", (*RESNET_PARTS, "fc.weight", "fc.bias")))
+
+
+def convert(state, meta):
+    prefix = pick(state, RESNET, NETWORKS)
+    return resnet(state, prefix, drop(state, {prefix + "fc.": "head"}), **IMAGENET)
+
+
+def example(folder):
+    """A small ResNet-18 with a classifier."""
+    import torch
+
+    from ._examples import resnet_weights
+
+    head = {"fc.weight": torch.zeros(5, 8), "fc.bias": torch.zeros(5)}
+    torch.save(resnet_weights(block="basic") | head, folder / "torchvision.pth")
+    return folder / "torchvision.pth", {}

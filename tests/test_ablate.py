@@ -1,0 +1,179 @@
+"""Ablation grids: the poster's, cell by cell and number by number, and a small one that really runs."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from selfpatch_bench.benchmarks import UserError, plugins
+from selfpatch_bench.benchmarks.ablate import Grid, Sweep, read_grid
+from selfpatch_bench.benchmarks.scenes import make_pictures, make_videos
+from selfpatch_bench.pretrain.config import load_recipe, to_dict
+
+POSTER = "selfpatch_poster"
+
+
+def test_the_posters_tables_have_its_numbers_in_its_order():
+    left, right = read_grid(POSTER).tables
+    assert [r.printed for r in left.rows if r.printed] == [
+        "55.1",
+        "57.0",
+        "56.5",
+        "47.3",
+        "56.3",
+        "56.4",
+        "57.0",
+        "56.5",
+        "51.4",
+        "57.0",
+    ]
+    assert [float(r.printed) for r in right.rows] == [54.1, 58.4, 58.9, 50.8, 56.4, 55.1, 57.0, 61.6, 65.8]
+    assert [r.cell for r in left.rows if not r.printed] == ["baseline"]  # the controlled one, which the poster lacks
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_every_cell_is_a_valid_run_and_no_two_are_the_same(quick):
+    grid = read_grid(POSTER, quick)
+    used = {row.cell for table in grid.tables for row in table.rows}
+    assert used == set(grid.cells)
+    configs = {name: to_dict(load_recipe(cell.recipe, list(cell.values))) for name, cell in grid.cells.items()}
+    assert len({str(c) for c in configs.values()}) == len(configs)
+    assert {c["loop"]["batch"] for c in configs.values()} == {4 if quick else 256}
+
+
+def test_the_cells_differ_from_the_default_in_what_their_labels_say():
+    grid = read_grid(POSTER)
+
+    def facts(cell):
+        entry = load_recipe(grid.cells[cell].recipe, list(grid.cells[cell].values)).objectives[-1]
+        return entry.options.radius, entry.options.k, entry.options.aggregation, entry.weight
+
+    radius, k, how, weight = facts("selfpatch")
+    assert (radius, k, weight) == (1, 4, 0.1)
+    assert facts("baseline") == (1, 4, how, 0)
+    assert facts("radius2") == (2, 4, how, 0.1)
+    assert facts("radius_all") == ("all", 4, how, 0.1)
+    assert [facts(c)[1] for c in ("k1", "k2", "k8")] == [1, 2, 8]
+    assert facts("mean")[2] == "mean" != how
+
+
+SMALL = {
+    "values": [
+        "network.backbone=vit_tiny_patch8", "network.overrides={embed_dim: 24, depth: 2, num_heads: 3}",
+        "views.rows.0.size=32", "views.rows.1.size=32", "views.rows.2.size=16", "views.rows.2.count=2",
+        "objectives.dino.outputs=16", "objectives.dino.hidden=16", "objectives.dino.bottleneck=8", "loop.batch=4",
+        "loop.steps=3", "schedule.warmup_epochs=0", "data.workers=0", "loop.precision=float32",
+    ],
+    "quick": {"values": ["loop.steps=2"], "davis": ["size=64", "multiple=8"], "limit": 1},
+    "cells": {
+        "plain": {"recipe": "dino"},
+        "weightless": {"recipe": "selfpatch", "values": ["objectives.selfpatch.weight=0"]},
+        "patches": {
+            "recipe": "selfpatch",
+            "values": ["objectives.selfpatch.outputs=8", "objectives.selfpatch.hidden=16"],
+        },
+    },
+    "tables": [
+        {
+            "title": "Small", "source": POSTER, "table": "poster ablation table, left (component analysis)",
+            "columns": ["method"],
+            "rows": [
+                {"labels": ["DINO"], "cell": "plain", "row": ["DINO", "ViT-Ti/16", "row (a)"]},
+                {"labels": ["baseline"], "cell": "weightless"},
+                {"labels": ["patches"], "cell": "patches"},
+                {"labels": ["patches again"], "cell": "patches"},
+            ],
+        }
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A plug-in folder with the ablation `small`."""
+    (tmp_path / "plug/ablations").mkdir(parents=True)
+    monkeypatch.setenv("SELFPATCH_PLUGINS", str(tmp_path / "plug"))
+
+    def put(content) -> None:
+        (tmp_path / "plug/ablations/small.yaml").write_text(yaml.safe_dump(content))
+
+    put(SMALL)
+    return tmp_path, put
+
+
+def test_three_cells_run_once_each_and_fill_the_table(folder):
+    """Real processes; the second time everything is there; other values in the same folder are refused."""
+    tmp_path, _ = folder
+    pictures = make_pictures(tmp_path / "pictures", 8)
+    videos = make_videos(tmp_path / "videos", sequences=1, frames=3, size=(64, 96))
+    command = [sys.executable, "-m", "selfpatch_bench.benchmarks", "ablate", "small", "--quick", "--device", "cpu"]
+    command += ["--data", str(pictures), "--video", str(videos), "--out", str(tmp_path / "out")]
+    first = subprocess.run(command, capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    rows = re.findall(r"^\| (.*?) \| (.*?) \| (.*?) \|$", first.stdout, re.MULTILINE)[1:]
+    assert [r[:2] for r in rows] == [("DINO", "55.1"), ("baseline", "-"), ("patches", "-"), ("patches again", "-")]
+    assert all(re.fullmatch(r"\d+\.\d", r[2]) for r in rows)
+    assert rows[2][2] == rows[3][2]
+    assert len(list((tmp_path / "out/records/davis").glob("*.json"))) == 3
+    assert "say nothing about the method" in first.stdout
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert (again.returncode, again.stdout.splitlines()[-9:]) == (0, first.stdout.splitlines()[-9:])
+    assert len(list((tmp_path / "out/records/davis").glob("*.json"))) == 3
+    other = subprocess.run([*command, "schedule.lr=0.1"], capture_output=True, text=True)
+    assert other.returncode == 2
+    assert "holds a run with other values than cell plain" in other.stderr
+
+
+def test_a_cell_that_fails_is_named_and_the_others_run(folder, monkeypatch, capsys):
+    from rich.console import Console
+
+    tmp_path, _ = folder
+    started = []
+    sweep = Sweep(read_grid("small"), tmp_path, "data", "video")
+    monkeypatch.setattr(
+        Sweep, "start", lambda _, a: started.append(a[:2]) or (3 if a[:2] == ["pretrain", "dino"] else 0)
+    )
+    assert sweep.run(Console(), ["plain", "patches"]) == 1
+    assert "plain: failed (status 3)" in capsys.readouterr().out
+    assert started == [["pretrain", "dino"], ["pretrain", "selfpatch"], ["run", str(tmp_path / "runs/patches")]]
+    monkeypatch.setattr(Sweep, "start", lambda *_: 130)
+    with pytest.raises(UserError, match="goes on from here"):
+        sweep.run(Console(), ["plain"])
+
+
+def test_several_processes_pretrain_and_one_evaluates(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(subprocess, "run", lambda line, **_: seen.append(line) or subprocess.CompletedProcess(line, 0))
+    sweep = Sweep(Grid({}, []), tmp_path, "data", "video", gpus=4)
+    sweep.start(["pretrain", "dino"])
+    sweep.start(["run", "x"])
+    assert "--nproc-per-node=4" in seen[0]
+    assert "torch.distributed.run" not in seen[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"cells": None}, "not an ablation"),
+        ({"tables": [SMALL["tables"][0] | {"rows": [{"labels": ["x"], "cell": "none"}]}]}, "no cell none"),
+        (
+            {
+                "tables": [
+                    SMALL["tables"][0] | {"rows": [{"labels": ["x"], "cell": "plain", "row": ["DINO", "X", "y"]}]}
+                ]
+            },
+            "0 published numbers",
+        ),
+    ],
+)
+def test_a_bad_file_is_one_line(folder, change, said):
+    _, put = folder
+    put(SMALL | change)
+    with pytest.raises(UserError, match=said):
+        read_grid("small")
+
+
+def test_the_grids_are_listed():
+    assert POSTER in plugins.scan("ablations")
