@@ -30,7 +30,20 @@ CardFields = Annotated[
     typer.Option("--card", help="Field of the card: `mean=0.5`; may be repeated.", show_default=False),
 ]
 Format = Annotated[str | None, typer.Option("--format", help="Format, instead of detection (`selfpatch ls formats`).")]
+Weights = Annotated[
+    str | None, typer.Option("--weights", help="teacher, student or online, instead of the format's own choice.")
+]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1; auto takes a GPU if there is one.")]
+ModelsFile = Annotated[
+    Path | None,
+    typer.Option("--models", help="models.yaml: checkpoints with names and overrides.", show_default=False),
+]
+Tasks = Annotated[list[str] | None, typer.Option("--task", help="Task; a list `a,b` or repeated.")]
+DataRoots = Annotated[
+    list[str] | None, typer.Option("--data", help="Root of the data set, or NAME=ROOT; else SELFPATCH_DATA.")
+]
+Seeds = Annotated[list[str] | None, typer.Option("--seed", help="Seed; a list `0,1,2` or repeated.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N sequences or images.")]
 Plugins = Annotated[
     list[Path] | None,
     typer.Option("--plugins", help="Folder with formats/, tasks/ ... of your own; also SELFPATCH_PLUGINS."),
@@ -69,6 +82,14 @@ def split_arguments(arguments: list[Path] | None) -> tuple[list[Path], list[str]
 def comma_list(values: list[str] | None) -> list[str]:
     """Repeated or comma-separated values as one list."""
     return [part for value in values or [] for part in value.split(",") if part]
+
+
+def seed_list(values: list[str] | None) -> list[int]:
+    """--seed as numbers; [0] where none is given. Raises UserError for what is no seed."""
+    seeds = comma_list(values) or ["0"]
+    if not all(s.isdigit() for s in seeds):
+        raise UserError(f"--seed {','.join(seeds)}: seeds are whole numbers from 0")
+    return [int(s) for s in seeds]
 
 
 PRETRAIN_EXAMPLES = """
@@ -115,6 +136,44 @@ def pretrain(
     raise typer.Exit(pretrain_command(names[0] if names else None, data, out, resume, values, device, seed, slurm))
 
 
+ABLATE_EXAMPLES = """
+Examples:
+
+    selfpatch ablate selfpatch_poster --data COCO/train2017 --video /data/DAVIS --gpus 8
+
+    selfpatch ablate selfpatch_poster --data photos --video DAVIS --quick --cells dino,baseline,selfpatch
+"""
+
+
+@app.command(epilog=ABLATE_EXAMPLES)
+def ablate(
+    ablation: Annotated[list[str], typer.Argument(metavar="NAME [key=value...]", help="`selfpatch ls ablations`.")],
+    data: Annotated[str, typer.Option("--data", help="Images to pretrain on, as for `pretrain`.")],
+    video: Annotated[str, typer.Option("--video", help="Root of DAVIS, to evaluate on.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of runs and records; else ablations/NAME.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few steps on small views: a look at the mechanics.")] = False,
+    cells: Annotated[list[str] | None, typer.Option("--cells", help="Only these cells; a list or repeated.")] = None,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="Processes of each pretraining, one for a GPU.")] = 1,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda; else a GPU if there is one.")] = None,
+    plugins: Plugins = None,
+):
+    """Pretrain and evaluate a grid of runs, and print a paper's ablation tables with its numbers beside ours.
+
+    Every cell is a run of its own; the same command goes on where an earlier one stopped. `key=value` sets a value of
+    every cell's recipe.
+    """
+    use_plugins(plugins)
+    from .ablate import ablate_command
+
+    names = [a for a in ablation if "=" not in a]
+    if len(names) != 1:
+        raise UserError(f"one ablation at a time, not {' and '.join(names) or 'none'}")
+    [name], values = names, [a for a in ablation if "=" in a]
+    folder = out or Path("ablations") / name
+    status = ablate_command(name, data, video, folder, values, quick, comma_list(cells) or None, gpus, device)
+    raise typer.Exit(status)
+
+
 RUN_EXAMPLES = """
 Examples:
 
@@ -127,26 +186,39 @@ Examples:
     selfpatch run runs/selfpatch --every 1000 --task davis --data /data/DAVIS
 
     selfpatch run --task davis --masks results/my_method --data /data/DAVIS
+
+    selfpatch run --models models.yaml --task davis,knn --data davis2017=/data/DAVIS --data imagenet=/data/imagenet
+
+    selfpatch run vit_small.pth --heads 6 --task coco_maskrcnn_1x --data /data/coco --gpus 8 --row 'DINO|ViT-S/16'
+
+    selfpatch run a.pth b.pth --task coco_maskrcnn_1x,ade20k_semfpn_40k --data coco=/data/coco --data ade20k=/data/ADE
+
+    selfpatch run vit.pth --task ade20k_semfpn_40k --data /data/ADE --gpus 4 batch=16 --scale-lr blocks=1,3,5,7
+
+    selfpatch run vit.pth --task coco_maskrcnn_1x --data /data/coco --eval-only fine_tuned/last.pth
+
+    selfpatch run vit.pth --task coco_maskrcnn_1x --data /data/coco --slurm partition=gpu,nodes=2,gpus_per_node=4
+
+    torchrun --nnodes 2 --nproc-per-node 4 -m selfpatch_bench.benchmarks run vit.pth --task coco_maskrcnn_1x
 """
 
 
 @app.command(epilog=RUN_EXAMPLES)
 def run(
     checkpoints: Checkpoints = None,
-    task: Annotated[list[str] | None, typer.Option("--task", help="Task; a list `a,b` or repeated.")] = None,
-    data: Annotated[
-        list[str] | None, typer.Option("--data", help="Root of the data set, or NAME=ROOT; else SELFPATCH_DATA.")
-    ] = None,
+    task: Tasks = None,
+    data: DataRoots = None,
     out: Out = Path("results"),
     heads: Heads = None,
     card: CardFields = None,
     format: Format = None,
+    weights: Weights = None,
     name: Annotated[str | None, typer.Option("--name", help="Name in tables; else parent folder/stem.")] = None,
     row: Annotated[
         str | None, typer.Option("--row", help="Published row 'METHOD|BACKBONE' that it reproduces, for differences.")
     ] = None,
-    seed: Annotated[list[str] | None, typer.Option("--seed", help="Seed; a list `0,1,2` or repeated.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N sequences or images.")] = None,
+    seed: Seeds = None,
+    limit: Limit = None,
     device: Device = "auto",
     precision: Annotated[str | None, typer.Option("--precision", help="float32 or bf16 (recorded).")] = None,
     masks: Annotated[
@@ -159,30 +231,49 @@ def run(
         int | None,
         typer.Option("--every", min=1, help="Of a pretraining run, all kept checkpoints whose step is a multiple."),
     ] = None,
+    gpus: Annotated[
+        int, typer.Option("--gpus", min=1, help="Fine-tuning: processes, one for a GPU; the batch stays the recipe's.")
+    ] = 1,
+    scale_lr: Annotated[
+        bool, typer.Option("--scale-lr", help="Fine-tuning with batch=N: learning rate in proportion to it (recorded).")
+    ] = False,
+    eval_only: Annotated[
+        Path | None, typer.Option("--eval-only", help="Evaluate this fine-tuned model (.pth) instead of training.")
+    ] = None,
+    slurm: Annotated[
+        str | None, typer.Option("--slurm", help="Submit as a job: `partition=gpu,nodes=2,gpus_per_node=8`.")
+    ] = None,
+    models: ModelsFile = None,
     plugins: Plugins = None,
 ):
     """Run checkpoints through tasks; each result becomes one record.
 
     The folder of a pretraining run stands for its newest checkpoint, which is exported if it is not yet.
 
+    A models.yaml lists checkpoints, `- {path: a.pth, name: DINO, format: dino, heads: 6}`: paths from its folder, any
+    field of the card, `weights`, `row`, or `zoo: NAME` for what `selfpatch zoo` knows. They are recorded as if by hand.
+
     A second run skips what is done; an interrupted one goes on where it stopped. `key=value` sets a value of the
     protocol (it is recorded, and keeps the result out of the published columns).
+
+    COCO and ADE20K (extra `mm`) are fine-tuned by the recipes of `mm_configs/`, in processes of their own. Their
+    `key=value` are amp=off|fp16|bf16, batch=, per_gpu= (images of a step, and at once on a GPU), lr=, epochs=,
+    iterations=, warmup=, workers=, blocks=2,5,8,11, pos_resize=, with_cp=true (less memory), classes=N (a set of your
+    own), or any dotted key of the mm configuration.
     """
     use_plugins(plugins)
     from .runner import Options, run_command
 
     paths, values = split_arguments(checkpoints)
-    seeds = comma_list(seed) or ["0"]
-    if not all(s.isdigit() for s in seeds):
-        raise UserError(f"--seed {','.join(seeds)}: seeds are whole numbers from 0")
     options = Options(
         data=data or [],
         out=out,
         card=card_fields(heads, card),
         format=format,
+        weights=weights,
         name=name,
         row=row,
-        seeds=[int(s) for s in seeds],
+        seeds=seed_list(seed),
         limit=limit,
         device=device,
         masks=masks,
@@ -190,8 +281,16 @@ def run(
         pictures=pictures,
         rerun=rerun,
         every=every,
+        gpus=gpus,
+        scale_lr=scale_lr,
+        eval_only=eval_only,
+        models=models,
         overrides=values + ([f"precision={precision}"] if precision else []),
     )
+    if slurm is not None:
+        from .slurm import submit
+
+        raise typer.Exit(submit(paths, comma_list(task), options, slurm))
     try:
         raise typer.Exit(run_command(paths, comma_list(task), options))
     except KeyboardInterrupt:  # here, because typer turns it into a bare exit
@@ -220,7 +319,9 @@ def export(
         str | None, typer.Option("--format", help="Layout of an official code base: selfpatch or dino (.pth).")
     ] = None,
     step: Annotated[int | None, typer.Option("--step", help="Of which checkpoint; else the newest.")] = None,
-    which: Annotated[str, typer.Option("--which", help="teacher or student.")] = "teacher",
+    which: Annotated[
+        str | None, typer.Option("--which", help="teacher or student; else the one that its method is evaluated by.")
+    ] = None,
     plugins: Plugins = None,
 ):
     """Write a run's network as one file for the evaluation: backbone, readout and card; or in an official layout."""
@@ -245,13 +346,44 @@ def inspect(
     heads: Heads = None,
     card: CardFields = None,
     format: Format = None,
+    weights: Weights = None,
     plugins: Plugins = None,
 ):
     """Say what a checkpoint file is: format, card, accounting of every tensor, fingerprint."""
     use_plugins(plugins)
     from .inspect import report
 
-    print(report(file, format, card_fields(heads, card)))
+    print(report(file, format, card_fields(heads, card), weights))
+
+
+CONVERT_EXAMPLES = """
+Examples:
+
+    selfpatch convert mae_pretrain_vit_base.pth mae_b16.safetensors --heads 12
+
+    selfpatch convert vit.pth vit.safetensors --heads 6 --card mean=0.5 --card std=0.5 --format timm
+
+    selfpatch convert old_lab_file.pth net.safetensors --heads 6 --trust-pickle
+"""
+
+
+@app.command(epilog=CONVERT_EXAMPLES)
+def convert(
+    file: Annotated[Path, typer.Argument(metavar="FILE")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.safetensors")],
+    heads: Heads = None,
+    card: CardFields = None,
+    format: Format = None,
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="Unpickle without checks: RUNS whatever code the file holds.")
+    ] = False,
+    plugins: Plugins = None,
+):
+    """Write any checkpoint as one .safetensors with its card, which every command takes without more words."""
+    use_plugins(plugins)
+    from .convert import convert_command
+
+    raise typer.Exit(convert_command(file, out, format, card_fields(heads, card), trust_pickle))
 
 
 TABLE_EXAMPLES = """
@@ -291,23 +423,25 @@ Examples:
     selfpatch compare runs/baseline runs/selfpatch --task davis --data /data/DAVIS --limit 10
 
     selfpatch compare a.safetensors b.safetensors --task coco_maskrcnn_1x --data /data/coco --seed 0,1,2
+
+    selfpatch compare --models models.yaml --task davis --data /data/DAVIS
 """
 
 
 @app.command(epilog=COMPARE_EXAMPLES)
 def compare(
     checkpoints: Checkpoints = None,
-    task: Annotated[list[str] | None, typer.Option("--task", help="Task; a list `a,b` or repeated.")] = None,
-    data: Annotated[
-        list[str] | None, typer.Option("--data", help="Root of the data set, or NAME=ROOT; else SELFPATCH_DATA.")
-    ] = None,
+    task: Tasks = None,
+    data: DataRoots = None,
     out: Out = Path("results"),
     heads: Heads = None,
     card: CardFields = None,
     format: Format = None,
-    seed: Annotated[list[str] | None, typer.Option("--seed", help="Seed; a list `0,1,2` or repeated.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N sequences or images.")] = None,
+    weights: Weights = None,
+    seed: Seeds = None,
+    limit: Limit = None,
     device: Device = "auto",
+    models: ModelsFile = None,
     plugins: Plugins = None,
 ):
     """Run what is missing, then say how checkpoints differ and whether it is more than chance.
@@ -320,23 +454,60 @@ def compare(
     from .runner import Options
 
     paths, values = split_arguments(checkpoints)
-    seeds = comma_list(seed) or ["0"]
-    if not all(s.isdigit() for s in seeds):
-        raise UserError(f"--seed {','.join(seeds)}: seeds are whole numbers from 0")
     options = Options(
         data=data or [],
         out=out,
         card=card_fields(heads, card),
         format=format,
-        seeds=[int(s) for s in seeds],
+        weights=weights,
+        seeds=seed_list(seed),
         limit=limit,
         device=device,
+        models=models,
         overrides=values,
     )
     try:
         raise typer.Exit(compare_command(paths, comma_list(task), options))
     except KeyboardInterrupt:
         raise UserError("interrupted: the same command goes on from here", 130) from None
+
+
+ZOO_EXAMPLES = """
+Examples:
+
+    selfpatch zoo
+
+    selfpatch zoo dino_vits16 selfpatch_vits16
+
+    selfpatch zoo fetch dino_vits16 mae_vitb16 --out checkpoints
+"""
+
+
+@app.command(epilog=ZOO_EXAMPLES)
+def zoo(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[fetch] [NAME...]", help="None: all.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for what is fetched.")] = Path("checkpoints"),
+    plugins: Plugins = None,
+):
+    """Public checkpoints: their authors' addresses, sizes and checksums, and what to tell `run` of them; fetch some.
+
+    `fetch` goes on where it broke off, checks the file by all that is stated of it, and only then gives it its name; a
+    file that was put there by hand is checked alike. Facts of a checked file are written to selfpatch-zoo.yaml beside
+    it, where `run` finds them. Nothing is fetched by any other command.
+    """
+    use_plugins(plugins)
+    if words and words[0] == "fetch":
+        from .fetch import fetch_command
+
+        try:
+            raise typer.Exit(fetch_command(words[1:], out))
+        except KeyboardInterrupt:
+            raise UserError("interrupted: the same command goes on from here", 130) from None
+    from .zoo import listing
+
+    print(listing(words or []))
 
 
 LS_EXAMPLES = """
@@ -352,7 +523,7 @@ Examples:
 
 @app.command("ls", epilog=LS_EXAMPLES)
 def list_things(
-    kind: Annotated[str, typer.Argument(metavar="tasks|formats|recipes|records|published")],
+    kind: Annotated[str, typer.Argument(metavar="tasks|formats|recipes|ablations|records|published")],
     out: Out = Path("results"),
     plugins: Plugins = None,
 ):
@@ -389,15 +560,22 @@ Examples:
     selfpatch demo
 
     selfpatch demo --out /tmp/demo
+
+    selfpatch demo --full
 """
 
 
 @app.command(epilog=DEMO_EXAMPLES)
-def demo(out: Annotated[Path, typer.Option("--out", help="Folder for everything it makes.")] = Path("runs/demo")):
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for everything it makes.")] = Path("runs/demo"),
+    full: Annotated[
+        bool, typer.Option("--full", help="COCO and ADE20K recipes at reduced size too (extra `mm`; 25 minutes).")
+    ] = False,
+):
     """Draw pictures and videos, pretrain briefly with and without the patch term, evaluate, print a table. Offline."""
     from .demo import demo_command
 
-    raise typer.Exit(demo_command(out))
+    raise typer.Exit(demo_command(out, full))
 
 
 def spell_out_card(arguments: list[str]) -> list[str]:

@@ -122,8 +122,8 @@ def _words(gap: float, metric: Metric, verdict: Verdict | None) -> str:
 
 def compare_command(models: list[Path], tasks: list[str], options: runner.Options) -> int:
     """Run what is missing, print the comparison; -> exit status. Raises UserError as `runner.plan` does."""
-    files = runner.expand(models, options.every)
-    if len(set(files)) < 2:
+    files = runner.expand(runner.gather(models, options), options.every)
+    if len({str(f) for f in files}) < 2:
         raise UserError("compare: give two checkpoints or more")
     console = Console(file=sys.stderr)
     jobs = runner.plan(files, tasks, options)
@@ -132,10 +132,10 @@ def compare_command(models: list[Path], tasks: list[str], options: runner.Option
     texts = []
     for task in tasks:
         own = [job for job in jobs if job.task == task]
-        groups: dict[Path, list[dict]] = {}
+        groups: dict[tuple, list[dict]] = {}
         for job in own:
             found = record.read(record.done(options.out, task, job.key)[-1])
-            groups.setdefault(job.model.path, []).append(found)
+            groups.setdefault((job.model.path, job.model.name), []).append(found)
         texts.append(compare_text(task, own[0].module.TASK.metrics, list(groups.values())))
     print("\n\n".join(texts))
     return 0

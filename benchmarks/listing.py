@@ -9,6 +9,7 @@ KINDS = {
     "tasks": ("tasks", "mm_configs"),
     "formats": ("formats",),
     "recipes": ("recipes",),
+    "ablations": ("ablations",),
     "records": (),
     "published": (),
 }
@@ -33,6 +34,9 @@ def plugin_rows(kind: str) -> list[tuple[str, str, str]]:
     rows = []
     for plugin in plugins.scan(kind).values():
         text = plugin.doc
+        if kind == "mm_configs":
+            rows.append((plugin.name, recipe_text(plugin), plugin.source))
+            continue
         if not plugin.package and plugin.path.suffix == ".py":  # ours are tested, a user's may not import
             try:
                 _ = plugin.module
@@ -40,6 +44,17 @@ def plugin_rows(kind: str) -> list[tuple[str, str, str]]:
                 text = f"broken: {error}"
         rows.append((plugin.name, text, plugin.source))
     return rows
+
+
+def recipe_text(plugin: plugins.Plugin) -> str:
+    """First line of an mm recipe, its metrics, and the published columns that its numbers may stand in."""
+    try:
+        task = plugin.module.TASK
+    except UserError as error:
+        return f"broken: {error}"
+    names = ", ".join(m.name for m in task.metrics)
+    pairs = ", ".join(f"{name} {protocol}" for name, protocol in task.published)
+    return f"{plugin.doc} [{names}; beside {pairs or 'nothing published'}]"
 
 
 def records(out: Path) -> str:

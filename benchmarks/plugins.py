@@ -23,6 +23,7 @@ KINDS = {
     "mm_configs": (ROOT / "mm_configs", "mm_configs", "mm_configs", ".py"),
     "objectives": (ROOT / "pretrain" / "objectives", "pretrain.objectives", "objectives", ".py"),
     "recipes": (ROOT / "pretrain" / "recipes", "pretrain.recipes", "recipes", ".yaml"),
+    "ablations": (ROOT / "pretrain" / "ablations", "pretrain.ablations", "ablations", ".yaml"),
 }
 
 
@@ -39,6 +40,10 @@ class Plugin:
     def module(self):
         """The imported module. Raises UserError, naming the file and the cause, when the import fails."""
         try:
+            if self.kind == "mm_configs":  # plain mm configs; what they declare is read without running them
+                from .mm.task import MMTask
+
+                return MMTask(self.path)
             if self.package:
                 return importlib.import_module(f".{self.package}.{self.name}", __package__.rpartition(".")[0])
             label = f"{__package__.rpartition('.')[0]}.plugins_{self.kind}_{self.name}_{abs(hash(self.path)):x}"
@@ -48,6 +53,8 @@ class Plugin:
             spec.loader.exec_module(module)
             return module
         except Exception as error:
+            if self.kind == "mm_configs" and isinstance(error, UserError):
+                raise
             raise UserError(f"plug-in {self.path} does not import: {type(error).__name__}: {error}") from error
 
     @property
@@ -88,9 +95,17 @@ def scan(kind: str) -> dict[str, Plugin]:
     return dict(sorted(found.items()))
 
 
+def tasks() -> dict[str, Plugin]:
+    """Everything that `--task` takes: the tasks and the mm recipes. Raises UserError when two share a name."""
+    found, recipes = scan("tasks"), scan("mm_configs")
+    for name in found.keys() & recipes.keys():
+        raise UserError(f"a task and an mm recipe are called {name}: {found[name].path} and {recipes[name].path}")
+    return dict(sorted((found | recipes).items()))
+
+
 def get(kind: str, name: str) -> Plugin:
-    """The plug-in of that name. Raises UserError that lists the valid names."""
-    plugins = scan(kind)
+    """The plug-in of that name; kind tasks: an mm recipe's too. Raises UserError that lists the valid names."""
+    plugins = tasks() if kind == "tasks" else scan(kind)
     if name not in plugins:
         raise UserError(f"no {kind.rstrip('s')} called {name}; there are: {', '.join(plugins) or 'none'}")
     return plugins[name]

@@ -110,12 +110,14 @@ def load_published() -> pd.DataFrame:
 
 @cache
 def load_sources() -> dict[str, dict[str, str]]:
-    """source -> {"what", "sure"}, from the first table of SOURCES.md."""
+    """source -> {"what", "sure", "link"}, from the first table of SOURCES.md and its table of addresses."""
     found = {}
     for line in _folder().joinpath("SOURCES.md").read_text(encoding="utf-8").splitlines():
         cells = [c.strip() for c in line.strip().strip("|").split("|")]
         if line.startswith("|") and len(cells) == 4 and re.fullmatch(r"[a-z0-9_]+", cells[0]) and cells[0] != "source":
-            found[cells[0]] = {"what": cells[2], "sure": cells[3]}
+            found[cells[0]] = {"what": cells[2], "sure": cells[3], "link": ""}
+        elif len(cells) == 2 and cells[0] in found and cells[1].startswith("https://"):
+            found[cells[0]]["link"] = cells[1]
     return found
 
 

@@ -252,7 +252,7 @@ def _latex(table: Table) -> str:
 
 KINDS = {"published": "published", "ours": "ours", "below": "below the rule"}
 META = (
-    *("table", "pretrain_data", "pretrain_epochs", "variant"),
+    *("table", "link", "pretrain_data", "pretrain_epochs", "variant"),
     *("n", "differs", "row", "data", "protocol", "key", "note"),
 )
 

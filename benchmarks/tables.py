@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from .collect import ORDER, Result, backbone_name, collect, data_text, load_records, plain, rank, short_file
+from .collect import ORDER, Result, backbone_name, changed, collect, data_text, load_records, plain, rank, short_file
 from .errors import UserError
 from .published import NOT_PRINTED, PublishedTable, find_table, load_sources
 from .table_text import LABELS, NAMES, Cell, Column, Row, Section, Table, number, render
@@ -128,7 +128,7 @@ def _own_row(members: list[Result], cells: dict, marks, section: Section, twins:
 def _footnote(result: Result) -> str:
     record = result.record
     overridden = record["protocol"].get("overridden") or {}
-    values = "".join(f", {k}={plain(v)}" for k, v in sorted(overridden.items()))
+    values = "".join(f", {value}" for value in changed(overridden))
     limit = "" if record.get("limit") is None else f", limit {record['limit']}"
     card = record["model"].get("overrides") or {}
     given = "".join(f", {k}={plain(v)}" for k, v in sorted(card.items()))
@@ -175,7 +175,8 @@ def _declared(task) -> dict:
 
 def _source_section(source: PublishedTable, slots, joined, tasks, marks) -> Section:
     """The source's table as printed, ours after its rows."""
-    sure = load_sources().get(source.source, {}).get("sure", "")
+    known = load_sources().get(source.source, {})
+    sure, link = known.get("sure", ""), known.get("link", "")
     section = Section("published", f"{source.source}: {source.name}", [], _source_columns(source), [])
     groups: dict[tuple, list[str]] = {}
     for task, protocol, metric in source.columns:
@@ -187,13 +188,14 @@ def _source_section(source: PublishedTable, slots, joined, tasks, marks) -> Sect
         values = {getattr(r, key) for r in source.rows}
         if len(values) == 1 and values != {""}:
             section.caption.append(f"{LABELS[key]}: {values.pop()}")
-    section.caption.append(f"numbers as printed there ({sure or 'not described in SOURCES.md'})")
+    where = f": {link}" if link else ""
+    section.caption.append(f"published rows: numbers as printed there ({sure or 'not described in SOURCES.md'}){where}")
     for printed in source.rows:
         cells = {c: Cell(float(n.text), text=n.text) for c, n in printed.cells.items()}
         labels = {k: getattr(printed, k) for k in ("method", "backbone", "pretrain_data", "pretrain_epochs")}
         protocols = {f"{n.task}={n.protocol}": None for n in printed.cells.values() if n.protocol}
         notes = list(dict.fromkeys(n.note for n in printed.cells.values() if n.note))
-        meta = {"source": source.source, "table": source.name, "pretrain_data": labels["pretrain_data"]}
+        meta = {"source": source.source, "table": source.name, "link": link, "pretrain_data": labels["pretrain_data"]}
         meta |= {"pretrain_epochs": labels["pretrain_epochs"], "row": printed.key, "protocol": "; ".join(protocols)}
         section.rows.append(Row(labels, cells, variant=printed.variant, meta=meta | {"note": " / ".join(notes)}))
     _published_notes(source, section, list(groups))
@@ -324,10 +326,10 @@ def table_command(
 
 def _declarations(names: Iterable[str]) -> dict:
     """name -> TASK of the plug-ins that exist and import; a table needs no more than that."""
-    from .plugins import scan
+    from .plugins import tasks
 
     found = {}
-    plugins = scan("tasks")
+    plugins = tasks()
     for name in sorted(names):
         if name in plugins:
             try:

@@ -308,6 +308,31 @@ def test_without_a_source_official_results_still_stand_apart():
     assert below[0]["what differs"] == "6 of 30 sequences (davis2016)"
 
 
+def test_published_rows_are_marked_and_linked():
+    """Whose a row is and where a published number was printed can be seen in every format."""
+    link = "https://arxiv.org/abs/2206.07990"
+    above = blocks(table([davis()]))[0]
+    assert [row["method"].startswith("ours: ") for row in above] == [False] * 9 + [True]
+    assert f"published rows: numbers as printed there (read twice, every value checked): {link}" in table([davis()])
+    assert link in table([davis()], "latex")
+    rows = csv_rows(table([davis()], "csv"))
+    assert [(r["section"], r["link"]) for r in rows] == [("published", link)] * 9 + [("ours", "")]
+    assert load_sources()["dino_readme"]["link"] == "https://github.com/facebookresearch/dino"
+    assert all(s["link"] == "" or s["link"].startswith("https://") for s in load_sources().values())
+    assert sum(not s["link"] for s in load_sources().values()) <= 4  # second hand, or without a known address
+
+
+def test_upernet_never_stands_in_a_column_of_semantic_fpn():
+    """The pair that the record declares decides, also where the task or the protocol's name suggests another."""
+    changes = {"metrics": {"mIoU": 43.0}, "protocol__id": "semantic_fpn_40k", "task": "ade20k_semfpn_40k"}
+    upernet = davis(published=[["ade20k", "upernet_160k"]], key="ade", **changes)
+    above, below = blocks(table([upernet]))
+    assert [row["mIoU"] for row in above if row["method"].startswith("ours")] == []
+    assert below[0]["what differs"] == "protocol upernet_160k, not semantic_fpn_40k"
+    (line,) = csv_rows(table([upernet | {"published": [["ade20k", "semantic_fpn_40k"]]}], "csv"))[9:]
+    assert (line["section"], line["mIoU"]) == ("ours", "43.0")
+
+
 # --- differences
 
 

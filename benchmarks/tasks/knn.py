@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..classes import ClassSet, open_classes
 from ..errors import UserError
-from ..image_features import Crop, features, image_vector
+from ..image_features import Crop, effective, features, image_vector
 from ..significance import pack
 from ..task import Config, Data, Metric, Task
 
@@ -124,5 +124,5 @@ def run(encoder, cfg: Config, out: Path) -> dict:
             correct[key] = pack(right)
     right = accuracies(ranked[p.k], torch.from_numpy(data.val.labels))[0]
     parts = {"images": len(data.val), "correct": correct, "classes": by_class(right, data.val, data.classes)}
-    effective = {"mean": list(encoder.card.mean), "std": list(encoder.card.std), "readout": encoder.card.readout}
-    return {"metrics": metrics, "parts": parts, "protocol": effective}
+    in_force = effective(encoder, p.crop) | {"readout": encoder.card.readout}
+    return {"metrics": metrics, "parts": parts, "protocol": in_force}

@@ -22,7 +22,7 @@ from ...pretrain.views import Views, ViewSpec, draw_all
 from .. import record
 from ..classes import ClassSet, open_classes
 from ..errors import UserError
-from ..image_features import BATCH, Crop, Replicas, ahead, features, image_vector
+from ..image_features import BATCH, Crop, Replicas, ahead, effective, features, image_vector
 from ..probe import Plan, Probe, train
 from ..significance import pack
 from ..task import Config, Data, Metric, Task
@@ -30,23 +30,29 @@ from .knn import accuracies, by_class, check_images
 
 
 @dataclass
-class Protocol:
-    """The protocol's values.
+class Frozen:
+    """What both linear tasks share.
 
     blocks: how many of the last blocks' class tokens, after the final norm, are joined; avgpool: join the mean of the
     last block's patch tokens as well. Null: 4 and no below a width of 768, else 1 and yes. Without a class token the
-    image vector is used, and the protocol is `linear-image`. lr: for 256 images a step; batch: images a step.
+    image vector is used, and the protocol is `linear-image`. batch: images a step.
     resize, crop: for validation; crop: also the side of the training views. precision: of the network.
     """
 
     blocks: int | None = None
     avgpool: bool | None = None
     epochs: int = 100
-    lr: float = 0.001
     batch: int = 1024
     resize: int = 256
     crop: int = 224
     precision: str = "float32"
+
+
+@dataclass
+class Protocol(Frozen):
+    """The protocol's values; lr: for 256 images a step."""
+
+    lr: float = 0.001
 
 
 TASK = Task(
@@ -157,7 +163,7 @@ def run(encoder, cfg: Config, out: Path) -> dict:
 
     val = features(encoder, data.val, what, what.name, Crop(p.resize, p.crop), cfg.device, p.precision, seen)
     best = probe.top(val.to(cfg.device)).cpu()[0]
-    return result(encoder, data, what, best)
+    return result(encoder, data, what, best, p.crop)
 
 
 @torch.inference_mode()
@@ -166,14 +172,13 @@ def _vector(encoder, side: int) -> Tensor:
     return image_vector(encoder, torch.zeros(1, 3, side, side, device=device))[0]
 
 
-def result(encoder, data: ClassSet, what: Joined, best: Tensor) -> dict:
-    """Best classes [n, 5] of the validation images -> what a task's `run` returns."""
+def result(encoder, data: ClassSet, what: Joined, best: Tensor, crop: int) -> dict:
+    """Best classes [n, 5] of the validation images, crop x crop pixels each -> what a task's `run` returns."""
     first, five = accuracies(best, torch.from_numpy(data.val.labels))
     flags = {"top1": first, "top5": five}
-    card = encoder.card
-    effective = {"mean": list(card.mean), "std": list(card.std), "features": what.name}
+    in_force = effective(encoder, crop) | {"features": what.name}
     if not what.blocks:
-        effective |= {"id": "linear-image-v1", "readout": card.readout}
+        in_force |= {"id": "linear-image-v1", "readout": encoder.card.readout}
     return {
         "metrics": {name: 100 * float(right.mean()) for name, right in flags.items()},
         "parts": {
@@ -181,5 +186,5 @@ def result(encoder, data: ClassSet, what: Joined, best: Tensor) -> dict:
             "correct": {name: pack(right) for name, right in flags.items()},
             "classes": by_class(first, data.val, data.classes),
         },
-        "protocol": effective,
+        "protocol": in_force,
     }

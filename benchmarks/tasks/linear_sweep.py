@@ -19,21 +19,14 @@ from ..errors import UserError
 from ..probe import Plan, Probe, train
 from ..task import Config, Data, Metric, Task
 from .knn import accuracies, extract_all
-from .linear import check_probe, joined, result
+from .linear import Frozen, check_probe, joined, result
 
 
 @dataclass
-class Protocol:
-    """The protocol's values, as in task linear; rates: learning rates for 256 images a step."""
+class Protocol(Frozen):
+    """The protocol's values; rates: learning rates for 256 images a step."""
 
-    blocks: int | None = None
-    avgpool: bool | None = None
-    epochs: int = 100
     rates: list[float] = field(default_factory=lambda: [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0])
-    batch: int = 1024
-    resize: int = 256
-    crop: int = 224
-    precision: str = "float32"
 
 
 TASK = Task(
@@ -74,7 +67,7 @@ def run(encoder, cfg: Config, out: Path) -> dict:
     truth = torch.from_numpy(data.val.labels)
     top1 = [100 * float(accuracies(best, truth)[0].mean()) for best in ranked]
     chosen = max(range(len(top1)), key=top1.__getitem__)
-    made = result(encoder, data, what, ranked[chosen])
+    made = result(encoder, data, what, ranked[chosen], p.crop)
     made["parts"]["rates"] = {str(rate): value for rate, value in zip(p.rates, top1, strict=True)}
     made["protocol"]["lr"] = p.rates[chosen]
     made["protocol"].pop("id", None)  # the features are named; the protocol is this one either way
