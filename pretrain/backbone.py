@@ -1,7 +1,9 @@
-"""Vision transformers from timm, run the way the DINO family runs them.
+"""Vision transformers from timm, run the way the DINO family runs them; Swin's own part is in swin.py.
 
 The network is timm's, under timm's parameter names; only what differs is here: which tokens there are, positions at
 other sizes than the stored one, masked patches, initialisation, and the final norm, which belongs to the readout.
+
+A backbone has `num_features` (the width of a final token), `stride` (its pixels), `final_eps`, `blocks`, `cls_token`.
 """
 
 import difflib
@@ -12,12 +14,14 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from timm.layers import PatchEmbed
+from timm.models.swin_transformer import WindowAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..benchmarks.encoder import resize_positions
 from ..benchmarks.errors import UserError
 from .heads import init_linear
+from .swin import Swin, build_swin
 
 # vit_small_patch8 and the like: timm's network of that width at any patch size, also one that timm does not list.
 SHORT = re.compile(r"(vit_(?:tiny|small|base|large))_patch(\d+)")
@@ -38,15 +42,23 @@ def build_backbone(
     drop_path: float = 0.0,
     mask_token: bool = False,
     overrides: dict[str, Any] | None = None,
-) -> VisionTransformer:
-    """A timm ViT without classifier and final norm, initialised as DINO's.
+) -> VisionTransformer | Swin:
+    """A timm ViT or Swin without classifier and final norm, initialised as the official code does.
 
-    name: `vit_{tiny,small,base,large}_patchP` for any P, or the name of any ViT of timm. image_size: side of the square
+    name: `vit_{tiny,small,base,large}_patchP` for any P, `swin_{tiny,small,base,large}`, or the name of any ViT or Swin
+    of timm. image_size: side of the square
     image whose grid the learned positions have. class_token: None leaves the architecture's own choice. drop_path:
     stochastic depth, per sample, rising linearly from 0 to this over the blocks. mask_token: adds `masked_embed`
     [1, D], which stands for masked patches. overrides: arguments of timm's constructor (embed_dim, depth ...).
     Raises UserError for an unknown name, another kind of network, or an image size that the patch does not divide.
     """
+    if name.startswith("swin"):
+        if class_token or mask_token:
+            lacks = "class token: network.class_token=false" if class_token else "token for masked patches: use a ViT"
+            raise UserError(f"network.backbone={name}: a Swin has no {lacks}")
+        swin = build_swin(name, image_size, drop_path, overrides)
+        check_size(swin, image_size)
+        return swin
     options = {"img_size": image_size, "num_classes": 0, "global_pool": "", "drop_path_rate": drop_path}
     if class_token is not None:
         options["class_token"] = class_token
@@ -56,7 +68,8 @@ def build_backbone(
         close = difflib.get_close_matches(name, timm.list_models("*vit*"), 4, 0.4) or ["vit_small_patch16"]
         near = f"did you mean {', '.join(close)}?"
         raise UserError(
-            f"network.backbone={name}: neither vit_{{tiny,small,base,large}}_patchP nor a ViT of timm; {near}"
+            f"network.backbone={name}: neither vit_{{tiny,small,base,large}}_patchP or swin_{{tiny,small,base,large}} "
+            f"nor a ViT or Swin of timm; {near}"
         )
     try:
         vit = timm.create_model(name, pretrained=False, **(options | (overrides or {})))
@@ -66,8 +79,9 @@ def build_backbone(
         ) from error
     if not isinstance(vit, VisionTransformer) or not isinstance(vit.patch_embed, PatchEmbed) or vit.pos_embed is None:
         raise UserError(
-            f"network.backbone={name}: not a plain ViT with learned positions, the only kind there is so far"
+            f"network.backbone={name}: not a plain ViT with learned positions (nor a Swin), the kinds there are"
         )
+    vit.stride = vit.patch_embed.patch_size[0]
     check_size(vit, image_size)
     vit.final_eps = getattr(vit.norm, "eps", 1e-6)
     vit.norm = vit.fc_norm = nn.Identity()
@@ -80,18 +94,23 @@ def build_backbone(
     return vit
 
 
-def check_size(vit: VisionTransformer, size: int) -> None:
-    """Raise UserError unless the patch divides an image side of `size`."""
-    patch = vit.patch_embed.patch_size[0]
-    if size < patch or size % patch:
-        raise UserError(f"views of {size} pixels with patches of {patch}: the patch must divide the size")
+def check_size(backbone: nn.Module, size: int) -> None:
+    """Raise UserError unless an image side of `size` makes whole tokens."""
+    stride = backbone.stride
+    if size < stride or size % stride:
+        what = f"a Swin whose last tokens are {stride}" if isinstance(backbone, Swin) else f"patches of {stride}"
+        near = f"{max(1, size // stride) * stride} or {(size // stride + 1) * stride}"
+        raise UserError(f"views of {size} pixels with {what}: the patch must divide the size, as it does {near}")
 
 
-def tokens(vit: VisionTransformer, x: Tensor, mask: Tensor | None = None, rule: str = "dino") -> Tokens:
+def tokens(vit: VisionTransformer | Swin, x: Tensor, mask: Tensor | None = None, rule: str = "dino") -> Tokens:
     """Images [M, 3, H, W] -> Tokens. mask [M, h, w]: patches to replace by `masked_embed` before positions are added.
 
     rule: how positions are made at another grid than the stored one (benchmarks.card.POSITION_RULES).
     """
+    if isinstance(vit, Swin):
+        x = vit.last_map(x)
+        return Tokens(None, x.flatten(1, 2), tuple(x.shape[1:3]))
     x = vit.patch_embed.proj(x)
     hw = x.shape[-2], x.shape[-1]
     x = vit.patch_embed.norm(x.flatten(2).transpose(1, 2))
@@ -111,9 +130,10 @@ def tokens(vit: VisionTransformer, x: Tensor, mask: Tensor | None = None, rule: 
 def set_fused_attention(modules: Sequence[nn.Module], fused: bool) -> None:
     """Switch timm's attention layers between `scaled_dot_product_attention` and plain matrix products.
 
-    Plain attention is the faster one on CPUs under bf16 autocast, where the fused kernel's backward is slow.
+    Plain attention is the faster one on CPUs under bf16 autocast, where the fused kernel's backward is slow. Swin's
+    windows stay plain: their bias has a gradient, which the fused kernels have no fast path for.
     """
     for module in modules:
         for part in module.modules():
-            if hasattr(part, "fused_attn"):
+            if hasattr(part, "fused_attn") and not isinstance(part, WindowAttention):
                 part.fused_attn = fused

@@ -4,6 +4,7 @@ RUN/config.yaml                     the full configuration
 RUN/log.jsonl                       see log.py
 RUN/checkpoints/step-00000100.pt    after 100 optimiser steps (trainer.Trainer.state)
 RUN/exports/                        see export.py
+RUN/watch/step-00000100/            pictures, see watch.py
 """
 
 import contextlib
@@ -28,7 +29,7 @@ TEMPORARY = ".tmp"
 JOBS = "slurm"  # sub-folder of a job's files
 FALLBACKS = 2  # newest checkpoints that are always kept: should one be damaged, there is the one before
 # Options that a resumed run may change: what it computes stays the same.
-SAFE = ("data.path", "data.root", "data.workers", "data.prefetch", "loop.device", "checkpoint.", "log.")
+SAFE = ("data.path", "data.root", "data.workers", "data.prefetch", "loop.device", "checkpoint.", "log.", "watch.")
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..benchmarks import plugins
 from ..benchmarks.errors import UserError
+from .schedules import LR_RULES
 from .views import Views
 
 PRECISIONS = ("auto", "float32", "bf16", "fp16", "float64")
@@ -34,11 +35,11 @@ class Data:
 
 @dataclass
 class Network:
-    """backbone: vit_{tiny,small,base,large}_patchP or any ViT of timm; overrides: arguments of timm's constructor.
-    class_token: null leaves the architecture's own. readout: token | class_attention | mean; readout_depth: blocks of
-    class attention. drop_path: stochastic depth of the student, teacher_drop_path of the teacher. positions: how they
-    are made at other sizes (benchmarks.card.POSITION_RULES). image_size: whose patch grid the stored positions have
-    (null: that of the global views)."""
+    """backbone: vit_{tiny,small,base,large}_patchP, swin_{tiny,small,base,large}, or any ViT or Swin of timm;
+    overrides: arguments of timm's constructor. class_token: null leaves the architecture's own. readout: token |
+    class_attention | mean; readout_depth: blocks of class attention. drop_path: stochastic depth of the student,
+    teacher_drop_path of the teacher. positions: how they are made at other sizes (benchmarks.card.POSITION_RULES).
+    image_size: whose patch grid the stored positions have (null: that of the global views)."""
 
     backbone: str = "vit_small_patch16"
     class_token: bool | None = None
@@ -64,23 +65,25 @@ class ObjectiveEntry:
 @dataclass
 class Optim:
     """AdamW. clip: largest L2 norm of a gradient, of every tensor (clip_mode per_tensor) or of all together (global);
-    null: none. decay_biases: also decay biases; 1-D weights never are. freeze: parameters whose name contains one of
-    these get no update in the first freeze_epochs epochs."""
+    null: none. decay_biases: also decay biases; 1-D weights never are, nor parameters whose name contains one of
+    no_decay. freeze: parameters whose name contains one of these get no update in the first freeze_epochs epochs."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     clip: float | None = 3.0
     clip_mode: str = "per_tensor"
     decay_biases: bool = False
+    no_decay: list[str] = field(default_factory=list)
     freeze: list[str] = field(default_factory=lambda: ["last_layer"])
     freeze_epochs: int = 1
 
 
 @dataclass
 class Schedule:
-    """lr: peak for a batch of lr_batch images, scaled in proportion to the batch; min_lr is scaled so only with
-    scale_min_lr. warmup_epochs: linear from warmup_lr. weight_decay, ema: along a cosine to their *_end. ema_shift: the
-    teacher's momentum is that of so many steps later (1 stands for an update before the next forward)."""
+    """lr: peak for a batch of lr_batch images, scaled in proportion to the batch; min_lr and warmup_lr are scaled so
+    only with scale_min_lr. warmup_epochs: linear from warmup_lr. lr_rule: dino (the cosine follows the warm-up) | timm
+    (it began with the run, and every value is used one step late). weight_decay, ema: along a cosine to their *_end.
+    ema_shift: the teacher's momentum is that of so many steps later (1: an update before the next forward)."""
 
     lr: float = 5e-4
     lr_batch: int = 256
@@ -88,6 +91,7 @@ class Schedule:
     scale_min_lr: bool = False
     warmup_epochs: float = 10.0
     warmup_lr: float = 0.0
+    lr_rule: str = "dino"
     weight_decay: float = 0.04
     weight_decay_end: float = 0.4
     ema: float = 0.996
@@ -114,10 +118,11 @@ class Loop:
 @dataclass
 class Checkpoint:
     """every_steps: also save every so many steps (null: at the end of epochs only). keep_every: epochs whose checkpoint
-    is kept beside the last one."""
+    is kept beside the last one. export: teacher | student, the network that the method is evaluated by."""
 
     every_steps: int | None = None
     keep_every: int = 20
+    export: str = "teacher"
 
 
 @dataclass
@@ -126,6 +131,27 @@ class Log:
 
     every: int = 10
     tensorboard: bool = False
+
+
+@dataclass
+class Watch:
+    """Evaluation of the running network (checkpoint.export) every so many epochs and at the end; it changes nothing of
+    the training. every: epochs (null: none). knn: a folder of labelled images, train/ and val/ with a folder per class;
+    knn_images: only so many of each of the two, from the classes in turn. davis: a folder in the DAVIS layout, of which
+    the first `sequences`, with so many frames of each (null: all) and davis_size pixels on the shorter side. pictures:
+    so many images whose patch similarity and attention are drawn, the first of `images`, a folder (null: of the
+    training images). size: pixels of the squares that the network sees of them and of knn's."""
+
+    every: int | None = None
+    knn: str | None = None
+    knn_images: int | None = None
+    davis: str | None = None
+    sequences: int = 2
+    frames: int | None = None
+    davis_size: int = 480
+    pictures: int = 4
+    images: str | None = None
+    size: int = 224
 
 
 @dataclass
@@ -146,6 +172,7 @@ class Config:
     loop: Loop = field(default_factory=Loop)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     log: Log = field(default_factory=Log)
+    watch: Watch = field(default_factory=Watch)
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Config:
@@ -219,8 +246,21 @@ def check(config: Config) -> None:
         raise UserError(f"loop.precision={loop.precision}: it is one of {', '.join(PRECISIONS)}")
     if optim.clip_mode not in ("per_tensor", "global"):
         raise UserError(f"optim.clip_mode={optim.clip_mode}: it is per_tensor or global")
+    if config.checkpoint.export not in ("teacher", "student"):
+        raise UserError(f"checkpoint.export={config.checkpoint.export}: it is teacher or student")
+    if config.schedule.lr_rule not in LR_RULES:
+        raise UserError(f"schedule.lr_rule={config.schedule.lr_rule}: it is {' or '.join(LR_RULES)}")
     if optim.clip is not None and optim.clip <= 0:
         raise UserError(f"optim.clip={optim.clip}: it must be above 0, or null for no clipping")
+    watch = config.watch
+    for name in ("every", "knn_images", "sequences", "davis_size", "size"):
+        if (value := getattr(watch, name)) is not None and value < 1:
+            raise UserError(f"watch.{name}={value}: it must be at least 1")
+    if watch.pictures < 0:
+        raise UserError(f"watch.pictures={watch.pictures}: it is 0 or more")
+    for name in ("knn", "davis", "images"):
+        if watch.every is None and getattr(watch, name):
+            raise UserError(f"watch.{name}: give the epochs between evaluations too, for example watch.every=10")
     if not any(e.weight for e in config.objectives):
         raise UserError("objectives: a run needs at least one with a weight other than 0")
     names = [e.name for e in config.objectives]

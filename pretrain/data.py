@@ -18,9 +18,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..benchmarks.errors import UserError
 from .group import Group
+from .masks import draw_mask
 from .pixels import apply, pre_resize
 from .sources import ImageSource, Unreadable
-from .views import Views, draw_all, permutation
+from .views import View, Views, draw_all, permutation
 
 log = logging.getLogger(__name__)
 _ORDER = 0x6F72646572  # apart from the keys of views
@@ -81,8 +82,8 @@ class _Steps:
 class _Work(Dataset):
     """(epoch, step, image numbers) -> Batch, or the _Failure that stopped it."""
 
-    def __init__(self, source: ImageSource, views: Views, seed: int, batch: int):
-        self.source, self.views, self.seed = source, views, seed
+    def __init__(self, source: ImageSource, views: Views, seed: int, batch: int, patch: int | None):
+        self.source, self.views, self.seed, self.patch = source, views, seed, patch
         self.steps = steps_per_epoch(len(source), batch)
         self.known_bad: dict[int, str] = {}
 
@@ -102,11 +103,16 @@ class _Work(Dataset):
         planes = [x.numpy() for x in pixels]
         boxes = [torch.empty(len(g), len(numbers), 4) for g in layout]
         flips = [torch.empty(len(g), len(numbers), dtype=torch.bool) for g in layout]
-        index, bad = [], []
+        masks = self._masks(len(layout[0]), len(numbers))
+        index, bad, shared = [], [], {}
         for b, number in enumerate(numbers.tolist()):
             number, image = self._read(number, bad)
             key = (self.seed, epoch, number) if self.views.share == "image" else (self.seed, epoch * self.steps + step)
-            drawn = draw_all(self.views, *image.shape[:2], *key)
+            drawn = self._draw(image.shape[:2], key, shared)
+            if masks is not None:
+                for v, view in enumerate(layout[0]):
+                    hidden = draw_mask(self.views.mask, *masks.shape[2:], *key, view)
+                    masks[v, b] = torch.from_numpy(hidden)
             image = pre_resize(image, self.views.pre_resize)
             for group, members in enumerate(layout):
                 for v, view in enumerate(members):
@@ -115,7 +121,24 @@ class _Work(Dataset):
                 flips[group][:, b] = torch.tensor([drawn[view].flip for view in members])
             index.append(number)
         groups = [Group(*parts) for parts in zip(pixels, boxes, flips, strict=True)]
+        groups[0].mask = masks
         return Batch(groups, torch.tensor(index), [self.source.name(i) for i in index], epoch, step, bad)
+
+    def _draw(self, size: tuple[int, int], key: tuple[int, ...], shared: dict) -> list[View]:
+        """The views of an image; `shared` keeps those of the batch, where they are the same for the next one."""
+        if self.views.share == "image":
+            return draw_all(self.views, *size, *key, patch=self.patch)
+        frame = size if self.views.pre_resize is None else None
+        if frame not in shared:
+            shared[frame] = draw_all(self.views, *size, *key, patch=self.patch)
+        return shared[frame]
+
+    def _masks(self, views: int, images: int) -> Tensor | None:
+        """Room for the masks of the global views, [V, B, h, w]."""
+        if self.views.mask.kind == "none":
+            return None
+        side = self.views.specs()[self.views.groups()[0][0]].size // self.patch
+        return torch.empty(views, images, side, side, dtype=torch.bool)
 
     def _read(self, number: int, bad: list) -> tuple[int, np.ndarray]:
         """The image, or in place of one that cannot be read the next that can."""
@@ -182,15 +205,21 @@ def batches(
     workers: int = 0,
     pin: bool = False,
     prefetch: int = 2,
+    patch: int | None = None,
 ) -> Iterator[Batch]:
     """This rank's batches from (epoch, start_step) to the end of epoch `epochs` - 1 (default: of `epoch`).
 
     batch is the global batch, a multiple of world. workers: processes that read and augment ahead, `prefetch` batches
-    each; 0 does it in this process. pin: page-locked memory for copies to a GPU. Skipped steps cost nothing. A damaged
+    each; 0 does it in this process. pin: page-locked memory for copies to a GPU. patch: side of the network's patches,
+    for views with masks or with colours of their own for every patch. Skipped steps cost nothing. A damaged
     image is replaced by the next one and named in one warning; more than 1 % of them end in a UserError, as does
     anything that fails in a worker. Closing the iterator ends the workers.
     """
     views.check()
+    if views.mask.kind != "none" or views.unit == "patch":
+        uneven = [s.size for s in views.specs() if not patch or s.size % patch]
+        if uneven:
+            raise UserError(f"views of {uneven[0]} pixels with patches of {patch}: the patch must divide the size")
     if batch < 1 or batch % world:
         raise UserError(f"batch={batch}: must be a positive multiple of the {world} processes")
     if batch > len(source):
@@ -200,7 +229,7 @@ def batches(
     return _batches(
         source,
         DataLoader(
-            _Work(source, views, seed, batch),
+            _Work(source, views, seed, batch, patch),
             batch_size=None,
             sampler=_Steps(
                 len(source), seed, range(epoch, epoch + 1 if epochs is None else epochs), start_step, batch, rank, world

@@ -10,17 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from ..benchmarks.card import ARCHITECTURES, Card, vit_card
-from ..benchmarks.encoder import Encoder
+from ..benchmarks.encoder import Encoder, encoder_for
 from ..benchmarks.errors import UserError
 from ..benchmarks.formats import selfpatch_bench
-from ..benchmarks.loading import names, open_checkpoint
+from ..benchmarks.formats._conv import swin_card
+from ..benchmarks.loading import fingerprint, names, open_checkpoint
 from .backbone import build_backbone
 from .checkpoint import Run, read, write_atomic
 from .config import Config, from_dict
+from .swin import Swin
 
-SIDES = ("teacher", "student")
+ENDINGS = {"teacher": "safetensors", "student": "student.safetensors"}
 OFFICIAL = ("selfpatch", "dino")
-EXPORT = re.compile(r"step-(\d{8,})\.safetensors")
 
 
 def portable(state: Mapping[str, Tensor], cfg: Config) -> tuple[dict[str, Tensor], Card]:
@@ -42,19 +43,23 @@ def portable(state: Mapping[str, Tensor], cfg: Config) -> tuple[dict[str, Tensor
         elif part == "readout":  # of a token's readout, all there is is the ViT's own final norm
             weights[key if cfg.network.readout == "class_attention" else name] = value.float()
     act = plan.blocks[0].mlp.act
-    exact = type(act) is nn.GELU and act.approximate == "none"
-    card = vit_card(
-        {k: tuple(v.shape) for k, v in weights.items()},
-        heads=plan.blocks[0].attn.num_heads,
-        norm_eps=plan.final_eps,
-        act="gelu (erf)" if exact else str(act),
-        pos_resize=cfg.network.positions,
-        readout=cfg.network.readout,
-        mean=tuple(cfg.data.mean),
-        std=tuple(cfg.data.std),
-    )
+    known = {
+        "norm_eps": plan.final_eps,
+        "act": "gelu (erf)" if type(act) is nn.GELU and act.approximate == "none" else str(act),
+        "readout": cfg.network.readout,
+        "mean": tuple(cfg.data.mean),
+        "std": tuple(cfg.data.std),
+    }
+    shapes = {k: tuple(v.shape) for k, v in weights.items()}
+    try:
+        if isinstance(plan, Swin):
+            card = swin_card(shapes, **known)
+        else:
+            card = vit_card(shapes, heads=plan.blocks[0].attn.num_heads, pos_resize=cfg.network.positions, **known)
+    except UserError as error:
+        raise UserError(f"network.backbone={cfg.network.backbone}: the encoder has no such network: {error}") from None
     with torch.device("meta"):
-        wanted = Encoder(card).named_shapes()
+        wanted = encoder_for(card).named_shapes()
     other = [k for k in wanted.keys() | weights.keys() if k not in weights or wanted.get(k) != tuple(weights[k].shape)]
     if other:
         raise UserError(
@@ -64,26 +69,41 @@ def portable(state: Mapping[str, Tensor], cfg: Config) -> tuple[dict[str, Tensor
     return weights, card
 
 
+def encoder_of(state: Mapping[str, Tensor], cfg: Config) -> Encoder:
+    """State dict of a `Network` and its configuration -> what `load` would make of its export, without the file.
+
+    On the device of the weights, which are copied: training may go on. Raises UserError as `portable` does.
+    """
+    weights, card = portable(state, cfg)
+    with torch.device("meta"):
+        encoder = encoder_for(card)
+    encoder.assign({k: v.detach().clone() for k, v in weights.items()})
+    encoder.fingerprint = fingerprint(weights)
+    return encoder
+
+
 def export(
-    run: Path, out: Path | None = None, format: str | None = None, step: int | None = None, which: str = "teacher"
+    run: Path, out: Path | None = None, format: str | None = None, step: int | None = None, which: str | None = None
 ) -> Path:
     """Write the network of a run's checkpoint to one file; -> its path.
 
     out: the file; by default RUN/exports/step-XXXXXXXX.safetensors (student: step-XXXXXXXX.student.safetensors;
     official layouts: step-XXXXXXXX.FORMAT.pth), where an export that is there already is taken as it is. format: None,
     ours, or the layout of an official code base, `selfpatch` or `dino`, which holds both networks, heads and centres.
-    step: of which checkpoint; None: the newest. Raises UserError, and leaves nothing half written.
+    step: of which checkpoint; None: the newest. which: teacher or student; None: the one that the recipe's method is
+    evaluated by (checkpoint.export). Raises UserError, and leaves nothing half written.
     """
     run = Path(run)
     if format not in (None, *OFFICIAL):
         raise UserError(f"--format {format}: it is {' or '.join(OFFICIAL)}, or none for our own .safetensors")
-    if which not in SIDES:
-        raise UserError(f"--which {which}: it is {' or '.join(SIDES)}")
-    if format and which != "teacher":
+    if which not in (None, *ENDINGS):
+        raise UserError(f"--which {which}: it is {' or '.join(ENDINGS)}")
+    if format and which not in (None, "teacher"):
         raise UserError(f"--which {which}: the layout of {format} holds both networks, so leave it away")
-    ending = f"{format}.pth" if format else "safetensors" if which == "teacher" else f"{which}.safetensors"
     folder = Run(run)
     steps = checkpoints(folder)
+    which = which or usual_side(folder)
+    ending = f"{format}.pth" if format else ENDINGS[which]
     if step is not None and step not in steps:
         raise UserError(f"--step {step}: {run} has checkpoints of the steps {', '.join(map(str, steps))}")
     number = max(steps) if step is None else step
@@ -115,11 +135,17 @@ def checkpoints(folder: Run) -> dict[int, Path]:
     return found
 
 
+def usual_side(folder: Run) -> str:
+    """The network that a run is evaluated by."""
+    return folder.config([]).checkpoint.export if folder.config_file.is_file() else "teacher"
+
+
 def exports(run: Path, every: int | None = None) -> list[Path]:
     """Files that stand for a run in an evaluation: the export of its newest checkpoint, or of every one whose step is a
     multiple of `every`, oldest first; what is not exported yet is exported. Raises UserError if there is none."""
     run = Path(run)
-    there = {int(m[1]): p for p in run.glob("exports/step-*.safetensors") if (m := EXPORT.fullmatch(p.name))}
+    name = re.compile(r"step-(\d{8,})\." + re.escape(ENDINGS[usual_side(Run(run))]))
+    there = {int(m[1]): p for p in run.glob("exports/step-*.safetensors") if (m := name.fullmatch(p.name))}
     steps = sorted(there.keys() | Run(run).steps().keys())
     if every:
         chosen = [step for step in steps if step % every == 0]
@@ -215,7 +241,7 @@ def _arguments(cfg: Config, card: Card, options: dict) -> Namespace:
 
 
 def export_command(
-    run: Path, out: Path | None = None, format: str | None = None, step: int | None = None, which: str = "teacher"
+    run: Path, out: Path | None = None, format: str | None = None, step: int | None = None, which: str | None = None
 ) -> int:
     """`selfpatch export`: see `export`. Says what the file is; -> exit status."""
     path = export(run, out, format, step, which)

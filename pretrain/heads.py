@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..benchmarks.errors import UserError
+from .batchnorm import BatchNorm
 
 
 class WeightNormLinear(nn.Module):
@@ -92,6 +93,27 @@ class PrototypeHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[R, D] -> [R, K]"""
         return self.last_layer(F.normalize(self.mlp(x), dim=-1))
+
+
+class BatchNormMlp(nn.Module):
+    """MoBY's projector and predictor: [..., D] -> [..., outputs], hidden layers with batch normalisation and ReLU.
+
+    layers: linear layers, with `hidden` units between. Batch statistics are those of one call, over all processes.
+    Initialised as the framework does. Source: SwinTransformer/Transformer-SSL 4510de1, models/moby.py: MoBYMLP.
+    """
+
+    def __init__(self, dim: int, hidden: int = 4096, outputs: int = 256, layers: int = 2):
+        super().__init__()
+        if min(hidden, outputs, layers) < 1:
+            raise UserError("an MLP head needs at least one hidden unit, output and layer")
+        widths = [dim, *[hidden] * (layers - 1), outputs]
+        steps: list[nn.Module] = []
+        for i, (a, b) in enumerate(pairwise(widths)):
+            steps += ([BatchNorm(a), nn.ReLU()] if i else []) + [nn.Linear(a, b)]
+        self.mlp = nn.Sequential(*steps)  # of two layers: mlp.0, mlp.1 (normalisation), mlp.3
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(x)
 
 
 def init_linear(module: nn.Module) -> None:

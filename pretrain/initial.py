@@ -10,6 +10,7 @@ from ..benchmarks.errors import UserError
 from ..benchmarks.loading import differences, names, open_checkpoint
 from .learner import Learner
 from .network import Network
+from .swin import Swin
 
 
 @torch.no_grad()
@@ -24,13 +25,15 @@ def load_initial(learner: Learner, path: str | Path, format: str | None = None) 
     checkpoint = open_checkpoint(path, format=format)
     card, weights = checkpoint.card, dict(checkpoint.reading.weights)
     student = learner.student
-    resized = card.grid**2 != student.backbone.patch_embed.num_patches
+    plain = not isinstance(student.backbone, Swin)  # positions are learned
+    resized = plain and card.grid**2 != student.backbone.patch_embed.num_patches
     # Without resizing, equal names give equal weights, whatever the format says about positions.
     if rivals := [r for r in checkpoint.rivals if resized or r.weights.keys() != weights.keys()]:
         others = " or ".join(f"{r.format} ({differences(checkpoint.reading, r)})" for r in rivals)
         raise UserError(f"init={path}: could be {checkpoint.reading.format} or {others}: give init_format=NAME")
     _same_architecture(path, card, student)
-    weights["pos_embed"] = _positions(path, weights["pos_embed"], card, student.backbone)
+    if plain:
+        weights["pos_embed"] = _positions(path, weights["pos_embed"], card, student.backbone)
     given = {_place(key): value for key, value in weights.items()}
     own = {k: v for k, v in student.state_dict().items() if not k.startswith("heads.")}
     spare = sorted(k for k in given if k not in own)
@@ -61,15 +64,14 @@ def _place(key: str) -> str:
 def _same_architecture(path, card, student: Network) -> None:
     """Raise UserError unless what shapes cannot tell agrees too."""
     vit = student.backbone
-    ours = {
-        "family": "vit",
-        "patch": vit.patch_embed.patch_size[0],
-        "dim": vit.embed_dim,
-        "depth": len(vit.blocks),
-        "heads": vit.blocks[0].attn.num_heads,
-        "registers": vit.num_reg_tokens,
-        "norm_eps": vit.final_eps,
-    }
+    ours = {"patch": vit.patch_embed.patch_size[0], "dim": vit.embed_dim, "norm_eps": vit.final_eps}
+    if isinstance(vit, Swin):
+        stages = [stage.blocks for stage in vit.layers]
+        ours |= {"family": "swin", "window": stages[0][0].window_size[0], "depths": tuple(map(len, stages))}
+        ours |= {"heads": tuple(blocks[0].attn.num_heads for blocks in stages)}
+    else:
+        ours |= {"family": "vit", "depth": len(vit.blocks), "heads": vit.blocks[0].attn.num_heads}
+        ours |= {"registers": vit.num_reg_tokens}
     theirs = {key: getattr(card, key) for key in ours}
     differ = [f"{k} {theirs[k]} instead of {v}" for k, v in ours.items() if theirs[k] not in (v, None)]
     if differ:

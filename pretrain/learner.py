@@ -13,7 +13,7 @@ from ..benchmarks import plugins
 from .backbone import build_backbone, check_size, set_fused_attention
 from .config import Config
 from .group import Group, normalise
-from .network import Network
+from .network import Network, own_stream
 from .objectives import Net, Step, merge
 from .optim import Ema
 
@@ -41,14 +41,17 @@ class Learner(nn.Module):
             )
         for size in sizes:
             check_size(plan, size)
-        patch = plan.patch_embed.patch_size[0]
+        patch = plan.stride
         net = Net(
-            plan.embed_dim,
+            plan.num_features,
             cfg.network.readout,
             plan.cls_token is not None,
             tuple(len(views) for views in layout),
             tuple((size // patch, size // patch) for size in sizes),
+            plan.blocks[-1].attn.num_heads,
+            cfg.views.mask.kind != "none",
         )
+        self.patch = patch
         active = [e for e in cfg.objectives if e.weight]
         kinds = {e.name: plugins.get("objectives", e.name).module.Objective for e in active}
         self.weights = {e.name: e.weight for e in active}
@@ -58,7 +61,10 @@ class Learner(nn.Module):
             Network(cfg.network, spec, side, sizes[0], len(sizes), cfg.seed) for side in ("student", "teacher")
         )
         self.teacher.requires_grad_(False)
-        self.objectives = nn.ModuleDict({e.name: kinds[e.name](e.options, net) for e in active})
+        self.objectives = nn.ModuleDict()
+        for entry in active:
+            with own_stream(cfg.seed, f"objectives.{entry.name}"):
+                self.objectives[entry.name] = kinds[entry.name](entry.options, net)
         self.ema = Ema(self.student, self.teacher)
         self.ema.copy()
 

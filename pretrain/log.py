@@ -6,6 +6,7 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -18,10 +19,11 @@ from .checkpoint import Run, write_atomic
 class Log:
     """Numbers of a run's steps; a context manager. Only the first process has one.
 
-    log.jsonl has one object a line: step,
-    epoch, loss, losses and the objectives' numbers by name (OBJECTIVE.PART; teacher entropy and KL in nats), grad_norm,
-    lr, weight_decay, ema, images_per_s and data_wait (share of the time spent waiting for views) since the last line,
-    memory_gb (peak: of the GPU, else of this process). Losses are those of the step itself.
+    log.jsonl has one object a line: step, epoch, loss, losses and the objectives' numbers by name (OBJECTIVE.PART;
+    teacher entropy and KL in nats), the numbers of collapse.py (rank, OBJECTIVE.centre_norm), grad_norm, lr,
+    weight_decay, ema, images_per_s and data_wait (share of the time spent waiting for views) since the last line,
+    memory_gb (peak: of the GPU, else of this process). Losses are those of the step itself. A line may have a
+    `warning`, a text. Evaluations on the way have lines of their own (see watch.py).
     """
 
     def __init__(self, run: Run, start: int, tensorboard: bool, console: Console, title: str):
@@ -46,6 +48,10 @@ class Log:
         """Start measuring speed anew."""
         self.since, self.images, self.waited = time.perf_counter(), 0, 0.0
 
+    def leave_out(self, seconds: float) -> None:
+        """Time that is none of the training's."""
+        self.since += seconds
+
     def count(self, images: int, waited: float) -> None:
         """A step of so many images is done, for which the process waited so many seconds."""
         self.images += images
@@ -54,12 +60,19 @@ class Log:
     def line(self, values: dict) -> dict:
         """Write a line of numbers (0-dim tensors or plain), with speed and memory; -> the line."""
         spent = max(time.perf_counter() - self.since, 1e-9)
-        values = {k: plain(v) for k, v in values.items()}
-        values |= {
+        values = values | {
             "images_per_s": round(self.images / spent, 3),
             "data_wait": round(self.waited / spent, 4),
             "memory_gb": round(peak_memory() / 2**30, 3),
         }
+        self.meter()
+        return self.write(values)
+
+    def write(self, values: dict) -> dict:
+        """Write a line, of which `step` is one value; a `warning` is also said. -> the line."""
+        values = {k: plain(v) for k, v in values.items()}
+        if text := values.get("warning"):
+            self.reporter.console.print(f"step {values['step']}: warning: {text}", highlight=False, soft_wrap=True)
         try:
             self.file.write(json.dumps(values) + "\n")
             self.file.flush()
@@ -67,16 +80,22 @@ class Log:
             raise UserError(f"{self.path} cannot be written: {error.strerror or error}", status=1) from None
         if self.events:
             for name, value in values.items():
-                if name != "step" and value is not None:
+                if isinstance(value, str):
+                    self.events.add_text(name, value, values["step"])
+                elif name != "step" and value is not None:
                     self.events.add_scalar(name, value, values["step"])
-        self.meter()
         return values
 
+    def picture(self, name: str, image: np.ndarray, step: int) -> None:
+        """Show a picture, uint8 RGB [H, W, 3], in TensorBoard."""
+        if self.events:
+            self.events.add_image(name, image, step, dataformats="HWC")
 
-def plain(value) -> float | int | None:
-    """A number as JSON has it; what is not finite becomes null."""
+
+def plain(value) -> float | int | str | None:
+    """A number as JSON has it; what is not finite becomes null. A text stays."""
     value = value.item() if isinstance(value, torch.Tensor) else value
-    return value if math.isfinite(value) else None
+    return value if isinstance(value, str) or math.isfinite(value) else None
 
 
 def peak_memory() -> int:
@@ -98,6 +117,19 @@ def cut(path: Path, start: int) -> None:
         except (ValueError, KeyError, TypeError):
             continue
     write_atomic(path, lambda file: file.write("".join(kept).encode()))
+
+
+def entries(path: Path) -> list[dict]:
+    """The lines of a log, in order, without one that a kill left unfinished."""
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(values, dict) and isinstance(values.get("step"), int):
+            found.append(values)
+    return found
 
 
 def check_tensorboard() -> None:

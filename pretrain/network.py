@@ -49,7 +49,7 @@ class Network(nn.Module):
             self.backbone = build_backbone(
                 cfg.backbone, cfg.image_size or image_size, cfg.class_token, drop_path, mask_token, dict(cfg.overrides)
             )
-        self.dim = self.backbone.embed_dim
+        self.dim = self.backbone.num_features
         with own_stream(seed, "readout"):
             self.readout = build_readout(cfg, self.backbone)
         self.specs: dict[str, HeadSpec] = {}
@@ -63,6 +63,9 @@ class Network(nn.Module):
                 self.heads[name] = nn.ModuleList(made) if head.per_group else made[0]
             elif head.shares not in self.heads:
                 raise UserError(f"head {name} shares the module of {head.shares}, which is not declared before it")
+            elif head.derive is not None:
+                with own_stream(seed, f"heads.{name}"):
+                    self.heads[name] = head.derive(self.heads[head.shares])
             self.specs[name] = head
 
     def width(self, source: str | Aggregated) -> int:
@@ -91,7 +94,7 @@ class Network(nn.Module):
             rows = {g: inputs[g][spec.input] for g in at}
             for g, y in self.apply_head(name, rows, shapes).items():
                 inputs[g][name] = y
-                out[g][name] = y.unflatten(0, shapes[g])
+                out[g][name] = y if spec.input == "masked" else y.unflatten(0, shapes[g])
         return [out.get(g) for g in range(len(groups))]
 
     def represent(self, group, g: int) -> dict:
@@ -105,6 +108,9 @@ class Network(nn.Module):
         made: dict = {"raw": toks.patch}
         if wanted & {"patch", "tokens"}:
             made["patch"] = self.readout.norm(toks.patch)
+        if "masked" in wanted:
+            hidden = group.mask.flatten(0, 1).flatten(1)
+            made["masked"] = made["patch"][hidden] if "patch" in made else self.readout.norm(toks.patch[hidden])
         if wanted & {"image", "tokens"}:
             made["image"] = self.image(toks, cached, made.get("patch"))
         if "tokens" in wanted:
@@ -135,11 +141,11 @@ class Network(nn.Module):
     def apply_head(self, name: str, rows: dict[int, Tensor], shapes: dict) -> dict[int, Tensor]:
         """Inputs per group -> outputs per group, leading axis M. One call for all, where batch statistics allow."""
         spec = self.specs[name]
-        head = self.heads[spec.shares or name]
+        head = self.heads[name if name in self.heads else spec.shares]
         if spec.bn_scope is None and not isinstance(head, nn.ModuleList):
             flat = [x.reshape(-1, x.shape[-1]) for x in rows.values()]
             y = head(torch.cat(flat) if len(flat) > 1 else flat[0]).split([len(x) for x in flat])
-            return {g: part.view(*x.shape[:-1], -1) for (g, x), part in zip(rows.items(), y, strict=True)}
+            return {g: p.view(*x.shape[:-1], p.shape[-1]) for (g, x), p in zip(rows.items(), y, strict=True)}
         made = {}
         for g, x in rows.items():
             own = head[g] if isinstance(head, nn.ModuleList) else head
@@ -151,10 +157,10 @@ class Network(nn.Module):
 def build_readout(cfg: NetworkConfig, backbone: nn.Module) -> nn.Module:
     """The readout that the configuration names, initialised as the official code does."""
     if cfg.readout == "class_attention":
-        block = backbone.blocks[0]
-        ratio = block.mlp.fc1.out_features / backbone.embed_dim
+        block = backbone.blocks[-1]
+        ratio = block.mlp.fc1.out_features / backbone.num_features
         made = ClassAttentionReadout(
-            backbone.embed_dim, block.attn.num_heads, cfg.readout_depth, ratio, backbone.final_eps
+            backbone.num_features, block.attn.num_heads, cfg.readout_depth, ratio, backbone.final_eps
         )
         init_linear(made)
         nn.init.trunc_normal_(made.cls_token, std=0.02)
@@ -163,7 +169,7 @@ def build_readout(cfg: NetworkConfig, backbone: nn.Module) -> nn.Module:
         raise UserError(f"network.readout={cfg.readout}: it is token, class_attention or mean")
     if cfg.readout == "token" and backbone.cls_token is None:
         raise UserError("network.readout=token needs a class token: network.class_token=true")
-    return NormReadout(backbone.embed_dim, backbone.final_eps)
+    return NormReadout(backbone.num_features, backbone.final_eps)
 
 
 @torch.no_grad()

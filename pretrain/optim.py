@@ -10,18 +10,19 @@ from .config import Optim
 Named = Iterable[tuple[str, nn.Parameter]]
 
 
-def param_groups(named: Named, decay_biases: bool = False) -> list[dict]:
+def param_groups(named: Named, decay_biases: bool = False, no_decay: Sequence[str] = ()) -> list[dict]:
     """Trainable parameters in two groups, decayed and not, with their names.
 
     Not decayed: 1-D tensors and names that end in `.bias` (facebookresearch/dino 7c446df, utils.py: get_params_groups).
-    decay_biases: biases are decayed, other 1-D tensors still not (MCG-NKU/SERE e20f37f). The second group carries
-    `decay: False`, which `set_schedule` goes by.
+    decay_biases: biases are decayed, other 1-D tensors still not (MCG-NKU/SERE e20f37f). no_decay: nor is what has one
+    of these in its name. The second group carries `decay: False`, which `set_schedule` goes by.
     """
     split: dict[bool, list[tuple[str, nn.Parameter]]] = {True: [], False: []}
     for name, parameter in named:
         if parameter.requires_grad:
             bias = name.endswith(".bias") or name == "bias"
-            split[decay_biases if bias else parameter.ndim > 1].append((name, parameter))
+            decayed = (decay_biases if bias else parameter.ndim > 1) and not any(p in name for p in no_decay)
+            split[decayed].append((name, parameter))
     return [
         {"params": [p for _, p in pairs], "names": [n for n, _ in pairs], "decay": decay}
         | ({} if decay else {"weight_decay": 0.0})
@@ -31,7 +32,7 @@ def param_groups(named: Named, decay_biases: bool = False) -> list[dict]:
 
 def build(named: Named, cfg: Optim) -> torch.optim.AdamW:
     """AdamW over `param_groups`; learning rate and decay come from `set_schedule` before every step."""
-    groups = param_groups(named, cfg.decay_biases)
+    groups = param_groups(named, cfg.decay_biases, cfg.no_decay)
     return torch.optim.AdamW(groups, lr=0.0, betas=tuple(cfg.betas), eps=cfg.eps, weight_decay=0.0, fused=True)
 
 

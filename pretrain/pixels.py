@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
+from .patch_pixels import recolour
 from .views import View
 
 _LUMA = np.array([19595, 38470, 7471]) / 65536  # Pillow's weights of R, G, B (ITU-R 601)
@@ -104,6 +105,8 @@ def apply(view: View, image: np.ndarray, out: np.ndarray | None = None) -> np.nd
     x = resize(image[top : top + height, left : left + width], view.size, view.size, view.interpolation)
     if view.flip:
         x = cv2.flip(x, 1)
+    if view.patches is not None:
+        x = recolour(x, view.patches)
     for operation, factor in view.jitter:
         x = _JITTER[operation](x, factor)
     if view.gray:

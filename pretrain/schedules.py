@@ -22,6 +22,20 @@ def cosine(base: float, end: float, steps: int, warmup: int = 0, start: float = 
     return np.concatenate([np.linspace(start, base, warmup), falling])
 
 
+def timm_cosine(base: float, end: float, steps: int, warmup: int = 0, start: float = 0.0) -> np.ndarray:
+    """float64 [steps]: linear from start, base not included, then the cosine of a run without warm-up; each value is
+    used one step late, and the first twice. Source: timm's CosineLRScheduler as SwinTransformer/Transformer-SSL 4510de1
+    calls it, after the optimiser's step (lr_scheduler.py, moby_main.py). Raises UserError as `cosine` does.
+    """
+    cosine(base, end, steps, warmup)  # raises for a warm-up that does not fit
+    whole = cosine(base, end, steps)
+    whole[:warmup] = start + (base - start) * np.arange(warmup) / max(warmup, 1)
+    return whole[np.maximum(np.arange(steps) - 1, 0)]
+
+
+LR_RULES = {"dino": cosine, "timm": timm_cosine}
+
+
 def warm_up(start: float, end: float, epochs: int, epoch: int) -> float:
     """Value of an epoch: linear from start (epoch 0) to end (epoch `epochs` - 1), constant afterwards.
 
@@ -54,10 +68,10 @@ def build(cfg, batch: int, steps: int, steps_per_epoch: int) -> Schedules:
     """
     peak = cfg.lr * batch / cfg.lr_batch
     warmup = round(cfg.warmup_epochs * steps_per_epoch)
-    low = cfg.min_lr * (batch / cfg.lr_batch if cfg.scale_min_lr else 1)
+    ends = batch / cfg.lr_batch if cfg.scale_min_lr else 1
     ema = cosine(cfg.ema, cfg.ema_end, steps)
     return Schedules(
-        cosine(peak, low, steps, warmup, cfg.warmup_lr),
+        LR_RULES[cfg.lr_rule](peak, cfg.min_lr * ends, steps, warmup, cfg.warmup_lr * ends),
         cosine(cfg.weight_decay, cfg.weight_decay_end, steps),
         np.append(ema, np.full(cfg.ema_shift, cfg.ema_end))[cfg.ema_shift :],
         steps_per_epoch,

@@ -13,14 +13,16 @@ from rich.console import Console
 
 from ..benchmarks.errors import UserError
 from .checkpoint import Run, identity, read, write_atomic
+from .collapse import Collapse
 from .config import Config, load_recipe
 from .data import Batch, batches, steps_per_epoch
 from .distributed import Ranks, Told
 from .host import keep_memory
 from .initial import load_initial
-from .log import Log, check_tensorboard
+from .log import Log, check_tensorboard, entries, plain
 from .sources import ImageSource, open_source
 from .trainer import NotFinite, Outcome, Trainer
+from .watch import Watch, due, evaluate, missed
 
 
 def pretrain_command(
@@ -66,6 +68,8 @@ def settle(cfg: Config) -> Config:
     cfg.data.path = absolute(cfg.data.path)
     cfg.data.root = cfg.data.root and absolute(cfg.data.root)
     cfg.init = cfg.init and absolute(cfg.init)
+    for name in ("knn", "davis", "images"):
+        setattr(cfg.watch, name, getattr(cfg.watch, name) and absolute(getattr(cfg.watch, name)))
     return cfg
 
 
@@ -103,10 +107,14 @@ def train(cfg: Config, run: Run, ranks: Ranks, resume: bool) -> int:
         trainer.load(state)
     elif cfg.init:
         say(ranks, load_initial(trainer.learner, cfg.init, cfg.init_format))
+    watch: list[Watch] = []
+    if cfg.watch.every is not None:  # checked before there is a folder
+        ranks.first(lambda: watch.append(Watch(cfg, run, trainer, source)))
     if not resume:
         ranks.first(lambda: run.create(cfg))
     done, total = trainer.step, len(trainer)
-    if done >= total:
+    late = ranks.first(lambda: missed(cfg, run, done, per_epoch, total))
+    if done >= total and not late:
         say(ranks, f"{run.folder}: all of its {total} steps are done")
         return 0
     size = sum(p.numel() for _, p in trainer.named) / 1e6
@@ -116,7 +124,7 @@ def train(cfg: Config, run: Run, ranks: Ranks, resume: bool) -> int:
         f"images; {size:.1f} M parameters, {trainer.precision} on {ranks.world} x {ranks.device.type}",
     )
     del state
-    return loop(cfg, run, ranks, trainer, source, about)
+    return loop(cfg, run, ranks, trainer, source, about, watch[0] if watch else None, late)
 
 
 def begin(cfg: Config, run: Run, ranks: Ranks, resume: bool) -> dict | None:
@@ -139,15 +147,30 @@ def begin(cfg: Config, run: Run, ranks: Ranks, resume: bool) -> dict | None:
     return mine["state"] if ranks.main else path and read(path)
 
 
-def loop(cfg: Config, run: Run, ranks: Ranks, trainer: Trainer, source: ImageSource, about: dict) -> int:
-    """Steps until the end or a signal, with checkpoints and log lines; -> exit status."""
+def loop(
+    cfg: Config,
+    run: Run,
+    ranks: Ranks,
+    trainer: Trainer,
+    source: ImageSource,
+    about: dict,
+    watch: Watch | None,
+    late: bool,
+) -> int:
+    """Steps until the end or a signal, with checkpoints, log lines and evaluations; -> exit status. late: one is to be
+    made first."""
     total, per_epoch, every = len(trainer), about["steps_per_epoch"], cfg.checkpoint.every_steps
+    collapse = Collapse(trainer, per_epoch)
     title, console = cfg.recipe or "pretrain", Console(stderr=True)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(Stop())
         log = stack.enter_context(Log(run, trainer.step, cfg.log.tensorboard, console, title)) if ranks.main else None
         feed = stack.enter_context(contextlib.closing(start_feed(cfg, trainer, source, per_epoch)))
-        saved, told = trainer.step, 0
+        if log:
+            collapse.replay(entries(run.log_file))
+        saved, told, cut = trainer.step, 0, 0
+        if late:
+            told = cut = evaluate(watch, log, ranks, stop)
         while trainer.step < total and not told:
             epoch, began = trainer.epoch, time.perf_counter()
             batch = fetch(feed, stop, ranks)
@@ -155,24 +178,32 @@ def loop(cfg: Config, run: Run, ranks: Ranks, trainer: Trainer, source: ImageSou
             if batch is None:
                 told = stop.signal
                 break
+            shown = (trainer.step + 1) % cfg.log.every == 0 or trainer.step + 1 == total
+            collapse.arm(shown)
             try:
                 outcome = trainer.advance(batch.to(ranks.device, non_blocking=True).groups, stop.signal)
             except NotFinite as error:
                 raise not_finite(error, batch, trainer, run, ranks) from None
             step = trainer.step
             told = outcome.flag if ranks.world > 1 else stop.signal  # several processes must stop at the same step
+            numbers = collapse.numbers() if shown else {}  # in every process
             if log:
                 log.count(cfg.loop.batch, waited)
-                if step % cfg.log.every == 0 or step == total:
-                    line = log.line({"step": step, "epoch": epoch} | described(outcome, trainer))
+                if shown:
+                    line = {"step": step, "epoch": epoch} | described(outcome, trainer) | numbers
+                    line = {k: plain(v) for k, v in line.items()}
+                    signs = collapse.look(line)
+                    line = log.line(line | ({"warning": "; ".join(signs)} if signs else {}))
                     text = f"loss {line['loss']:.4f}  {line['images_per_s']:.4g} images/s"
                     log.reporter(step, total, text)
             if step % per_epoch == 0 or (every and step % every == 0) or step == total:
                 save(run, ranks, trainer, about)
                 saved = step
+            if due(cfg, step, per_epoch, total):
+                told = cut = told or evaluate(watch, log, ranks, stop)
         if told and saved < trainer.step:
             save(run, ranks, trainer, about)
-    if not told or trainer.step == total:
+    if not told or (trainer.step == total and not cut):
         say(ranks, f"{run.folder}: {total} steps done")
         return 0
     if told == signal.SIGUSR2:
@@ -200,6 +231,7 @@ def start_feed(cfg: Config, trainer: Trainer, source: ImageSource, per_epoch: in
         workers=workers,
         pin=ranks.device.type == "cuda",
         prefetch=cfg.data.prefetch,
+        patch=trainer.learner.patch,
     )
 
 

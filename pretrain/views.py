@@ -8,7 +8,7 @@ view can be drawn again without decoding anything.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -46,19 +46,37 @@ class ViewSpec:
 
 
 @dataclass
+class Mask:
+    """Which patches of the global views are hidden from the student, see masks.py.
+
+    kind:   'none', or 'block': rectangles, until the view's share of patches is hidden
+    ratio:  shares, one of which is drawn for every view; spread: how far from it, either way, the view's own may lie
+    aspect: range of the rectangles' height / width
+    """
+
+    kind: str = "none"
+    ratio: list[float] = field(default_factory=lambda: [0.0, 0.3])
+    spread: list[float] = field(default_factory=lambda: [0.0, 0.2])
+    aspect: tuple[float, float] = (0.3, 1 / 0.3)
+
+
+@dataclass
 class Views:
     """A recipe's views. View v is the v-th when the rows are written out by their counts; views of one size form a
     group, groups come in the order of their first row.
 
     pre_resize: squash every image to this many pixels square first (bilinear; PW-Self: 256), else null
     share:      'image': each image draws for itself; 'batch': all images of a step use the same numbers (PW-Self)
-    unit:       'image': colours are changed per view; 'patch' is reserved
+    unit:       'image': colours are changed per view; 'patch': of every patch of the network's grid by itself, after
+                crop and flip, as if it were an image
+    mask:       patches hidden from the student
     """
 
     rows: list[ViewSpec] = field(default_factory=list)
     pre_resize: int | None = None
     share: str = "image"
     unit: str = "image"
+    mask: Mask = field(default_factory=Mask)
 
     def specs(self) -> list[ViewSpec]:
         """The row of each view."""
@@ -82,8 +100,17 @@ class Views:
             raise UserError(f"views.pre_resize={self.pre_resize}: must be a number of pixels, or null")
         if self.share not in ("image", "batch"):
             raise UserError(f"views.share={self.share}: must be image or batch")
-        if self.unit != "image":
-            raise UserError(f"views.unit={self.unit}: only image is implemented")
+        if self.unit not in ("image", "patch"):
+            raise UserError(f"views.unit={self.unit}: must be image or patch")
+        mask = self.mask
+        if mask.kind not in ("none", "block"):
+            raise UserError(f"views.mask.kind={mask.kind}: must be none or block")
+        if not mask.ratio or len(mask.ratio) != len(mask.spread):
+            raise UserError("views.mask: ratio and spread must be lists of the same length, one number at least")
+        if any(not 0 <= s <= r <= r + s <= 1 for r, s in zip(mask.ratio, mask.spread, strict=True)):
+            raise UserError(f"views.mask: ratio={mask.ratio}, spread={mask.spread}: shares must stay within 0 and 1")
+        if not 0 < mask.aspect[0] <= mask.aspect[1]:
+            raise UserError(f"views.mask.aspect={tuple(mask.aspect)}: must be 0 < low <= high")
 
 
 def _problems(row: ViewSpec):
@@ -110,7 +137,8 @@ class View:
     """What was drawn for one view of one image; it determines the pixels.
 
     box = left, top, width, height in source pixels; jitter = (operation, factor) in the order of application; blur =
-    radius, 0 for none; solarize = threshold, None for none.
+    radius, 0 for none; solarize = threshold, None for none. patches: what is done to the colours of each patch, in
+    place of those four.
     """
 
     box: tuple[int, int, int, int]
@@ -121,6 +149,26 @@ class View:
     gray: bool
     blur: float
     solarize: int | None
+    patches: "PatchColours | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class PatchColours:
+    """What was drawn for the colours of the N square patches of `size` pixels of one view, in row-major order.
+
+    jitter bool [N]; order int [N, 4]: numbers of OPERATIONS in the order of application; factors [N, 4]: by number of
+    the operation; skip: operations that are left out; gray bool [N]; blur [N], radius, 0 for none; solarize [N],
+    threshold, 256 for none.
+    """
+
+    size: int
+    jitter: np.ndarray
+    order: np.ndarray
+    factors: np.ndarray
+    skip: tuple[int, ...]
+    gray: np.ndarray
+    blur: np.ndarray
+    solarize: np.ndarray
 
 
 def _mix(x: int) -> int:
@@ -207,13 +255,36 @@ def _crop(height: int, width: int, scale, ratio, u: Sequence[float]) -> tuple[in
     return (width - w) // 2, (height - h) // 2, w, h
 
 
-def draw_all(views: Views, height: int, width: int, *key: int) -> list[View]:
+def draw_patches(spec: ViewSpec, size: int, numbers: np.ndarray) -> PatchColours:
+    """The colours of N patches from N rows of `uniforms`, by the places of `draw`."""
+    u = numbers
+    low, high = spec.blur_radius
+    factors = np.stack([_factor(k, spec.jitter[k], u[:, 2 + k]) for k in range(4)], 1)
+    return PatchColours(
+        size=size,
+        jitter=u[:, 1] < spec.jitter_p,
+        order=u[:, 6:10].argsort(1, kind="stable"),
+        factors=factors,
+        skip=tuple(k for k in range(4) if not spec.jitter[k] > 0),
+        gray=u[:, 10] < spec.gray_p,
+        blur=np.where(u[:, 11] < spec.blur_p, low + (high - low) * u[:, 12], 0.0),
+        solarize=np.where(u[:, 13] < spec.solarize_p, spec.solarize_threshold, 256),
+    )
+
+
+def draw_all(views: Views, height: int, width: int, *key: int, patch: int | None = None) -> list[View]:
     """All views of one image; key = (seed, epoch, image), or (seed, step) where a batch shares its draws.
 
-    height and width are those of the file; boxes are in the pre-resized frame where the recipe has one.
+    height and width are those of the file; boxes are in the pre-resized frame where the recipe has one. patch: side of
+    a patch, for views.unit=patch.
     """
     if views.pre_resize is not None:
         height = width = views.pre_resize
     specs = views.specs()
     numbers = uniforms(len(specs), *key).tolist()
-    return [draw(spec, height, width, row) for spec, row in zip(specs, numbers, strict=True)]
+    drawn = [draw(spec, height, width, row) for spec, row in zip(specs, numbers, strict=True)]
+    if views.unit == "patch":
+        for v, (view, spec) in enumerate(zip(drawn, specs, strict=True)):
+            colours = draw_patches(spec, patch, uniforms((spec.size // patch) ** 2, *key, v))
+            drawn[v] = replace(view, jitter=(), gray=False, blur=0.0, solarize=None, patches=colours)
+    return drawn

@@ -37,7 +37,8 @@ def heads(*names, outputs=20, hidden=24, bottleneck=16):
 
 def tiny(recipe, *overrides, kind=torch.float64, spread=0.5):
     """A small learner whose weights are far from their initial values, so that no part of it is nearly linear."""
-    cfg = load_recipe(recipe, [*TINY, *heads("dino", *(["selfpatch"] if recipe == "selfpatch" else [])), *overrides])
+    named = [e.name for e in load_recipe(recipe).objectives if hasattr(e.options, "bottleneck")]
+    cfg = load_recipe(recipe, [*TINY, *heads(*named), *overrides])
     learner = Learner(cfg).to(kind)
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -62,6 +63,20 @@ def groups(learner, batch=2, kind=torch.float64, seed=1):
         )
         for s in shapes
     ]
+
+
+def set_centres(learner):
+    """Centres that matter: of the size of the outputs' spread."""
+    with_centre = (o for o in learner.objectives.values() if hasattr(o, "centre"))
+    for i, objective in enumerate(with_centre):
+        objective.centre.copy_(0.1 * torch.randn(objective.centre.shape, generator=torch.Generator().manual_seed(i)))
+
+
+def gradients(loss, module):
+    """Of every trained parameter by name; None for one that the loss does not depend on."""
+    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    grads = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+    return {n: g for (n, _), g in zip(named, grads, strict=True)}
 
 
 def class_attention(readout, patches):

@@ -179,7 +179,7 @@ def test_export_then_import_is_the_identity(tmp_path):
         ("selfpatch", [], "dino", "objective selfpatch"),
         ("selfpatch", ["objectives.selfpatch.weight=0"], "dino", "network.readout=class_attention"),
         ("class attention beside a class token", [], "selfpatch", "a class token"),
-        ("dino", ["network.overrides.reg_tokens=2", "network.overrides.no_embed_class=true"], None, "pos_embed"),
+        ("dino", ["network.overrides.reg_tokens=2", "network.overrides.no_embed_class=true"], None, "positions"),
         ("dino", ["data.mean=[0.5,0.5,0.5]"], "dino", "mean"),
         ("dino", ["network.positions=timm"], "dino", "pos_resize timm"),
         ("dino", ["network.overrides.init_values=0.1"], "dino", "LayerScale"),

@@ -12,11 +12,13 @@ from plain_pretrain import (
     chosen,
     class_attention,
     dino_terms,
+    gradients,
     groups,
     heads,
     one_thread,  # noqa: F401
     patch_terms,
     relative,
+    set_centres,
     tiny,
     views,
 )
@@ -27,18 +29,6 @@ from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.learner import Learner
 from selfpatch_bench.pretrain.objectives import HeadSpec, Spec, Step, merge
 from selfpatch_bench.pretrain.objectives._prototypes import cross_entropy
-
-
-def set_centres(learner):
-    """Centres that matter: of the size of the outputs' spread."""
-    for i, objective in enumerate(learner.objectives.values()):
-        objective.centre.copy_(0.1 * torch.randn(objective.centre.shape, generator=torch.Generator().manual_seed(i)))
-
-
-def gradients(loss, module):
-    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-    grads = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
-    return {n: g for (n, _), g in zip(named, grads, strict=True)}
 
 
 def plain_outputs(network, group, how=None):

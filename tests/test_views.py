@@ -199,7 +199,7 @@ def test_boxes_of_squashed_images_are_in_the_squashed_frame():
         (Views([ViewSpec(interpolation="nearest")]), "nearest"),
         (Views([ViewSpec()], pre_resize=0), "pre_resize"),
         (Views([ViewSpec()], share="rank"), "share"),
-        (Views([ViewSpec()], unit="patch"), "unit"),
+        (Views([ViewSpec()], unit="row"), "unit"),
     ],
 )
 def test_a_table_that_cannot_be_drawn_is_refused(views, named):

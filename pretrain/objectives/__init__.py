@@ -34,20 +34,22 @@ How the other methods fit (numbers in methods.md 3-5, 7.3):
 
 * iBOT (`ibot.py`): `needs_mask=True` gives the student's backbone a `masked_embed`, which the teacher lacks, so EMA by
   name skips it; groups carry masks, which only the student applies. The class token's term is `dino`; the patch head
-  has input "patch", groups="global" and `shares` the module of dino's head. Row weights mask / #mask: `weight` of
-  `_prototypes.cross_entropy`.
+  has groups="global", input "masked" on the student and "patch" on the teacher, whose centre is over all patches, and
+  `shares` the module of dino's head. Row weights 1 / #masked: `weight` of `_prototypes.cross_entropy`.
 * SERE (`sere.py`): two relation heads with input "raw" and `per_group=True` (own instances for global and local
   views), factory with predictor for the student, `teacher_factory` without; `bn_scope="group"`. Boxes and flips of the
   groups give the sampling grids (geometry.overlap_grid); features are sampled first, then multiplied.
 * PW-Self (`pwself.py`): one prototype head with input "tokens"; geometry.match of the groups' boxes gives the rows, the
   centre [1+N, K] is a buffer, its sums are [1+N, K] stats.
 * MoBY (`moby.py`): head "projector" on both sides with input "image", head "predictor" on the student with
-  input "projector" (a head may stand on another head); `bn_scope="view"`: batch statistics per view;
-  `teacher_views="all"`. Queues are buffers. Keys must be gathered, not added: the stat is a tensor of zeros for the
-  whole global batch into which a process writes the rows of its own share, `step.part` of `step.parts`; the sum over
-  micro-steps and processes is then the gathered batch. EMA before the keys: schedule.ema_shift=1.
+  input "projector" (a head may stand on another head); `bn_scope="view"`: batch statistics per view. Queues are
+  buffers. Keys must be gathered, not added: the stat is a tensor of zeros for the whole global batch into which a
+  process writes the rows of its own share, `step.part` of `step.parts`; the sum over micro-steps and processes is then
+  the gathered batch. EMA before the keys: schedule.ema_shift=1.
+* SelfPatch on MoBY (`moby_patch.py`): the same two heads for patches, the teacher's on the `Aggregated` neighbours.
 
-Batch statistics over processes are our own all-reduced count, mean and M2, inside the head's module (design.md).
+Batch statistics over processes are our own all-reduced count, mean and M2, inside the head's module (batchnorm.py);
+they are those of one micro-step, so that gradient accumulation is no larger batch to a method that has them.
 """
 
 from collections.abc import Callable, Mapping
@@ -57,7 +59,7 @@ from torch import nn
 
 from ...benchmarks.errors import UserError
 
-INPUTS = ("image", "patch", "raw", "tokens")
+INPUTS = ("image", "patch", "raw", "tokens", "masked")
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class Net:
     """What an objective may know of the networks and views.
 
     dim, readout (token | class_attention | mean), class_token: of the backbone. counts: views per group, global first.
-    grids: patch grid (h, w) per group.
+    grids: patch grid (h, w) per group. heads: attention heads of the backbone's last block. masks: whether the views
+    come with masks.
     """
 
     dim: int
@@ -73,6 +76,8 @@ class Net:
     class_token: bool
     counts: tuple[int, ...]
     grids: tuple[tuple[int, int], ...]
+    heads: int = 1
+    masks: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,10 +110,12 @@ class HeadSpec:
     """A head. factory(dim) -> module taking rows [R, D] (or, where batch statistics or grids matter, see bn_scope).
 
     input: "image" [M, D], "patch" [M, N, D] normed, "raw" [M, N, D] un-normed, "tokens" [M, 1+N, D] normed image vector
-    and patches, an `Aggregated` [M, N, D], or the name of another head, whose output it takes.
+    and patches, "masked" [R, D] the normed patches that the mask hides (rows in its row-major order over [V, B, h, w];
+    the output is [R, K]), an `Aggregated` [M, N, D], or the name of another head, whose output it takes.
     side: student | teacher | both. teacher_factory, teacher_input: where the teacher's differ.
-    shares: name of a head declared before, whose module this one is, with another input. per_group: an instance for
-    every group. groups: all | global, the views it is applied to; teacher_groups where that differs on the teacher.
+    shares: name of a head declared before, whose module this one is, with another input; with `derive`, what that
+    makes of the module (a head of its own that shares a part). per_group: an instance for every group. groups: all |
+    global, the views it is applied to; teacher_groups where that differs on the teacher.
     bn_scope: None (no batch statistics: all rows of all views go through in one call, as [R, D]), "group" (a call per
     group, with the input's own shape) or "view" (a call per view, likewise). None: the objective's.
     """
@@ -119,6 +126,7 @@ class HeadSpec:
     teacher_factory: Callable[[int], nn.Module] | None = None
     teacher_input: str | Aggregated | None = None
     shares: str | None = None
+    derive: Callable[[nn.Module], nn.Module] | None = None
     per_group: bool = False
     groups: str = "all"
     teacher_groups: str | None = None

@@ -12,6 +12,8 @@ from .. import schedules
 from ..heads import PrototypeHead
 from . import Step
 
+CHUNK = {True: 2**18, False: 2**26}  # elements to work on at a time: on a CPU, elsewhere
+
 
 @dataclass
 class PrototypeConfig:
@@ -61,10 +63,11 @@ class PrototypeObjective(nn.Module):
         start, epochs = c.teacher_temperature_start, c.teacher_temperature_epochs
         return schedules.warm_up(start, c.teacher_temperature, epochs, step.epoch)
 
-    def log_targets(self, logits: Tensor, step: Step) -> Tensor:
-        """Teacher logits [..., K] -> log softmax((logits - centre) / temperature), at least float32"""
+    def log_targets(self, logits: Tensor, step: Step, row: Tensor | int = 0) -> Tensor:
+        """Teacher logits [..., K] -> log softmax((logits - centre) / temperature), at least float32; row: which of the
+        centre's, for those that have several."""
         kind = torch.promote_types(logits.dtype, torch.float32)
-        return ((logits.to(kind) - self.centre.to(kind)) / self.temperature(step)).log_softmax(-1)
+        return ((logits.to(kind) - self.centre[row].to(kind)) / self.temperature(step)).log_softmax(-1)
 
     @staticmethod
     def stats(loss: Tensor, entropy: Tensor, images: int, centre_sum: Tensor, centre_rows: int) -> dict[str, Tensor]:
@@ -136,5 +139,5 @@ class _CrossEntropy(torch.autograd.Function):
 
 def chunks(x: Tensor) -> list[tuple[int, int]]:
     """Row ranges of x [R, K]: as many elements as stay in a CPU's cache, or as keep a GPU busy."""
-    size = max(1, (2**18 if x.device.type == "cpu" else 2**26) // x.shape[1])
+    size = max(1, CHUNK[x.device.type == "cpu"] // x.shape[1])
     return [(a, min(a + size, len(x))) for a in range(0, len(x), size)]

@@ -39,22 +39,7 @@ class Objective(PrototypeObjective):
 
     @staticmethod
     def spec(cfg: Config, net: Net) -> Spec:
-        for name, valid in (("aggregation", ("class_attention", "mean")), ("views", ("all", "global"))):
-            if getattr(cfg, name) not in valid:
-                raise UserError(f"objective selfpatch: {name}={getattr(cfg, name)}: it is {' or '.join(valid)}")
-        if cfg.k < 1:
-            raise UserError(f"objective selfpatch: k={cfg.k}: it is 1 or more")
-        if cfg.aggregation == "class_attention" and net.readout != "class_attention":
-            raise UserError(
-                f"objective selfpatch: aggregation=class_attention needs network.readout=class_attention, not "
-                f"{net.readout}; or choose aggregation=mean"
-            )
-        used = net.grids if cfg.views == "all" else net.grids[:1]
-        if min(h * w for h, w in used) < 2:
-            raise UserError("objective selfpatch: a view of a single patch has no neighbours; make views larger")
-        neighbours(*used[0], cfg.radius, cfg.wrap)  # raises for a radius that is none
-        aggregated = Aggregated(cfg.k, cfg.radius, cfg.wrap, cfg.aggregation)
-        head = HeadSpec(head_factory(cfg), "patch", teacher_input=aggregated, groups=cfg.views)
+        head = HeadSpec(head_factory(cfg), "patch", teacher_input=aggregated(cfg, net), groups=cfg.views)
         return Spec({cfg.head: head}, teacher_views=cfg.views)
 
     def __init__(self, cfg: Config, net: Net):
@@ -74,6 +59,28 @@ class Objective(PrototypeObjective):
             centre_sum, rows = centre_sum + targets.sum, rows + len(logits)
         images = pairs[0][0].shape[1]
         return {"patch": loss}, self.stats(loss, entropy, images, centre_sum, rows)
+
+
+def aggregated(cfg, net: Net, label: str = "selfpatch") -> Aggregated:
+    """The teacher's input that the options k, radius, wrap, aggregation and views describe.
+
+    Raises UserError for options that cannot work.
+    """
+    for name, valid in (("aggregation", ("class_attention", "mean")), ("views", ("all", "global"))):
+        if getattr(cfg, name) not in valid:
+            raise UserError(f"objective {label}: {name}={getattr(cfg, name)}: it is {' or '.join(valid)}")
+    if cfg.k < 1:
+        raise UserError(f"objective {label}: k={cfg.k}: it is 1 or more")
+    if cfg.aggregation == "class_attention" and net.readout != "class_attention":
+        raise UserError(
+            f"objective {label}: aggregation=class_attention needs network.readout=class_attention, not "
+            f"{net.readout}; or choose aggregation=mean"
+        )
+    used = net.grids if cfg.views == "all" else net.grids[:1]
+    if min(h * w for h, w in used) < 2:
+        raise UserError(f"objective {label}: a view of a single patch has no neighbours; make views larger")
+    neighbours(*used[0], cfg.radius, cfg.wrap)  # raises for a radius that is none
+    return Aggregated(cfg.k, cfg.radius, cfg.wrap, cfg.aggregation)
 
 
 class Targets:

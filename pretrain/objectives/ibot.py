@@ -1,0 +1,85 @@
+"""iBOT: masked patches of a view predict the teacher's prototypes of the same patches, unmasked.
+
+Source: bytedance/ibot da316d8, main_ibot.py: iBOTLoss; as SERE uses it: MCG-NKU/SERE e20f37f, main_sere.py. Zhou et
+al., iBOT: Image BERT Pre-Training with Online Tokenizer, ICLR 2022. It is the patch term alone; the published method
+adds it to `dino`, whose image vectors of global views come from the masked input too.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ...benchmarks.errors import UserError
+from ..heads import PrototypeHead, WeightNormLinear
+from . import HeadSpec, Net, Spec, Step
+from ._prototypes import PrototypeConfig, PrototypeObjective, cross_entropy, head_factory
+
+
+@dataclass
+class Config(PrototypeConfig):
+    """shares: name of the head whose module the patches go through too, that of `dino`; its outputs are then theirs.
+    own_last_layer: share its MLP only, with prototypes of our own. shares=null: a head of our own."""
+
+    head: str = "patch_head"
+    outputs: int = 8192
+    shares: str | None = "head"
+    own_last_layer: bool = False
+
+
+class DerivedHead(PrototypeHead):
+    """The MLP of another prototype head under prototypes of its own."""
+
+    def __init__(self, other: PrototypeHead, outputs: int, norm_last_layer: bool):
+        nn.Module.__init__(self)
+        self.mlp = other.mlp
+        self.last_layer = WeightNormLinear(other.last_layer.weight_v.shape[1], outputs, norm_last_layer)
+
+
+class Objective(PrototypeObjective):
+    """Mean over global views and images of the mean over masked patches i of CE(softmax((t_i - centre) / tau_t),
+    s_i / tau_s), which is 0 for an empty mask. The centre is that of all patches of the global views, masked or not."""
+
+    @staticmethod
+    def spec(cfg: Config, net: Net) -> Spec:
+        if not net.masks:
+            raise UserError("objective ibot: the views come without masks: set views.mask.kind=block")
+        if cfg.own_last_layer and cfg.shares is None:
+            raise UserError("objective ibot: own_last_layer=true is about a head that is shared, and shares=null")
+        head = HeadSpec(head_factory(cfg), "masked", teacher_input="patch", shares=cfg.shares, groups="global")
+        if cfg.own_last_layer:
+            derive = partial(DerivedHead, outputs=cfg.outputs, norm_last_layer=cfg.norm_last_layer)
+            head = replace(head, derive=derive)
+        return Spec({cfg.head: head}, needs_mask=True)
+
+    def __init__(self, cfg: Config, net: Net):
+        super().__init__(cfg)
+
+    def forward(self, student, teacher, groups, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        c, mask = self.cfg, groups[0].mask.flatten(0, 1).flatten(1)  # [V * B, N]
+        logits, every = student[0][c.head], teacher[0][c.head].flatten(0, 2)  # [R, K], [V * B * N, K]
+        if every.shape[1] != self.centre.shape[1]:
+            given = f"{every.shape[1]} of the head {c.shares} that it shares"
+            raise UserError(f"objective ibot: outputs={c.outputs} has to be the {given}; or set own_last_layer=true")
+        images = groups[0].x.shape[1]
+        masked = mask.sum(1)
+        rows = mask.flatten().nonzero()[:, 0]
+        kind = torch.promote_types(logits.dtype, torch.float32)
+        weight = (1 / (masked.clamp(min=1) * len(mask)).to(kind)).repeat_interleave(masked, output_size=len(rows))
+        entropy = torch.zeros((), dtype=kind, device=logits.device)
+
+        @torch.no_grad()
+        def targets(a: int, b: int) -> Tensor:
+            log_p = self.log_targets(every[rows[a:b]], step)
+            p = log_p.exp()
+            entropy.sub_(((p * log_p).sum(-1) * weight[a:b]).sum())
+            return p
+
+        loss = cross_entropy(logits, targets, c.student_temperature, weight=weight)
+        stats = self.stats(loss, entropy, images, every.sum(0, dtype=kind), len(every))
+        # In the log, entropy and divergence are means over the views that have a mask.
+        return {"patch": loss}, stats | {"images": images * (masked > 0).to(kind).mean()}
+
+    def update(self, stats: dict[str, Tensor]) -> dict[str, Tensor]:
+        return super().update(stats | {"images": stats["images"].clamp(min=1e-6)})

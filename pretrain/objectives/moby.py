@@ -1,0 +1,85 @@
+"""MoBY: image vectors of a view find the other view's key among a queue of former keys.
+
+Source: SwinTransformer/Transformer-SSL 4510de1, models/moby.py; Xie et al., Self-Supervised Learning with Swin
+Transformers, 2021. The update of the target before its keys are made is schedule.ema_shift=1.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor, nn
+
+from ...benchmarks.errors import UserError
+from ..heads import BatchNormMlp
+from . import HeadSpec, Net, Spec, Step
+from ._contrast import Queues, info_nce, likeness, report, shared_rows, unit
+
+
+@dataclass
+class Config:
+    """projector, predictor: names of the two heads, the predictor standing on the student's projector. hidden, outputs,
+    *_layers: of both MLPs. queue: keys kept of each global view. temperature: of the softmax."""
+
+    projector: str = "projector"
+    predictor: str = "predictor"
+    hidden: int = 4096
+    outputs: int = 256
+    projector_layers: int = 2
+    predictor_layers: int = 2
+    queue: int = 4096
+    temperature: float = 0.2
+
+
+class Objective(nn.Module):
+    """Mean over pairs (t, v), t global, v != t, of the mean over images of CE(first, [q_v . k_t, q_v . Q_t] / tau).
+
+    q_v: unit output of the student's predictor; k_t: unit output of the teacher's projector; Q_t: the queue of the keys
+    of view t. The official loss of two views is the sum of its two pairs: weight 2.
+    """
+
+    @staticmethod
+    def spec(cfg: Config, net: Net) -> Spec:
+        check(cfg, "moby")
+        if sum(net.counts) < 2:
+            raise UserError("objective moby compares views with one another: it needs two at least")
+        return Spec(heads(cfg, teacher_groups="global"), bn_scope="view")
+
+    def __init__(self, cfg: Config, net: Net):
+        super().__init__()
+        self.cfg = cfg
+        self.pairs = net.counts[0] * (sum(net.counts) - 1)
+        self.queues = Queues(net.counts[0], cfg.outputs, cfg.queue)
+
+    def forward(self, student, teacher, groups, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        keys = unit(teacher[0][self.cfg.projector])  # [G, B, C]
+        loss, positive = 0.0, keys.new_zeros(())
+        for v, query in enumerate(q for out in student for q in unit(out[self.cfg.predictor])):
+            for t, key in enumerate(keys):
+                if t != v:
+                    loss = loss + info_nce(query, key, self.queues.keys[t], self.cfg.temperature)
+                    positive = positive + (query.detach() * key).sum() * len(keys) / self.pairs
+        stats = likeness(positive, keys) | {"keys": shared_rows(keys, step)}
+        return {"image": loss / (self.pairs * keys.shape[1])}, stats
+
+    def update(self, stats: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Put the keys of the whole batch into the queues; -> likeness of queries and keys."""
+        self.queues.push(stats["keys"])
+        return report(stats)
+
+
+def check(cfg, name: str) -> None:
+    """Raise UserError for options that no contrastive objective can have."""
+    if cfg.temperature <= 0:
+        raise UserError(f"objective {name}: temperature={cfg.temperature}: it must be above 0")
+    if cfg.queue < 1:
+        raise UserError(f"objective {name}: queue={cfg.queue}: it is 1 or more")
+
+
+def heads(cfg, groups: str = "all", **projector) -> dict[str, HeadSpec]:
+    """The projector of both sides, with these fields of its HeadSpec, and the predictor on the student's."""
+    mlp = partial(BatchNormMlp, hidden=cfg.hidden, outputs=cfg.outputs)
+    above = partial(mlp, layers=cfg.predictor_layers)
+    return {
+        cfg.projector: HeadSpec(partial(mlp, layers=cfg.projector_layers), groups=groups, **projector),
+        cfg.predictor: HeadSpec(above, cfg.projector, side="student", groups=groups),
+    }

@@ -1,0 +1,94 @@
+"""SelfPatch's patch pairs under MoBY's loss, with negatives or without: a RECONSTRUCTION.
+
+The SelfPatch poster prints MoBY + SelfPatch with and without negatives in the patch objective; neither the official
+repository nor any text that is at hand says what these are. Here a patch of the student finds the teacher's summary of
+its most similar neighbours, of the same view, as MoBY's images find each other: projector and predictor of their own,
+shaped as MoBY's. It is the patch objective alone; moby_selfpatch adds it to `moby`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..views import hashed
+from . import Net, Spec, Step, selfpatch
+from ._contrast import Queues, info_nce, likeness, report, shared_rows, unit
+from .moby import Config as MobyConfig
+from .moby import check, heads
+
+_PICK = 0x7069636B  # apart from the keys of other draws
+
+
+@dataclass
+class Config(MobyConfig):
+    """negatives: the softmax over a queue (temperature, queue: its length), else 2 - 2 cos. k, radius, wrap,
+    aggregation, views: as in `selfpatch`. The rest as in `moby`."""
+
+    projector: str = "patch_projector"
+    predictor: str = "patch_predictor"
+    negatives: bool = True
+    k: int = 4
+    radius: int | str = 1
+    wrap: bool = True
+    aggregation: str = "class_attention"
+    views: str = "all"
+
+
+class Objective(nn.Module):
+    """Mean over views, images and patches i of 2 - 2 q_i . y_i, or of CE(first, [q_i . y_i, q_i . Q] / tau).
+
+    q_i: unit output of the student's predictor for its own patch; y_i: unit output of the teacher's projector for its
+    summary of the neighbours of patch i. Q: one queue, fed with one random y of every image and view.
+    """
+
+    @staticmethod
+    def spec(cfg: Config, net: Net) -> Spec:
+        check(cfg, "moby_patch")
+        aggregated = selfpatch.aggregated(cfg, net, "moby_patch")
+        made = heads(cfg, cfg.views, input="patch", teacher_input=aggregated)
+        return Spec(made, teacher_views=cfg.views, bn_scope="view")
+
+    def __init__(self, cfg: Config, net: Net):
+        super().__init__()
+        self.cfg = cfg
+        if cfg.negatives:
+            self.queues = Queues(1, cfg.outputs, cfg.queue)
+
+    def forward(self, student, teacher, groups, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        cfg = self.cfg
+        pairs = [
+            (unit(s[cfg.predictor]), unit(t[cfg.projector]))
+            for s, t in zip(student, teacher, strict=True)
+            if t and cfg.projector in t
+        ]
+        views = sum(len(q) for q, _ in pairs)
+        loss, positive = 0.0, 0.0
+        for queries, keys in pairs:  # [V, B, N, C] each
+            q, k = queries.flatten(0, 2), keys.flatten(0, 2)
+            near = (q * k).sum()
+            total = info_nce(q, k, self.queues.keys[0], cfg.temperature) if cfg.negatives else 2 * (len(q) - near)
+            loss = loss + total * (len(queries) / views / len(q))  # every view weighs the same
+            positive = positive + near.detach()
+        stats = likeness(positive, torch.cat([k.flatten(0, 2) for _, k in pairs]))
+        if cfg.negatives:
+            stats["keys"] = torch.cat([shared_rows(one_each(k, step, g), step) for g, (_, k) in enumerate(pairs)])
+        return {"patch": loss}, stats
+
+    def update(self, stats: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Put the chosen targets of the whole batch into the queue; -> likeness of queries and keys."""
+        if self.cfg.negatives:
+            self.queues.push(stats["keys"].flatten(0, 1)[None])
+        return report(stats)
+
+
+def one_each(keys: Tensor, step: Step, group: int) -> Tensor:
+    """keys [V, B, N, C] -> one random patch of every view and image [V, B, C].
+
+    Drawn for the whole batch by the step's number, so that it does not matter which process has which images.
+    """
+    views, images, patches = keys.shape[:3]
+    stream = torch.Generator().manual_seed(hashed(_PICK, step.index, group) >> 1)
+    pick = torch.randint(patches, (views, step.parts * images), generator=stream)
+    pick = pick[:, step.part * images : (step.part + 1) * images, None, None].to(keys.device)
+    return keys.gather(2, pick.expand(-1, -1, 1, keys.shape[3])).squeeze(2)
