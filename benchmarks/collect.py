@@ -175,13 +175,17 @@ def _conditions(record: dict, task) -> list[str]:
         root = Path(str(data.get("root") or "")).name
         differs.append(f"{text} ({root})" if root else text)
     overridden = record["protocol"].get("overridden") or {}
-    shown = [f"{k}={plain(v)}" for k, v in sorted(overridden.items())]
-    if len(shown) > 5:
-        shown[4:] = [f"{len(shown) - 4} more values"]
-    differs += shown
+    differs += changed(overridden, 4)
     if task is not None and getattr(task, "version", record.get("version")) != record.get("version"):
         differs.append(f"version {record.get('version')} of the task, now {task.version}")
     return differs
+
+
+def changed(overridden: Mapping, most: int = 12) -> list[str]:
+    """`key=value` of what was overridden, long values cut short; of more than `most` + 1 only so many, then a count."""
+    texts = [f"{k}={plain(v)}" for k, v in sorted(overridden.items())]
+    texts = [text if len(text) <= 80 else f"{text[:77]}..." for text in texts]
+    return texts if len(texts) <= most + 1 else [*texts[:most], f"{len(texts) - most} more values"]
 
 
 def plain(value) -> str:
@@ -212,7 +216,12 @@ def backbone_name(card: Mapping) -> str:
         size = {192: "Ti", 384: "S", 768: "B", 1024: "L", 1280: "H"}.get(dim, str(dim))
         return f"ViT-{size}/{card.get('patch')}"
     if family == "swin":
-        return {96: "Swin-T"}.get(dim, f"Swin-{dim}") if card.get("depths") != [2, 2, 18, 2] else "Swin-S"
+        deep = {(2, 2, 6, 2): {96: "T"}, (2, 2, 18, 2): {96: "S", 128: "B", 192: "L"}}
+        return f"Swin-{deep.get(tuple(card.get('depths') or ()), {}).get(dim, dim)}"
     if family == "resnet":
-        return {(3, 4, 6, 3): "ResNet-50", (3, 4, 23, 3): "ResNet-101"}.get(tuple(card.get("blocks") or ()), "ResNet")
+        basic, widths = card.get("block") == "basic", card.get("widths") or [0]
+        name = f"ResNet-{sum(card.get('blocks') or ()) * (2 if basic else 3) + 2}"
+        if card.get("groups") or card.get("base_width"):
+            name += f" {card.get('groups') or 1}x{card.get('base_width') or 64}d"
+        return name if widths[-1] == (512 if basic else 2048) else f"{name}, {widths[-1]} wide"
     return str(family or "")

@@ -88,12 +88,16 @@ def differences(found: dict[str, dict[str, float]], start: str) -> str:
     return "\n".join(rows)
 
 
-def demo_command(out: Path) -> int:
+def demo_command(out: Path, full: bool = False) -> int:
     """Make the data, pretrain, evaluate, print the table and where everything lies; -> exit status.
 
-    What is there already is not made again; an interrupted demo goes on.
+    What is there already is not made again; an interrupted demo goes on. full: COCO and ADE20K as well (demo_full.py).
     """
     console = Console()
+    if full:
+        from .mm.ops import require
+
+        require()
     data = make_videos(out / "videos")
     pictures = make_pictures(out / "pictures", PICTURES)
     console.print(f"videos with exact masks: {data}\npictures to train on: {pictures}", highlight=False, soft_wrap=True)
@@ -109,6 +113,10 @@ def demo_command(out: Path) -> int:
             return status
         files.append(str(run.folder))
     status = run_command(files, ["davis"], Options(data=[str(data)], out=out, pictures=True))
+    if full:
+        from .demo_full import full as evaluate_all
+
+        status |= evaluate_all(out, [files[0], files[-1]])  # random weights, and SelfPatch's
     console.print()
     print(table_command(out, ["md"], None, None, False))
     if "models/random" in (found := scores(out)):

@@ -51,6 +51,17 @@ class Crop:
         return np.asarray(picture.crop((left, top, left + self.crop, top + self.crop)))
 
 
+def effective(encoder, crop: int) -> dict:
+    """What the card decides about a picture of `crop` x `crop` pixels, for the record.
+
+    mean and std; pos_rule: how a ViT's positions are made; size_rule: how a ResNet or Swin takes that size.
+    """
+    facts = {"mean": list(encoder.card.mean), "std": list(encoder.card.std)}
+    if encoder.card.family == "vit":
+        return facts | {"pos_rule": encoder.pos_rule((crop, crop))}
+    return facts | {"size_rule": encoder.size_rule((crop, crop))}
+
+
 Extract = Callable[[torch.nn.Module, Tensor], Tensor]
 
 

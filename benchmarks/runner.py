@@ -16,8 +16,10 @@ from rich.console import Console
 from . import plugins, record
 from .datasets import data_roots
 from .errors import UserError
+from .models import Entry, read_models
 from .progress import Reporter
-from .task import Config
+from .task import Config, Crash
+from .training import check_flags, check_models, launched
 
 
 @dataclass
@@ -28,6 +30,7 @@ class Options:
     out: Path = Path("results")
     card: dict[str, str] = field(default_factory=dict)
     format: str | None = None
+    weights: str | None = None
     name: str | None = None
     row: str | None = None
     seeds: list[int] = field(default_factory=lambda: [0])
@@ -38,12 +41,21 @@ class Options:
     pictures: bool = False
     rerun: bool = False
     every: int | None = None
+    gpus: int = 1
+    scale_lr: bool = False
+    eval_only: Path | None = None
+    rank: int = 0  # this process's number among `world` that torchrun or Slurm started
+    world: int = 1
+    models: Path | None = None  # a models.yaml
     overrides: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Model:
-    """What a record says of a model; `path` is None for results of another method that are only scored."""
+    """What a record says of a model; `path` is None for results of another method that are only scored.
+
+    asked: how it was to be opened, which the record has as `overrides`.
+    """
 
     name: str
     fingerprint: str
@@ -54,11 +66,12 @@ class Model:
     row: str | None = None
     accounting: str | None = None
     facts: dict = field(default_factory=dict)
+    asked: Entry | None = None
 
     def as_dict(self) -> dict:
         """Plain types, for the record."""
         facts = dataclasses.asdict(self) | {"file": str(self.path) if self.path else None}
-        del facts["path"]
+        del facts["path"], facts["asked"]
         return facts
 
 
@@ -103,6 +116,17 @@ def parse_protocol(protocol: type, overrides: Iterable[str]) -> tuple[object, di
     return values, changed, unknown
 
 
+def parse(module, options: Options) -> tuple[object, dict, list[str]]:
+    """`parse_protocol` for a task module, or for one that reads its overrides itself."""
+    if hasattr(module, "parse"):
+        return module.parse(options)
+    return parse_protocol(module.TASK.protocol, options.overrides)
+
+
+def _valid(module) -> list[str]:
+    return list(module.TASK.values) or [f.name for f in dataclasses.fields(module.TASK.protocol)]
+
+
 def _kind(spec: dataclasses.Field) -> str:
     kind = spec.type if isinstance(spec.type, str) else getattr(spec.type, "__name__", str(spec.type))
     return f"of type {kind}"
@@ -121,52 +145,74 @@ def choose_device(name: str) -> str:
     return name
 
 
-def describe(path: Path, options: Options) -> Model:
+def describe(model: Path | Entry, options: Options) -> Model:
     """Open a checkpoint far enough to know that it will run, and let go of its weights."""
     from .loading import default_name, open_checkpoint, ready
 
-    c = open_checkpoint(path, format=options.format, card=options.card)
-    ready(c)
+    asked = model
+    if not isinstance(model, Entry):
+        asked = Entry(model, options.name, options.format, options.card, options.weights, options.row)
+    with asked.named():
+        c = open_checkpoint(asked.path, format=asked.format, card=asked.card, weights=asked.weights)
+        ready(c)
     given = {k: list(v) if isinstance(v, tuple) else v for k, v in c.overrides.items()}
-    given |= {"format": options.format} if options.format else {}
-    name, row = options.name or default_name(path), options.row or c.row
+    given |= {"format": asked.format} if asked.format else {}
+    given |= {"weights": asked.weights} if asked.weights else {}
+    name, row = asked.name or default_name(asked.path), asked.row or c.row
     card = c.card.as_dict()
-    return Model(name, c.fingerprint, path, card, c.reading.format, given, row, c.accounting, c.facts)
+    return Model(name, c.fingerprint, asked.path, card, c.reading.format, given, row, c.accounting, c.facts, asked)
 
 
-def expand(models: list[Path], every: int | None = None) -> list[Path]:
+def gather(models: Iterable[str | Path], options: Options) -> list[Path | Entry]:
+    """Checkpoints given by hand, for which the options are, then those of --models, which have their own."""
+    by_hand: list[Path | Entry] = [Path(m) for m in models]
+    if options.models is None:
+        return by_hand
+    own = {"--heads or --card": options.card, "--format": options.format, "--weights": options.weights}
+    own |= {"--name": options.name, "--row": options.row}
+    for flag, given in own.items():
+        if given and not by_hand:
+            raise UserError(f"{flag}: is for checkpoints given by hand; write it into the entries of {options.models}")
+    return by_hand + read_models(options.models)
+
+
+def expand(models: list[Path | Entry], every: int | None = None) -> list[Path | Entry]:
     """Checkpoints, with the export of its newest checkpoint for a folder that is a pretraining run.
 
     every: all kept ones whose step is a multiple of it, instead. Raises UserError, as pretrain.export.exports does.
     """
     files, runs = [], 0
-    for path in models:
+    for model in models:
+        path = model.path if isinstance(model, Entry) else model
         if not ((path / "config.yaml").is_file() and (path / "checkpoints").is_dir()):
-            files.append(path)
+            files.append(model)
             continue
         from ..pretrain.export import exports
 
-        files += exports(path, every)
+        found = exports(path, every)
+        files += model.at(found) if isinstance(model, Entry) else found
         runs += 1
     if every and not runs:
         raise UserError(f"--every {every}: is for folders of pretraining runs; none is given")
     return files
 
 
-def plan(models: list[Path], tasks: list[str], options: Options) -> list[Job]:
+def plan(models: list[Path | Entry], tasks: list[str], options: Options) -> list[Job]:
     """Every job, after every check that can be made before the work. Raises UserError at the first thing wrong."""
     if not tasks:
-        raise UserError(f"--task: which? there are: {', '.join(plugins.scan('tasks'))}")
-    if options.name and len(models) > 1:
+        raise UserError(f"--task: which? there are: {', '.join(plugins.tasks())}")
+    if options.name and sum(not isinstance(m, Entry) for m in models) > 1:
         raise UserError("--name is for a single checkpoint")
     if bool(models) == bool(options.masks):
         raise UserError("give checkpoints, or --masks DIR to score existing masks" + ("; not both" if models else ""))
-    described = [describe(path, options) for path in models]
+    described = [describe(model, options) for model in models]
+    _check_entries(described)
     jobs: list[Job] = []
     modules = {name: plugins.get("tasks", name).module for name in tasks}
-    protocols = {name: parse_protocol(m.TASK.protocol, options.overrides) for name, m in modules.items()}
+    check_flags(modules, models, options)
+    protocols = {name: parse(m, options) for name, m in modules.items()}
     if lost := set.intersection(*(set(unknown) for _, _, unknown in protocols.values())):
-        valid = {f.name for m in modules.values() for f in dataclasses.fields(m.TASK.protocol)}
+        valid = {key for m in modules.values() for key in _valid(m)}
         raise UserError(f"{', '.join(tasks)} has no {', '.join(sorted(lost))}; there are: {', '.join(sorted(valid))}")
     for name, module in modules.items():
         task, (values, changed, _) = module.TASK, protocols[name]
@@ -178,6 +224,10 @@ def plan(models: list[Path], tasks: list[str], options: Options) -> list[Job]:
             pictures=options.pictures,
             masks=options.masks,
             list_file=options.list_file,
+            gpus=options.gpus,
+            world=options.world,
+            rank=options.rank,
+            eval_only=options.eval_only,
         )
         cfg.data = module.check(cfg)
         rows = described or [_masks_model(cfg, options)]
@@ -196,6 +246,7 @@ def plan(models: list[Path], tasks: list[str], options: Options) -> list[Job]:
                 own = dataclasses.replace(cfg, seed=seed)
                 jobs.append(Job(model, name, module, own, changed, record.make_key(parts)))
     _check_names({j.model.name: j.model.fingerprint for j in jobs}, [j.model for j in jobs], options.out)
+    check_models(jobs, options)
     return jobs
 
 
@@ -203,6 +254,16 @@ def _masks_model(cfg: Config, options: Options) -> Model:
     path = options.masks.resolve()
     name = options.name or f"{path.parent.name}/{path.name}"
     return Model(name, cfg.data.content.results_fingerprint, row=options.row, format="masks")
+
+
+def _check_entries(models: list[Model]) -> None:
+    """Two models of one name, where one is an entry of a models.yaml, which has no --name."""
+    seen: dict[str, Model] = {}
+    for model in models:
+        first = seen.setdefault(model.name, model)
+        if first is not model and model.asked.where:
+            other = first.asked.where or first.path
+            raise UserError(f"{model.asked.where}: {other} is called {model.name} as well; give it a name of its own")
 
 
 def _check_names(names: Mapping[str, str], models: list[Model], out: Path) -> None:
@@ -216,11 +277,13 @@ def _check_names(names: Mapping[str, str], models: list[Model], out: Path) -> No
             continue  # `table` reports foreign files
     for (name, mark), where in seen.items():
         if name in names and mark != names[name]:
-            raise UserError(f"{name} already names other weights ({where}): give --name")
+            raise UserError(f"{name} already names other weights ({where}): give --name, or another in models.yaml")
 
 
 def run(jobs: list[Job], options: Options, console: Console) -> int:
     """Do the jobs; those that another process is at come last. Returns the exit status: 1 if any failed."""
+    if options.rank:
+        return int(not all([_follow(job, options) for job in jobs if job.module.TASK.takes == "checkpoint"]))
     failed, later = 0, []
     for note in dict.fromkeys(note for job in jobs for note in job.cfg.data.notes):
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
@@ -243,17 +306,17 @@ def _one(job: Job, options: Options, console: Console, came_back: bool) -> bool:
             f"{job.title}: done already ({existing[-1]}: {why}); --rerun repeats it", highlight=False, soft_wrap=True
         )
         return True
-    number = len(existing) + 1
-    out = options.out / "artifacts" / job.task / (job.key if number == 1 else f"{job.key}.{number}")
+    out = _folder(job, options, existing)
     start, facts = time.monotonic(), _facts(job)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with Reporter(job.title, console) as report:
             job.cfg.progress = report
-            result = job.module.run(_encoder(job, options, console), job.cfg, out)
+            result = job.module.run(_subject(job, options, console), job.cfg, out)
     except Exception as error:
         text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         facts |= {"status": "failed", "error": text, "traceback": traceback.format_exc()}
+        facts |= {"log": error.log} if isinstance(error, Crash) else {}
         path = record.write(options.out, facts | _cost(job, start), failed=True)
         console.print(f"{job.title}: failed: {text} ({path})", style="red", highlight=False, soft_wrap=True)
         return False
@@ -261,25 +324,55 @@ def _one(job: Job, options: Options, console: Console, came_back: bool) -> bool:
         gc.collect()
     facts["protocol"] |= {"id": result["protocol"].pop("id", facts["protocol"]["id"]), "effective": result["protocol"]}
     facts |= {"status": "done", "metrics": result["metrics"], "parts": result["parts"], "artifacts": str(out)}
-    path = record.write(options.out, facts | _cost(job, start))
-    shown = "  ".join(f"{m.name} {result['metrics'][m.name]:.2f}" for m in job.module.TASK.metrics[:3])
+    cost = _cost(job, start)
+    if "environment" in result:  # processes of the task's own did the work
+        cost["environment"]["training"] = result["environment"]
+        cost["peak_memory_bytes"] = result["peak_memory_bytes"]
+    path = record.write(options.out, facts | cost)
+    found = [(m.name, result["metrics"][m.name]) for m in job.module.TASK.metrics if m.name in result["metrics"]]
+    shown = "  ".join(f"{name} {value:.2f}" for name, value in found[:3])
     console.print(f"{job.title}: {shown}  ({path})", highlight=False, soft_wrap=True)
     return True
 
 
-def _encoder(job: Job, options: Options, console: Console):
+def _folder(job: Job, options: Options, existing: list[Path]) -> Path:
+    """Where a job works; a repetition has a folder of its own."""
+    number = len(existing) + 1
+    return options.out / "artifacts" / job.task / (job.key if number == 1 else f"{job.key}.{number}")
+
+
+def _follow(job: Job, options: Options) -> bool:
+    """A job's processes of this machine (or GPU), of which the first process keeps the record."""
+    existing = record.done(options.out, job.task, job.key)
+    if existing and not options.rerun:
+        return True
+    out = _folder(job, options, existing)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        job.module.run(None, job.cfg, out)
+    except Exception as error:
+        print(f"{job.title}, process {options.rank}: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+def _subject(job: Job, options: Options, console: Console):
+    """What the task's `run` takes: the network, or the opened checkpoint; None for masks."""
     if job.model.path is None:
         return None
     from .loading import build, look_untrained, open_checkpoint
 
-    checkpoint = open_checkpoint(job.model.path, format=options.format, card=options.card)
+    asked = job.model.asked
+    checkpoint = open_checkpoint(asked.path, format=asked.format, card=asked.card, weights=asked.weights)
     if checkpoint.fingerprint != job.model.fingerprint:
         raise UserError(f"{job.model.path} changed while this was running")
     text = f"{job.model.name}: {checkpoint.reading.format}, {checkpoint.accounting}"
     console.print(text, highlight=False, soft_wrap=True)
+    for warning in checkpoint.warnings:
+        console.print(f"{job.model.name}: warning: {warning}", highlight=False, soft_wrap=True)
     if why := look_untrained(checkpoint.reading.weights):
         console.print(f"{job.model.name}: warning: the weights look untrained: {why}", highlight=False, soft_wrap=True)
-    return build(checkpoint).to(job.cfg.device)
+    return checkpoint if job.module.TASK.takes == "checkpoint" else build(checkpoint).to(job.cfg.device)
 
 
 def _facts(job: Job) -> dict:
@@ -320,6 +413,7 @@ def _cost(job: Job, start: float) -> dict:
 
 def run_command(models: list[str], tasks: list[str], options: Options) -> int:
     """`selfpatch run`: plan, then do. Returns the exit status."""
-    console = Console(stderr=False, file=sys.stdout)
-    files = expand([Path(m) for m in models], options.every)
+    options.rank, options.world = launched()
+    console = Console(stderr=False, file=sys.stdout, quiet=options.rank > 0)
+    files = expand(gather(models, options), options.every)
     return run(plan(files, tasks, options), options, console)

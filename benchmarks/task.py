@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .errors import UserError
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -23,7 +25,9 @@ class Task:
     version: raised whenever the same checkpoint would get another number; part of the record's key.
     protocol: dataclass type of every protocol value with its default; `key=value` on the command line overrides one.
     published: the (task, protocol) pairs of published rows that this task's numbers may stand beside.
-    needs: what it takes from the encoder, for messages.
+    needs: what it takes from the encoder, for messages. takes: encoder, or checkpoint: `run` then gets the opened file
+    (loading.Checkpoint) and builds a network of its own. values: the keys of `key=value`, where the protocol's fields
+    do not say them.
     """
 
     version: int
@@ -33,6 +37,16 @@ class Task:
     dataset: str
     published: tuple[tuple[str, str], ...] = ()
     needs: str = "patch maps"
+    takes: str = "encoder"
+    values: tuple[str, ...] = ()
+
+
+class Crash(UserError):
+    """A task's processes ended without a result; `log` is the tail of what they printed."""
+
+    def __init__(self, message: str, log: str):
+        super().__init__(message, 1)
+        self.log = log
 
 
 @dataclass
@@ -68,4 +82,8 @@ class Config:
     pictures: bool = False
     masks: Path | None = None  # a folder of results to score instead of running an encoder
     list_file: Path | None = None
+    gpus: int = 1  # processes to start on this machine, for tasks that train
+    world: int = 1  # processes that a launcher started, of which this is number `rank`
+    rank: int = 0
+    eval_only: Path | None = None  # a fine-tuned model to evaluate
     progress: Callable[[float, float, str], None] = lambda done, total, text: None

@@ -167,11 +167,11 @@ def blocks_of(blocks: tuple[int, ...], depth: int) -> tuple[int, ...]:
 
 
 def check_blocks(blocks: Iterable[int], depth: int) -> tuple[int, ...]:
-    """The blocks, if the network has them all and they are four rising ones, else UserError. A network of under four
-    blocks gives some of them twice."""
+    """The blocks, if the network has them all and they are four rising ones, else UserError. Of a network of up to four
+    blocks, where the rule of `blocks_of` repeats some, they may repeat."""
     blocks = tuple(blocks)
     text = ",".join(map(str, blocks))
-    if len(blocks) != 4 or list(blocks) != sorted(blocks) or min(blocks) < 0:
+    if len(blocks) != 4 or list(blocks) != sorted(blocks) or min(blocks) < 0 or (len(set(blocks)) < 4 < depth):
         raise UserError(f"blocks={text}: {OWN['blocks']}, rising")
     if blocks[-1] >= depth:
         raise UserError(f"blocks={text}: the network has {depth} blocks, 0 to {depth - 1}")

@@ -1,0 +1,62 @@
+"""What the parent tells the process that trains, and where both leave things in the result's folder. No mm here."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from ..atomic import replacing
+
+# Names in the result's folder (`Job.out`).
+LOG = "log.txt"  # everything that the processes print, of all attempts
+PROGRESS = "progress.json"  # {"done", "total", "text"}, rewritten about once a second
+LAST = "last.pth"  # the latest checkpoint of the fine-tuning, replaced as a whole
+RESULT = "result.json"
+ERROR = "error.json"  # {"error", "status"} of the first process that failed
+LOCK = ".processes"  # every process holds a shared lock on it while it lives
+
+
+@dataclass
+class Job:
+    """One fine-tuning or evaluation.
+
+    recipe: path of mm_configs/NAME.py. export: our .safetensors, backbone and card. data: root of the data set.
+    out: the result's folder. overrides: key=value. limit: only the first validation images. gpus: processes that the
+    launcher starts (1: it was started as one of them, or is alone). device: cpu, cuda or cuda:N. scale_lr: the learning
+    rate in proportion to `batch`. eval_only: a fine-tuned mm model to evaluate instead of training. pictures: also of
+    the first validation images.
+    """
+
+    recipe: str
+    export: str
+    data: str
+    out: str
+    overrides: list[str] = field(default_factory=list)
+    seed: int = 0
+    limit: int | None = None
+    gpus: int = 1
+    device: str = "cpu"
+    scale_lr: bool = False
+    eval_only: str | None = None
+    pictures: bool = False
+
+    def to_json(self, path: Path) -> None:
+        """Write it as a whole."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def from_json(cls, path: Path) -> "Job":
+        return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+def write_json(path: Path, content: dict, sync: bool = False) -> None:
+    """Write a JSON file as a whole. Raises ValueError for numbers that are not finite."""
+    with replacing(Path(path), sync=sync) as temporary:
+        temporary.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+
+
+def read_json(path: Path) -> dict | None:
+    """A JSON file's content, or None where there is none (or, for progress, not yet a whole one)."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None

@@ -1,0 +1,262 @@
+"""The real loops of mmdet and mmseg, from a checkpoint to a record, at reduced size on drawn sets.
+
+Networks are random and tiny: what is shown is that every loop learns, goes on exactly after a kill, shares its work
+among processes, and that a crash hurts nobody.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from selfpatch_bench.benchmarks import record
+from selfpatch_bench.benchmarks.card import Card
+from selfpatch_bench.benchmarks.demo_full import SMALL_ADE, SMALL_COCO, SMALL_FPN
+from selfpatch_bench.benchmarks.encoder import Encoder
+from selfpatch_bench.benchmarks.errors import UserError
+from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
+from selfpatch_bench.benchmarks.mm import task as mm_task
+from selfpatch_bench.benchmarks.runner import Options, plan, run
+from selfpatch_bench.benchmarks.small_sets import make_ade20k, make_coco
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("mmengine") is None, reason="the extra `mm` is not installed")
+COCO, ADE = "coco_maskrcnn_1x", "ade20k_semfpn_40k"
+PIPELINE = (  # without the flip: the few pictures as they are
+    "train_dataloader.dataset.pipeline=[{type: LoadImageFromFile},{type: LoadAnnotations,with_bbox: true,"
+    "with_mask: true},{type: Resize,scale: [128,128],keep_ratio: true},{type: PackDetInputs}]"
+)
+FIT = (*SMALL_COCO, "batch=3", "per_gpu=3", "lr=0.002", PIPELINE)
+SEGMENTS = (
+    "train_dataloader.dataset.pipeline=[{type: LoadImageFromFile},{type: LoadAnnotations},"
+    "{type: Resize,scale: [128,96],keep_ratio: true},{type: PackSegInputs}]"
+)
+CROPS = ("train_dataloader.dataset.pipeline", "model.data_preprocessor.size")
+FIT_ADE = (
+    *(value for value in (*SMALL_ADE, *SMALL_FPN) if not value.startswith(CROPS)),
+    *("batch=3", "per_gpu=3", "lr=0.003", "model.data_preprocessor.size=[96,128]", SEGMENTS),
+    "model.decode_head.dropout_ratio=0.0",
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A random network, three pictures of each set (to train on and to evaluate on), and a task without mm."""
+    folder = tmp_path_factory.mktemp("mm")
+    card = Card("vit", 16, 96, 6, 3, False, False, pos="learned 8x8", readout="mean", mean=(0.5,) * 3, std=(0.25,) * 3)
+    torch.manual_seed(0)
+    own.write(folder / "net.safetensors", Encoder(card).vit.state_dict(), card)
+    make_coco(folder / "coco", (3, 3), (96, 128), same=True)
+    make_ade20k(folder / "ade20k", (3, 3), (96, 128), same=True)
+    (folder / "plugins/tasks").mkdir(parents=True)
+    (folder / "plugins/tasks/toy.py").write_text(TOY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SELFPATCH_PLUGINS", str(folder / "plugins"))
+        patch.setenv("OMP_NUM_THREADS", "1")  # two that wait for each other are slower where cores are busy
+        patch.setattr(
+            mm_task, "_ask", lambda *_: None
+        )  # test_mm_run.py has what it refuses; here it would only take time
+        yield folder
+
+
+TOY = '''
+"""Nothing, for the tests."""
+from dataclasses import dataclass
+from pathlib import Path
+from selfpatch_bench.benchmarks.task import Data, Metric, Task
+
+@dataclass
+class Protocol:
+    value: float = 1.0
+
+TASK = Task(1, "toy-v1", Protocol, (Metric("toy"),), "toy")
+
+def check(cfg):
+    return Data("toy", Path("."), "sha256:0", False, "a toy", "nothing")
+
+def run(encoder, cfg, out):
+    return {"metrics": {"toy": cfg.protocol.value}, "parts": {}, "protocol": {}}
+'''
+
+
+def go(place, tasks, values=(), out="out", **more) -> tuple[int, list]:
+    """-> exit status, and the jobs."""
+    data = [f"coco={place / 'coco'}", f"ade20k={place / 'ade20k'}", f"toy={place}"]
+    options = Options(data=data, out=place / out, device="cpu", overrides=list(values), **more)
+    jobs = plan([place / "net.safetensors"], tasks, options)
+    return run(jobs, options, Console(quiet=True)), jobs
+
+
+def result(place, job, out="out") -> dict:
+    """The newest record of a job."""
+    return record.read(record.done(place / out, job.task, job.key)[-1])
+
+
+def folder_of(place, job, out="out") -> Path:
+    return place / out / "artifacts" / job.task / job.key
+
+
+@pytest.fixture(scope="module")
+def fitted(place):
+    """Mask R-CNN after 50 steps on three pictures: (job, record)."""
+    status, (job,) = go(place, [COCO], [*FIT, "epochs=50"], pictures=True)
+    assert status == 0, record_errors(place)
+    return job, result(place, job)
+
+
+def record_errors(place, out="out") -> list[str]:
+    return [json.loads(p.read_text())["error"] for p in (place / out).glob("records/*/*.failed-*.json")]
+
+
+def test_detection_learns(place, fitted):
+    job, found = fitted
+    assert found["metrics"]["AP_bb_50"] >= 80
+    assert found["metrics"]["AP_mk_50"] >= 80
+    assert found["metrics"].keys() <= {m.name for m in job.module.TASK.metrics}
+    assert set(found["parts"]["classes"]) == {"round", "polygon", "star"}
+
+
+def test_what_the_record_and_the_folder_hold(place, fitted):
+    job, found = fitted
+    effective = found["protocol"]["effective"]
+    assert found["protocol"]["id"] == job.module.TASK.protocol_id
+    assert found["protocol"]["overridden"]["epochs"] == "50"
+    assert {k: effective[k] for k in ("batch", "accumulate", "gpus", "amp", "norm")} == {
+        "batch": 3, "accumulate": 1, "gpus": 1, "amp": "off (fp16 needs a GPU)", "norm": "BN",
+    }  # fmt: skip
+    n = int(re.match(r"(\d+)/", effective["accounting"])[1])
+    assert effective["accounting"].startswith(f"{n}/{n} tensors loaded")
+    assert effective["mean"] == [0.5] * 3
+    assert found["published"] == [["coco_det", "mask_rcnn_vit_fpn_1x"], ["coco_seg", "mask_rcnn_vit_fpn_1x"]]
+    assert not found["data"]["official"]
+    assert found["environment"]["training"]["packages"]["onedl-mmdetection"]
+    assert found["peak_memory_bytes"]["process"] > 2e8  # of the process that trained, which had mm in it
+    folder = folder_of(place, job)
+    assert len(list((folder / "pictures").glob("*.png"))) == 3
+    assert "Epoch(train)" in (folder / "log.txt").read_text()
+    assert torch.load(folder / "last.pth", weights_only=True)["meta"]["epoch"] == 50
+
+
+def test_finished_is_skipped(place, fitted, started):
+    job, _ = fitted
+    assert go(place, [COCO], [*FIT, "epochs=50"], pictures=True)[0] == 0
+    assert not started
+    assert len(record.done(place / "out", COCO, job.key)) == 1
+
+
+def test_eval_only_gives_the_same_numbers(place, fitted):
+    """A fine-tuned model through our own reader; its training set is not needed. One of another shape is refused."""
+    job, found = fitted
+    model = folder_of(place, job) / "last.pth"
+    status, (again,) = go(place, [COCO], [*FIT, "epochs=50"], eval_only=model)
+    assert status == 0, record_errors(place)
+    assert again.key != job.key
+    seen = result(place, again)
+    assert seen["metrics"] == found["metrics"]
+    assert "eval_only" in seen["protocol"]["overridden"]
+    assert "fine-tuned" in seen["protocol"]["effective"]["accounting"]
+    with pytest.raises(UserError, match=r"one checkpoint .* and one task"):
+        go(place, [COCO, ADE], FIT, eval_only=model)
+
+
+def test_two_processes_and_where_the_numbers_began(place):
+    """Two gloo processes with BN in SyncBN's place: one step at a rate of nothing leaves an untrained network."""
+    values = [*FIT, "batch=4", "per_gpu=1", "epochs=1", "lr=1e-12"]
+    status, (job,) = go(place, [COCO], values, gpus=2)
+    assert status == 0, record_errors(place)
+    found = result(place, job)
+    effective = found["protocol"]["effective"]
+    assert {k: effective[k] for k in ("batch", "per_gpu", "gpus", "accumulate", "norm")} == {
+        "batch": 4, "per_gpu": 1, "gpus": 2, "accumulate": 2, "norm": "BN",
+    }  # fmt: skip
+    assert found["environment"]["training"]["processes"] == 2
+    assert found["metrics"]["AP_bb_50"] < 5
+    assert found["metrics"]["AP_mk_50"] < 5
+
+
+def test_segmentation_learns(place):
+    status, (job,) = go(place, [ADE], [*FIT_ADE, "iterations=120"])
+    assert status == 0, record_errors(place)
+    found = result(place, job)
+    assert found["metrics"]["mIoU"] >= 60
+    assert found["protocol"]["effective"]["pos_rule"] == "size"
+    assert len(found["parts"]["classes"]) == 9
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Processes that were started for training."""
+    processes, real = [], subprocess.Popen
+
+    class Recorded(real):
+        def __init__(self, line, *rest, **more):
+            super().__init__(line, *rest, **more)
+            if mm_task.MODULE in line:
+                processes.append(self)
+
+    monkeypatch.setattr(mm_task.subprocess, "Popen", Recorded)
+    return processes
+
+
+@contextlib.contextmanager
+def at_next_checkpoint(path: Path, act):
+    """`act()` as soon as the file at `path` is a new one."""
+
+    def watch() -> None:
+        before, end = stamp(path), time.monotonic() + 300
+        while stamp(path) == before and time.monotonic() < end:
+            time.sleep(0.01)
+        act()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    yield
+    thread.join()
+
+
+def stamp(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+def test_killed_and_interrupted_it_goes_on_to_the_same_numbers(place, started):
+    """The process group is killed (as by the kernel, out of memory), then Ctrl-C comes; the third start ends with the
+    record of a run that was never stopped, to the last digit: drop path and flips are drawn anew the same."""
+    values = [*SMALL_COCO, "batch=3", "per_gpu=3", "epochs=6", "model.backbone.drop_path=0.2"]
+    status, (job,) = go(place, [COCO], values, out="whole")
+    assert status == 0, record_errors(place, "whole")
+    whole = result(place, job, "whole")
+    last = folder_of(place, job, "broken") / "last.pth"
+
+    with at_next_checkpoint(last, lambda: os.killpg(started[-1].pid, signal.SIGKILL)):
+        status, jobs = go(place, [COCO, "toy"], values, out="broken")
+    assert status == 1
+    (failed,) = (place / "broken/records" / COCO).glob("*.failed-1.json")
+    failed = record.read(failed)
+    assert "SIGKILL" in failed["error"]
+    assert "Epoch(train)" in failed["log"]
+    assert not record.done(place / "broken", COCO, job.key)
+    assert result(place, jobs[1], "broken")["metrics"] == {"toy": 1.0}  # the sweep went on
+
+    with at_next_checkpoint(last, lambda: os.kill(os.getpid(), signal.SIGINT)), pytest.raises(KeyboardInterrupt):
+        go(place, [COCO], values, out="broken")
+    assert started[-1].poll() is not None
+    assert len(list((place / "broken/records" / COCO).glob("*.json"))) == 1  # an interruption is no failure
+
+    status, (job,) = go(place, [COCO], values, out="broken")
+    assert status == 0, record_errors(place, "broken")
+    found = result(place, job, "broken")
+    epochs = re.findall(r"resumed epoch: (\d+)", (last.parent / "log.txt").read_text())
+    assert len(epochs) == 2
+    assert 0 < int(epochs[0]) < int(epochs[1]) < 6
+    assert found["metrics"] == whole["metrics"]
+    assert found["parts"] == whole["parts"]
+    assert found["key"] == whole["key"]

@@ -1,0 +1,309 @@
+"""mm recipes as tasks: what is refused before any work, and what the parent does with its processes. Nothing trains."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from selfpatch_bench.benchmarks import plugins
+from selfpatch_bench.benchmarks.card import Card
+from selfpatch_bench.benchmarks.encoder import Encoder
+from selfpatch_bench.benchmarks.errors import UserError
+from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
+from selfpatch_bench.benchmarks.listing import listing
+from selfpatch_bench.benchmarks.mm import ops
+from selfpatch_bench.benchmarks.mm import task as mm_task
+from selfpatch_bench.benchmarks.mm.job import Job, read_json, write_json
+from selfpatch_bench.benchmarks.runner import Options, plan
+from selfpatch_bench.benchmarks.small_sets import make_ade20k, make_coco
+from selfpatch_bench.benchmarks.task import Config, Crash
+from selfpatch_bench.benchmarks.training import launched
+
+with_mm = pytest.mark.skipif(importlib.util.find_spec("mmengine") is None, reason="the extra `mm` is not installed")
+CARD = Card("vit", 16, 24, 6, 2, False, False, pos="learned 4x4", readout="mean", mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A tiny network and tiny sets in both layouts."""
+    folder = tmp_path_factory.mktemp("place")
+    torch.manual_seed(0)
+    own.write(folder / "net.safetensors", Encoder(CARD).vit.state_dict(), CARD)
+    make_coco(folder / "coco", (2, 2), (64, 64), same=True)
+    make_ade20k(folder / "ade20k", (2, 2), (64, 64), same=True)
+    return folder
+
+
+def options(place, *values, **more) -> Options:
+    data = [f"coco={place / 'coco'}", f"ade20k={place / 'ade20k'}"]
+    given = {"data": data, "out": place / "out", "device": "cpu", "overrides": list(values)}
+    return Options(**(given | more))
+
+
+def test_recipes_are_tasks_and_listed_without_mm():
+    """`ls tasks` and the tables' declarations know the recipes, their metrics and published pairs; mm is not loaded."""
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from selfpatch_bench.benchmarks.listing import listing\n"
+        "from selfpatch_bench.benchmarks.tables import _declarations\n"
+        "print(listing('tasks', Path()))\n"
+        "task = _declarations(['coco_maskrcnn_1x'])['coco_maskrcnn_1x']\n"
+        "print([m.name for m in task.metrics], task.published)\n"
+        "heavy = {'mmengine', 'mmcv', 'mmdet', 'mmseg', 'torch'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    *lines, declared = done.stdout.splitlines()
+    assert done.stderr.strip() == "", "imported for a list"
+    for name in plugins.scan("mm_configs"):
+        (line,) = [x for x in lines if x.split()[0] == name]
+        assert line.endswith("built in")
+        assert ("mIoU" if name.startswith("ade20k") else "AP_bb, AP_bb_50, AP_bb_75") in line
+    assert "('coco_det', 'mask_rcnn_vit_fpn_1x'), ('coco_seg', 'mask_rcnn_vit_fpn_1x')" in declared
+
+
+def test_a_users_recipe_is_a_task_and_a_broken_one_is_listed(tmp_path, monkeypatch):
+    (tmp_path / "mm_configs").mkdir()
+    text = 'harness = dict(version=3, family="vit", metrics=("mIoU",), published=())\n'
+    (tmp_path / "mm_configs/mine.py").write_text("# My own recipe.\nraise RuntimeError\n" + text)
+    (tmp_path / "mm_configs/bad.py").write_text("# Not yet.\nharness = 3\n")
+    (tmp_path / "tasks").mkdir()
+    monkeypatch.setenv("SELFPATCH_PLUGINS", str(tmp_path))
+    task = plugins.get("tasks", "mine").module.TASK
+    assert (task.version, task.dataset, [m.name for m in task.metrics]) == (3, "ade20k", ["mIoU"])
+    rows = {line.split()[0]: line for line in listing("tasks", Path()).splitlines()}
+    assert "My own recipe." in rows["mine"]
+    assert "broken: " in rows["bad"]
+    (tmp_path / "tasks/mine.py").write_text("")
+    with pytest.raises(UserError, match="a task and an mm recipe are called mine"):
+        plugins.tasks()
+
+
+@with_mm
+def test_plan_makes_one_job_and_its_key_says_what_the_number_depends_on(place, monkeypatch):
+    monkeypatch.setattr(mm_task, "_ask", lambda *_: None)
+
+    def key(*values, task="coco_maskrcnn_1x", **more):
+        (job,) = plan([place / "net.safetensors"], [task], options(place, "classes=3", *values, **more))
+        return job.key
+
+    first = key()
+    assert key() == first
+    assert key("workers=3") == first  # the machine's matter
+    assert key("with_cp=true") == first
+    assert key("per_gpu=2", gpus=4) == key(gpus=8)  # eight images at once on all processes: batch norm sees the same
+    different = [
+        first, key("epochs=3"), key("lr=0.1"), key(seeds=[1]), key(limit=1), key("batch=16", scale_lr=True),
+        key("batch=16"), key("per_gpu=2"), key(task="coco_maskrcnn_1x_heads8"), key("model.backbone.drop_path=0.3"),
+    ]  # fmt: skip
+    assert len(set(different)) == len(different)
+
+
+@with_mm
+@pytest.mark.parametrize(
+    ("task", "values", "words"),
+    [
+        ("coco_maskrcnn_1x", ["batch=none"], "batch=none"),
+        ("coco_maskrcnn_1x", ["batch=6", "--gpus=4"], "cannot be shared by 4 GPUs"),
+        ("coco_maskrcnn_1x", ["frames=3"], "coco_maskrcnn_1x has no frames; there are: .*dotted keys"),
+        ("coco_maskrcnn_1x", ["classes=7"], "classes=7"),
+        ("coco_maskrcnn_swin_1x", ["classes=3"], "takes a swin, .* coco_maskrcnn_1x"),
+        ("ade20k_semfpn_r50_40k", ["classes=9"], "takes a resnet, .* ade20k_semfpn_40k"),
+        ("davis", ["--gpus=4"], "--gpus: is for tasks that train; davis does not"),
+        ("davis", ["--scale-lr=1"], "--scale-lr"),
+    ],
+    ids=lambda x: "-".join(x) if isinstance(x, list) else None,
+)
+def test_mistakes_are_refused_at_once(place, task, values, words):
+    flags = {"gpus": 4} if "--gpus=4" in values else {"scale_lr": True} if "--scale-lr=1" in values else {}
+    with pytest.raises(UserError, match=words):
+        plan([place / "net.safetensors"], [task], options(place, *[v for v in values if v[0] != "-"], **flags))
+    assert not list((place / "out").glob("records/*/*.json"))
+
+
+@with_mm
+def test_an_unknown_key_of_the_configuration_is_refused_with_the_nearest(place):
+    """In a real process that imports mm and builds the configuration; so is a block that the network does not have."""
+    for value, words in (
+        ("model.neck.out_chanels=64", r"no model\.neck\.out_chanels; did you mean model\.neck\.out_channels"),
+        ("blocks=2,5,8,11", "blocks=2,5,8,11: the network has 6 blocks"),
+    ):
+        with pytest.raises(UserError, match=words):
+            plan([place / "net.safetensors"], ["ade20k_semfpn_40k"], options(place, "classes=9", value))
+
+
+def test_without_the_extra_the_line_says_what_to_install(place, monkeypatch):
+    def absent(*_):
+        raise UserError("COCO and ADE20K need the extra `mm`: pip install 'selfpatch-bench[mm]'")
+
+    monkeypatch.setattr(ops, "require", absent)
+    with pytest.raises(UserError, match="pip install"):
+        plan([place / "net.safetensors"], ["coco_maskrcnn_1x"], options(place, "classes=3"))
+
+
+def test_what_a_launcher_started_is_known(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    assert launched() == (0, 1)
+    monkeypatch.setenv("SLURM_NTASKS", "8")  # of the allocation: this is its batch script, alone
+    assert launched() == (0, 1)
+    step = {"PROCID": "5", "STEP_NUM_TASKS": "8", "LOCALID": "1", "LAUNCH_NODE_IPADDR": "10.0.0.7", "JOB_ID": "123456"}
+    for name, value in step.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with monkeypatch.context() as inside:
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+            inside.setenv(name, "")  # so that they are taken back afterwards
+            os.environ.pop(name)
+        assert launched() == (5, 8)
+        assert {k: os.environ[k] for k in ("LOCAL_RANK", "MASTER_ADDR")} == {
+            "LOCAL_RANK": "1",
+            "MASTER_ADDR": "10.0.0.7",
+        }
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert launched() == (2, 4)
+
+
+def test_a_job_file_says_what_it_said(tmp_path):
+    job = Job("a.py", "x.safetensors", "/data", "/out", ["a=1"], 3, 7, 2, "cuda", True, "m.pth", True)
+    job.to_json(tmp_path / "job.json")
+    assert Job.from_json(tmp_path / "job.json") == job
+    (tmp_path / "half.json").write_text('{"done": 1')
+    assert read_json(tmp_path / "half.json") is None
+    assert read_json(tmp_path / "absent.json") is None
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "nan.json", {"AP": float("nan")})
+    assert not (tmp_path / "nan.json").exists()
+
+
+# A stand-in for launch.py: the parent's side is the same whatever the processes do.
+CHILD = """
+import json, os, signal, sys, time
+path = sys.argv[1]
+out = json.load(open(path))["out"]
+what = json.load(open(path))["overrides"][0]
+print("line", os.getpid(), flush=True)
+if what == "crash":
+    sys.exit("RuntimeError: something broke")
+if what == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+if what == "error":
+    open(out + "/error.json", "w").write(json.dumps({"error": "one clear line", "status": 2}))
+    sys.exit(2)
+for i in range(3):
+    open(out + "/p", "w").write(json.dumps({"done": i + 1, "total": 3, "text": f"step {i + 1}"}))
+    os.replace(out + "/p", out + "/progress.json")
+    time.sleep(0.7)
+if what == "wait":
+    signal.signal(signal.SIGTERM, lambda *_: (open(out + "/told", "w"), sys.exit(0)))
+    open(out + "/ready", "w")
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def child(tmp_path, monkeypatch):
+    """work(what) runs the stand-in to its end and returns the progress that came."""
+    (tmp_path / "stand_in.py").write_text(CHILD)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(mm_task, "MODULE", "stand_in")
+
+    def work(what: str) -> list:
+        Job("", "", "", str(tmp_path), [what]).to_json(tmp_path / "job.json")
+        seen = []
+        cfg = Config(None, progress=lambda *facts: seen.append(facts))
+        mm_task.work(tmp_path / "job.json", tmp_path, cfg)
+        return seen
+
+    return work
+
+
+def test_progress_of_the_processes_is_passed_on(child):
+    seen = child("fine")
+    assert seen[-1] == (3, 3, "step 3")
+    assert len(seen) == len(set(seen)) >= 2  # each once
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [("crash", "ended with status 1"), ("killed", "ended by SIGKILL .out of memory"), ("error", "^one clear line$")],
+)
+def test_a_crash_says_why_and_keeps_the_tail_of_the_log(child, what, words):
+    with pytest.raises(Crash, match=words) as caught:
+        child(what)
+    assert "line " in caught.value.log
+    assert ("something broke" in caught.value.log) == (what == "crash")
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from selfpatch_bench.benchmarks.mm import task
+from selfpatch_bench.benchmarks.task import Config
+task.MODULE = "stand_in"
+task.work(Path(sys.argv[1]), Path(sys.argv[1]).parent, Config(None))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_are_passed_on_and_end_the_parent_too(tmp_path, number):
+    (tmp_path / "stand_in.py").write_text(CHILD.replace("signal.signal(signal.SIGTERM", f"signal.signal({int(number)}"))
+    Job("", "", "", str(tmp_path), ["wait"]).to_json(tmp_path / "job.json")
+    line = [sys.executable, "-c", PARENT, str(tmp_path / "job.json")]
+    parent = subprocess.Popen(line, env=os.environ | {"PYTHONPATH": str(tmp_path)}, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while not (tmp_path / "ready").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    parent.send_signal(number)
+    parent.communicate(timeout=60)
+    assert (tmp_path / "told").exists()
+    assert parent.returncode in (-number, 128 + number, 130 if number == signal.SIGINT else -number)
+
+
+@with_mm
+def test_a_record_that_was_not_written_any_more_is_made_of_the_result(place, monkeypatch, tmp_path):
+    """The processes had finished, the parent was killed before it wrote: nothing is computed again."""
+    monkeypatch.setattr(mm_task, "_ask", lambda *_: None)
+    (job,) = plan([place / "net.safetensors"], ["ade20k_semfpn_40k"], options(place, "classes=9"))
+    result = {"metrics": {"mIoU": 1.5}, "parts": {}, "protocol": {"id": "x"}, "accounting": "3/3", "environment": {}}
+    (tmp_path / "result.json").write_text(json.dumps(result | {"peak_memory_bytes": {"process": 1}}))
+    found = job.module.run(None, replace(job.cfg), tmp_path)
+    assert found["metrics"] == {"mIoU": 1.5}
+    assert found["protocol"]["accounting"] == "3/3"
+
+
+def test_a_run_as_a_slurm_job(place, tmp_path, monkeypatch):
+    """By submitit's local executor, with relative paths; what is wrong is said before it queues."""
+    pytest.importorskip("submitit", reason="submitit (extra `slurm`) is not installed")
+    from selfpatch_bench.benchmarks.slurm import start
+
+    (tmp_path / "plug/tasks").mkdir(parents=True)
+    (tmp_path / "plug/tasks/toy.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from pathlib import Path\n"
+        "from selfpatch_bench.benchmarks.task import Data, Metric, Task\n"
+        "@dataclass\nclass Protocol:\n    value: float = 1.0\n"
+        'TASK = Task(1, "toy-v1", Protocol, (Metric("toy"),), "toy")\n'
+        'check = lambda cfg: Data("toy", Path("."), "sha256:0", False, "a toy", "nothing")\n'
+        'run = lambda encoder, cfg, out: {"metrics": {"toy": cfg.protocol.value}, "parts": {}, "protocol": {}}\n'
+    )
+    monkeypatch.setenv("SELFPATCH_PLUGINS", str(tmp_path / "plug"))
+    monkeypatch.chdir(place)
+    chosen = Options(data=["."], out=Path("queued"), device="cpu", overrides=["value=2"])
+    with pytest.raises(UserError, match="written as key=value"):
+        start([Path("net.safetensors")], ["toy"], chosen, "gpu")
+    with pytest.raises(UserError, match="toy has no radius"):
+        start([Path("net.safetensors")], ["toy"], replace(chosen, overrides=["radius=2"]), "cluster=local")
+    job = start([Path("net.safetensors")], ["toy"], chosen, "cluster=local,timeout_min=5")
+    assert job.result() == 0
+    (path,) = (place / "queued/records/toy").glob("*.json")
+    assert json.loads(path.read_text())["metrics"] == {"toy": 2.0}
