@@ -9,7 +9,7 @@ import pytest
 # A shell's background job ignores Ctrl-C, and so would every process that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Tiny networks gain nothing from threads: where the files share the cores, each keeps to one (before torch is imported).
+# Tiny networks gain nothing from threads: where test files share the cores, each keeps to one (set before torch comes).
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
