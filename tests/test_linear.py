@@ -109,6 +109,7 @@ def test_the_features_follow_the_network():
     small, base = Card("vit", 16, 384, 12, 6), Card("vit", 16, 768, 12, 12)
     assert joined(small, Protocol()) == Joined(4, False)
     assert joined(base, Protocol()) == Joined(1, True)
+    assert joined(Card("vit", 16, 384, 2, 6), Protocol()) == Joined(2, False)
     assert joined(small, Protocol(blocks=2, avgpool=True)) == Joined(2, True)
     without = Card("vit", 16, 384, 12, 6, class_token=False, final_norm=False, readout="class_attention")
     assert joined(without, Protocol()) == Joined(0, False)

@@ -38,7 +38,7 @@ class TimmSwin(Backbone):
         self.net = timm_network(self.card, drop_path_rate=drop_path)
         self.net.norm = nn.Identity()
         if weights:
-            self.load(self.net, weights, ["norm."])
+            self.load(self.net, weights, ["norm.", "readout."])
         for i in range(4):
             self.add_module(f"norm{i}", nn.LayerNorm(self.card.dim << i))
         self.train()

@@ -34,9 +34,9 @@ class Frozen:
     """What both linear tasks share.
 
     blocks: how many of the last blocks' class tokens, after the final norm, are joined; avgpool: join the mean of the
-    last block's patch tokens as well. Null: 4 and no below a width of 768, else 1 and yes. Without a class token the
-    image vector is used, and the protocol is `linear-image`. batch: images a step.
-    resize, crop: for validation; crop: also the side of the training views. precision: of the network.
+    last block's patch tokens as well. Null: 4 (or all there are) and no below a width of 768, else 1 and yes. Without a
+    class token the image vector is used, and the protocol is `linear-image`. batch: images a step. resize, crop: for
+    validation; crop: also the side of the training views. precision: of the network.
     """
 
     blocks: int | None = None
@@ -115,7 +115,7 @@ def joined(card, p) -> Joined:
             raise UserError("blocks and avgpool are for networks with a class token; this one gives its image vector")
         return Joined(0, False)
     small = card.dim < 768
-    blocks, avgpool = p.blocks or (4 if small else 1), (not small) if p.avgpool is None else p.avgpool
+    blocks, avgpool = p.blocks or min(4 if small else 1, card.depth), (not small) if p.avgpool is None else p.avgpool
     if blocks > card.depth:
         raise UserError(f"blocks={blocks}: the network has {card.depth}")
     return Joined(blocks, avgpool)
