@@ -100,6 +100,8 @@ class Card:
     bn_eps: float | None = None
 
     def __post_init__(self):
+        if self.family == "resnet":  # none of these has one, and their cards do not speak of it
+            object.__setattr__(self, "class_token", False)
         needed = REQUIRED.get(self.family, ())
         if lacking := [key for key in needed if getattr(self, key) is None]:
             raise UserError(f"a card of family {self.family} lacks {', '.join(lacking)}")

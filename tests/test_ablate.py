@@ -123,7 +123,7 @@ def test_three_cells_run_once_each_and_fill_the_table(folder):
     assert len(list((tmp_path / "out/records/davis").glob("*.json"))) == 3
     other = subprocess.run([*command, "schedule.lr=0.1"], capture_output=True, text=True)
     assert other.returncode == 2
-    assert "holds a run with other values than cell plain" in other.stderr
+    assert "holds a run with other values than cell" in other.stderr
 
 
 def test_a_cell_that_fails_is_named_and_the_others_run(folder, monkeypatch, capsys):

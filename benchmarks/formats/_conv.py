@@ -94,7 +94,7 @@ def resnet_card(shapes: Mapping[str, tuple], **known) -> Card:
         groups = max(inner // per_group, 1)
         base_width = round(inner / groups * 64 / max(planes, 1))
         facts |= {"groups": groups if groups > 1 else None, "base_width": base_width if base_width != 64 else None}
-    facts |= {"blocks": blocks, "stem_channels": stem[0], "widths": widths, "bn_eps": 1e-5, "class_token": False}
+    facts |= {"blocks": blocks, "stem_channels": stem[0], "widths": widths, "bn_eps": 1e-5}
     return Card("resnet", **(facts | known))
 
 
