@@ -17,7 +17,7 @@ from selfpatch_bench.benchmarks.classes import open_classes
 from selfpatch_bench.benchmarks.encoder import Encoder
 from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
 from selfpatch_bench.benchmarks.image_features import Crop, features, image_vector
-from selfpatch_bench.benchmarks.runner import Options, run_command
+from selfpatch_bench.benchmarks.runner import Options, plan, run_command
 from selfpatch_bench.benchmarks.significance import unpack
 from selfpatch_bench.benchmarks.tasks.knn import vote
 from test_davis import rescaled
@@ -191,3 +191,10 @@ def test_bad_data_is_named(coloured, network, tmp_path, spoil, said, capsys):
         return
     with pytest.raises(UserError, match=re.escape(said)):
         run_command([str(network)], ["knn"], options)
+
+
+@pytest.mark.parametrize("task", ["knn", "linear", "linear_sweep"])
+def test_masks_are_for_videos(coloured, task):
+    options = Options(data=[str(coloured)], device="cpu", masks=coloured)
+    with pytest.raises(UserError, match="are for videos"):
+        plan([], [task], options)

@@ -48,14 +48,17 @@ TASK = Task(
 def check(cfg: Config) -> Data:
     """Open the data set. Raises UserError that names the folder or the value that is wrong."""
     p = cfg.protocol
-    check_images(p)
+    check_images(cfg)
     if min([p.k, *p.other_k]) < 1 or p.temperature <= 0:
         raise UserError(f"k={p.k} other_k={p.other_k} temperature={p.temperature}: must all be above 0")
     return open_classes(cfg.root, cfg.limit).as_data()
 
 
-def check_images(p) -> None:
-    """The values that all tasks on image vectors share."""
+def check_images(cfg: Config) -> None:
+    """What all tasks on class folders share. Raises UserError."""
+    p = cfg.protocol
+    if cfg.masks is not None or cfg.list_file is not None:
+        raise UserError("--masks and --list are for videos, not for class folders")
     if p.precision not in ("float32", "bf16"):
         raise UserError(f"precision={p.precision}: it is float32 or bf16")
     if not 1 <= p.crop <= p.resize:

@@ -69,15 +69,16 @@ TASK = Task(
 
 def check(cfg: Config) -> Data:
     """Open the data set. Raises UserError that names the folder or the value that is wrong."""
-    check_probe(cfg.protocol)
+    check_probe(cfg)
     if cfg.protocol.lr <= 0:
         raise UserError(f"lr={cfg.protocol.lr}: must be above 0")
     return open_classes(cfg.root, cfg.limit).as_data()
 
 
-def check_probe(p) -> None:
-    """The values that both linear tasks share."""
-    check_images(p)
+def check_probe(cfg: Config) -> None:
+    """What both linear tasks share. Raises UserError."""
+    check_images(cfg)
+    p = cfg.protocol
     for name in ("blocks", "epochs", "batch"):
         if (value := getattr(p, name)) is not None and value < 1:
             raise UserError(f"{name}={value}: at least 1")

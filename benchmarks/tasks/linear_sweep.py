@@ -41,7 +41,7 @@ TASK = Task(
 
 def check(cfg: Config) -> Data:
     """Open the data set. Raises UserError that names the folder or the value that is wrong."""
-    check_probe(cfg.protocol)
+    check_probe(cfg)
     if not cfg.protocol.rates or min(cfg.protocol.rates) <= 0:
         raise UserError(f"rates={cfg.protocol.rates}: at least one, all above 0")
     return open_classes(cfg.root, cfg.limit).as_data()
