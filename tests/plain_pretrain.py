@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.group import Group
 from selfpatch_bench.pretrain.learner import Learner
+from selfpatch_bench.pretrain.objectives import Step
 
 TINY = [
     "network.overrides={embed_dim: 24, depth: 2, num_heads: 2}",
@@ -154,3 +155,20 @@ def relative(a, b):
     """max|a - b| / max|b|"""
     a, b = (torch.as_tensor(x, dtype=torch.float64).detach() for x in (a, b))
     return float((a - b).abs().max() / b.abs().max())
+
+
+def parts_add_up(whole, parts, groups, label: str) -> tuple[dict, dict]:
+    """Two equal learners, one given 6 images, the other three shares of them: loss, gradient, log and the objective's
+    centre agree (float64, 1e-11). -> the whole one's losses and log."""
+    total, losses, stats = whole(groups, Step())
+    shares = [parts([v.rows(slice(i, i + 2)) for v in groups], Step(part=i // 2, parts=3)) for i in (0, 2, 4)]
+    mean = sum(s[0] for s in shares) / 3
+    assert relative(mean, total) < 1e-12
+    ours, theirs = gradients(mean, parts.student), gradients(total, whole.student)
+    biggest = max(float(v.abs().max()) for v in theirs.values())
+    assert all(float((ours[n] - v).abs().max()) < 1e-12 * biggest for n, v in theirs.items())
+    logged = whole.finish_step(stats, 1.0)
+    summed = parts.finish_step({k: sum(s[2][k] for s in shares) for k in stats}, 1.0)
+    assert all(relative(summed[name], value) < 1e-11 for name, value in logged.items())
+    assert relative(parts.objectives[label].centre, whole.objectives[label].centre) < 1e-12
+    return losses, logged
