@@ -169,7 +169,8 @@ def mutate_tree(tree, rng: random.Random) -> str:
     elif kind == "add":
         table[f"{name}.more"] = tensor.clone()
     elif kind == "shape":
-        table[name] = rng.choice([tensor[..., :-1], tensor[None], tensor.reshape(-1), tensor.new_zeros(0)])
+        less = tensor[..., :-1] if tensor.ndim else tensor.new_zeros(2)
+        table[name] = rng.choice([less, tensor[None], tensor.reshape(-1), tensor.new_zeros(0)])
     elif kind == "type":
         table[name] = rng.choice(
             [tensor.half(), tensor.bfloat16(), tensor.int(), tensor.bool(), tensor.tolist(), "text"]
