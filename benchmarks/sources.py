@@ -31,6 +31,12 @@ SAME = {"online": "student", "student": "online"}  # two words for the network t
 MAX_TEXT = 1 << 26  # bytes of a JSON file
 
 
+def broken(role: str, parts: int, other: str | None) -> UserError:
+    """What to say of a network that would be evaluated but is there only in part."""
+    take = f"--weights {other} takes its {other}" if other else "remove them to take the other network"
+    return UserError(f"its {role} ({parts} tensors) is no whole network; {take}")
+
+
 class State(Mapping):
     """A checkpoint's tensors by dotted name, as a format sees them. A tensor is read when it is asked for.
 
@@ -78,8 +84,19 @@ class State(Mapping):
             if not name:
                 there = " and ".join(n for n in found if n) or "one network, and does not say which"
                 raise UserError(f"--weights {self.wanted}: it holds {there}")
+        else:
+            self._whole_before(name, networks)
         self.network = name
         return found[name]
+
+    def _whole_before(self, name: str | None, networks: Mapping[str | None, Sequence[str]]) -> None:
+        """Raise UserError where a network that comes before `name` is there in part: to take the next one instead would
+        be a silent exchange of networks."""
+        for other, prefixes in networks.items():
+            if other == name:
+                return
+            if other and (parts := max((len(self.below(p)) for p in prefixes if p), default=0)):
+                raise broken(other, parts, name)
 
     def split(self) -> tuple["State", dict[str, str]]:
         """(without training state, name -> what it is for each tensor of training state)"""

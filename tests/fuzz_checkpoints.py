@@ -235,7 +235,11 @@ def judge(answer: dict, original: dict, kind: str) -> str | None:
         return (
             None if text.isprintable() and len(text) < 2000 else f"a refusal of more than one clear line: {text!r:.200}"
         )
-    if answer["names"] != original["names"] and answer["format"] == original["format"]:
+    # A network without registers is a network too; nothing in a state dict tells that it once had some.
+    there, all_of_it = set(answer["names"]), set(original["names"])
+    if all_of_it - there <= {"reg_token"} and there < all_of_it:
+        return None
+    if there != all_of_it and answer["format"] == original["format"]:
         return "a partial load: other tensors than the whole network's"
     if kind in ("lose", "add", "nest", "rename") and answer["loaded"] != original["loaded"]:
         return f"the weights changed, although only names did ({kind})"

@@ -468,6 +468,26 @@ def test_weights_chooses_the_network(name, tmp_path):
     assert model.fingerprint != describe(path, Options(card=facts)).fingerprint
 
 
+@pytest.mark.parametrize("name", [*CHOICES, "mocov2"])
+def test_a_damaged_network_is_never_exchanged_for_the_other(name, tmp_path):
+    """The default network lacks its first tensor: an error that offers the other one, which is whole, by name."""
+    path, facts = plugins.get("formats", name).module.example(tmp_path)
+    whole = load(path, format=name, **facts)
+    tree = torch.load(path, weights_only=False)
+    first = CHOICES[name][1] if name in CHOICES else "state_dict.module.encoder_q."
+    lost = "conv1.weight" if name == "mocov2" else "pos_embed"
+    table, key = tree, f"{first}{lost}"
+    while key not in table:  # dicts within dicts, whose keys hold dots themselves
+        part = next(k for k in table if key.startswith(f"{k}."))
+        table, key = table[part], key.removeprefix(f"{part}.")
+    del table[key]
+    torch.save(tree, path)
+    with pytest.raises(UserError, match="is no whole network; --weights"):
+        load(path, format=name, **facts)
+    other = {"vissl": "student", "mocov3": "teacher", "mocov2": "teacher"}.get(name, "student")
+    assert load(path, format=name, weights=other, **facts).fingerprint != whole.fingerprint
+
+
 def test_weights_that_a_file_lacks_are_an_error(tmp_path):
     path, facts = plugins.get("formats", "dino").module.example(tmp_path)
     tree = torch.load(path, weights_only=False)

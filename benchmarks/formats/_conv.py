@@ -3,9 +3,11 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 
 from ..card import IMAGENET_MEAN, IMAGENET_STD, LIMITS, Card
 from ..errors import UserError
+from ..sources import broken
 from . import drop  # noqa: F401  (with the rest of what these formats need)
 
 RESNET = {"conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight", "layer4.0.conv1.weight"}
@@ -44,8 +46,13 @@ def find(keys: Iterable[str], marks: set[str], roles: Mapping[str | None, Sequen
 
 
 def pick(state, marks: set[str], roles: Mapping[str | None, Sequence[str]]) -> str:
-    """Prefix of the network to evaluate: the one that the user asked for, or the default. Raises UserError for none."""
-    return state.pick(places(state, marks, roles), lambda names: marks <= names.keys())
+    """Prefix of the network to evaluate: the one that the user asked for, or the default. Raises UserError for none,
+    and for a default that is there only in part."""
+    prefix = state.pick(places(state, marks, roles), lambda names: marks <= names.keys())
+    for role in takewhile(lambda role: role != state.network and not state.wanted, roles):
+        if parts := sum(any(end and f".{end}" in f".{key}" for end in roles[role]) for key in state):
+            raise broken(role, parts, state.network)
+    return prefix
 
 
 def own(keys: Iterable[str], prefix: str, parts: tuple[str, ...]) -> dict[str, str]:

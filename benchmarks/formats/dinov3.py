@@ -42,6 +42,9 @@ def convert(state, meta):
         reasons |= dict.fromkeys(("dino_loss.", "ibot_patch_loss.", "koleo_loss.", "gram_loss."), "loss")
     dropped = drop(state, reasons)
     found = {name: state[key] for name, key in state.below(prefix).items() if key not in dropped}
+    masks, biases = (sum(n.endswith(f"attn.qkv.{what}") for n in found) for what in ("bias_mask", "bias"))
+    if masks not in (0, biases):
+        raise UserError(f"{masks} of {biases} blocks have a bias_mask: all of them do, or none")
     weights = {}
     for name, value in found.items():
         if name.endswith(("attn.qkv.bias_mask", "mlp.w2.weight", "mlp.w2.bias")):

@@ -51,6 +51,8 @@ def whole_positions(weights: dict) -> dict:
     """
     import torch
 
+    if any(weights[k].ndim != 3 for k in ("pos_embed", "reg_token") if k in weights):
+        return weights  # refused by its shape later on
     before = int("cls_token" in weights)
     tokens = before + (weights["reg_token"].shape[1] if "reg_token" in weights else 0)
     positions = weights["pos_embed"]
