@@ -212,6 +212,7 @@ mesh = init_device_mesh("cpu", (2,))
 vit = torch.load(f"{folder}/vit.pth")
 tree = {k: distribute_tensor(v, mesh, [Shard(v.dim() - 1 if i % 2 else 0)]) for i, (k, v) in enumerate(vit.items())}
 dcp.save({"backbone": tree}, checkpoint_id=f"{folder}/d")
+dist.barrier()  # the one that is done first would take the store away from the other
 dist.destroy_process_group()
 """
 
