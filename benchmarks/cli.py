@@ -447,7 +447,8 @@ def compare(
     """Run what is missing, then say how checkpoints differ and whether it is more than chance.
 
     Differences of protocol, network and data come first; then every metric beside the first checkpoint's, with the
-    task's noise, and a test: Welch's over seeds, a paired bootstrap over objects (video), McNemar's (k-NN).
+    task's noise, and a test: Welch's over seeds, a sign-flip test over sequences (video), McNemar's over images
+    (k-NN, linear). Fewer than six sequences or images are too few to tell.
     """
     use_plugins(plugins)
     from .compare import compare_command

@@ -13,7 +13,7 @@ from rich.console import Console
 from . import record, runner
 from .collect import ORDER, plain
 from .errors import UserError
-from .significance import Verdict, mcnemar, paired_bootstrap, unpack, welch
+from .significance import Verdict, mcnemar, sign_flip, unpack, welch
 from .table_text import NAMES
 from .task import Metric
 
@@ -51,16 +51,18 @@ def describe_differences(groups: Sequence[list[dict]]) -> list[str]:
 def verdict_of(a: list[dict], b: list[dict], metric: str) -> Verdict | None:
     """The test that fits what the records hold, of b's metric minus a's; None where there is none.
 
-    Over seeds if both have several; else over the objects of a video set (J&F and its parts), or over images.
+    Over seeds where they make a difference; else over the sequences of a video set (J&F and its parts), or over images.
     """
     values = [[r["metrics"][metric] for r in group] for group in (a, b)]
-    if min(map(len, values)) > 1:
-        return welch(*values)
-    if a[0]["data"]["fingerprint"] != b[0]["data"]["fingerprint"]:
+    if verdict := welch(*values):
+        return verdict
+    one_number = all(len(set(v)) == 1 for v in values)  # what the parts of one record stand for
+    if not one_number or a[0]["data"]["fingerprint"] != b[0]["data"]["fingerprint"]:
         return None
-    pairs = [_objects(group[0], metric) for group in (a, b)]
-    if all(pairs) and pairs[0].keys() == pairs[1].keys():
-        return paired_bootstrap(list(pairs[0].values()), [pairs[1][k] for k in pairs[0]])
+    one, other = (_objects(group[0], metric) for group in (a, b))
+    if one and {s: found.keys() for s, found in one.items()} == {s: found.keys() for s, found in other.items()}:
+        pairs = [[list(found.values()), [other[s][o] for o in found]] for s, found in one.items()]
+        return sign_flip(*zip(*pairs, strict=True))
     flags = [(r[0].get("parts") or {}).get("correct", {}).get(metric) for r in (a, b)]
     counts = [(r[0].get("parts") or {}).get("images") for r in (a, b)]
     if all(flags) and counts[0] == counts[1]:
@@ -68,14 +70,14 @@ def verdict_of(a: list[dict], b: list[dict], metric: str) -> Verdict | None:
     return None
 
 
-def _objects(one: dict, metric: str) -> dict[tuple[str, str], float]:
-    """(sequence, object) -> its mean J, F or both, in percent; {} for another metric or task."""
-    kinds = {"JF_m": ("J", "F"), "J_m": ("J",), "F_m": ("F",)}.get(metric, ())
-    found = {}
-    for sequence, objects in ((one.get("parts") or {}).get("sequences") or {}).items():
-        for number, scores in objects.items() if kinds else ():
-            found[sequence, number] = 100 * fmean(scores[kind]["mean"] for kind in kinds)
-    return found
+def _objects(one: dict, metric: str) -> dict[str, dict[str, float]]:
+    """Sequence -> object -> its mean J, F or both, in percent; {} for another metric or task."""
+    kinds = {"JF_m": ("J", "F"), "J_m": ("J",), "F_m": ("F",)}.get(metric)
+    sequences = (one.get("parts") or {}).get("sequences") or {} if kinds else {}
+    return {
+        sequence: {number: 100 * fmean(scores[kind]["mean"] for kind in kinds) for number, scores in objects.items()}
+        for sequence, objects in sequences.items()
+    }
 
 
 def compare_text(task: str, metrics: Sequence[Metric], groups: Sequence[list[dict]]) -> str:
@@ -114,7 +116,9 @@ def _words(gap: float, metric: Metric, verdict: Verdict | None) -> str:
     said = []
     if metric.noise:
         said.append(f"{'within' if abs(gap) <= metric.noise else 'outside'} the noise of {metric.noise}")
-    if verdict:
+    if verdict and verdict.p is None:
+        said.append(f"too few to tell ({verdict.how})")
+    elif verdict:
         interval = "" if verdict.low is None else f", 95 % {verdict.low:+.2f} to {verdict.high:+.2f}"
         said.append(f"p = {verdict.p:.2g}{interval} ({verdict.how})")
     return "; ".join(said) or "no test: one seed, and no parts that pair"
