@@ -1,9 +1,9 @@
 """Evaluation of a network while it trains, at the end of every so many epochs (config.Watch).
 
-k-NN and DAVIS go into a line of log.jsonl: step, epoch, watch.epochs (finished), watch.knn.top1 and so on, in per cent;
-pictures into RUN/watch/step-XXXXXXXX/. All of it also into TensorBoard. Training is left exactly as it would have been
-without: the network is a copy, no random number is taken, and nothing of it is in a checkpoint. An evaluation that a
-kill or a signal cut short is made when the run is resumed.
+k-NN and DAVIS go into a line of log.jsonl: step, epoch, watch.epochs (finished), watch.knn.top1 and so on, in per cent,
+and watch.knn.k where fewer images vote than the protocol's; pictures into RUN/watch/step-XXXXXXXX/. All of it also into
+TensorBoard. Training is left exactly as it would have been without: the network is a copy, no random number is taken,
+and nothing of it is in a checkpoint. An evaluation that a kill or a signal cut short is made when the run is resumed.
 """
 
 import errno
@@ -115,7 +115,8 @@ class Watch:
             torch.cuda.empty_cache()  # the next step finds the memory as it left it
         line = {"step": step, "epoch": trainer.schedules.epoch(step - 1), DONE: trainer.epoch} | found
         log.write(line | ({"warning": " ".join("; ".join(failed).split())} if failed else {}))
-        shown = "  ".join(f"{key.rpartition('.')[2]} {value:.2f}" for key, value in found.items())
+        rates = {key.rpartition(".")[2]: value for key, value in found.items() if isinstance(value, float)}
+        shown = "  ".join(f"{name} {value:.2f}" for name, value in rates.items())
         text = f"step {step}: {shown or 'evaluated'} ({time.perf_counter() - began:.0f} s)"
         log.reporter.console.print(text, highlight=False, soft_wrap=True)
 
@@ -142,6 +143,8 @@ class Watch:
         if self.knn is None:
             return {}
         data, protocol, before, found = self.knn, knn.Protocol(), 0, []
+        for note in knn.few([protocol.k], len(data.train)):
+            log.reporter.console.print(f"watch.knn: {note}", highlight=False, soft_wrap=True)
         for split in (data.train, data.val):
             report = partial(_shifted, pulse, before, len(data.train) + len(data.val))
             found.append(vectors(encoder, split, self.crop, self.trainer.device, report))
@@ -155,7 +158,8 @@ class Watch:
                 knn.vote(train, labels, some_of, len(data.classes), [protocol.k], protocol.temperature)[protocol.k]
             )
         hits = knn.accuracies(torch.cat(best), torch.from_numpy(data.val.labels))
-        return {f"watch.knn.{n}": 100 * float(x.mean()) for n, x in zip(("top1", "top5"), hits, strict=True)}
+        in_force = {"watch.knn.k": len(data.train)} if len(data.train) < protocol.k else {}
+        return {f"watch.knn.{n}": 100 * float(x.mean()) for n, x in zip(("top1", "top5"), hits, strict=True)} | in_force
 
     def propagate(self, encoder, log: Log, pulse) -> dict:
         """DAVIS: masks carried through videos (benchmarks.tasks.davis); -> J&F"""

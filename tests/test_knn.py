@@ -19,7 +19,7 @@ from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
 from selfpatch_bench.benchmarks.image_features import Crop, features, image_vector
 from selfpatch_bench.benchmarks.runner import Options, plan, run_command
 from selfpatch_bench.benchmarks.significance import unpack
-from selfpatch_bench.benchmarks.tasks.knn import vote
+from selfpatch_bench.benchmarks.tasks.knn import accuracies, vote
 from test_davis import rescaled
 
 COLOURS = {"blue": (40, 60, 190), "green": (50, 160, 60), "red": (200, 50, 40)}
@@ -99,6 +99,55 @@ def test_vote_is_the_plain_one():
             assert best[i].tolist()[: len(wanted)] == wanted
 
 
+def test_top5_is_over_no_more_classes_than_neighbours():
+    """As the official script counts: of one neighbour the first class only, of two the first two ..."""
+    torch.manual_seed(2)
+    train, val = (F.normalize(torch.randn(n, 5), dim=1) for n in (60, 40))
+    labels, truth = torch.randint(12, (60,)), torch.randint(12, (40,))
+    ranked = vote(train, labels, val, 12, [1, 2, 3, 4, 5, 8, 200], 0.07, step=7)
+    for k, best in ranked.items():
+        assert best.shape == (40, min(5, k))
+    first, five = accuracies(ranked[1], truth)
+    assert np.array_equal(first, five)
+    nearest = labels[(val.double() @ train.double().T).topk(2, 1).indices]
+    agree = nearest[:, 0] == nearest[:, 1]  # both votes for one class: the second class has none, whichever it is
+    assert np.array_equal(accuracies(ranked[2], truth)[1][~agree], (nearest == truth[:, None]).any(1).numpy()[~agree])
+    few = vote(train[:3], labels[:3], val, 12, [20], 0.07)
+    assert few[20].shape == (40, 3)  # three images are the neighbours in force
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.07, 0.01, 0.003])
+@pytest.mark.parametrize("spread", [0.1, 1.0])
+def test_votes_are_those_of_float64(temperature, spread):
+    """Also where exp(cosine / T) is beyond float32, for features that are all alike (cosines above 0.9) or not."""
+    torch.manual_seed(3)
+    centres = torch.randn(9, 24)
+    labels, truth = torch.randint(9, (400,)), torch.randint(9, (150,))
+    common = 2 * torch.randn(24) / spread
+    train, val = (F.normalize(common + centres[x] + 2 * torch.randn(len(x), 24), dim=1) for x in (labels, truth))
+    cosines = (val.double() @ train.double().T).numpy()
+    assert (cosines.min() > 0.9) == (spread < 1)
+    ks = [1, 5, 20, 150]
+    ranked = vote(train, labels, val, 9, ks, temperature)
+    for k in ks:
+        for row, best in zip(cosines, ranked[k].tolist(), strict=True):
+            scores = np.zeros(9)
+            for j in np.argsort(-row)[:k]:
+                scores[labels[j]] += np.exp(row[j] / temperature)
+            wanted = [c for c in np.argsort(-scores) if scores[c]][: min(5, k)]
+            assert best[: len(wanted)] == wanted
+    right = [accuracies(ranked[k], truth)[0].mean() for k in ks]
+    assert min(right) > 0.25, right  # chance is 0.11
+
+
+def test_a_far_vote_is_still_a_vote():
+    """However low the temperature: a class with a neighbour comes before those without one."""
+    train = F.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.1]]), dim=1)
+    best = vote(train, torch.tensor([17, 25, 3]), torch.tensor([[1.0, 0.0]]), 40, [2, 3], 1e-4)
+    assert best[2].tolist() == [[17, 25]]
+    assert set(best[3][0].tolist()) == {17, 25, 3}
+
+
 def test_crop_is_torchvisions():
     from torchvision import transforms
 
@@ -127,6 +176,69 @@ def test_record_of_a_run(coloured, network, tmp_path):
     assert limited["parts"]["images"] == 6
     assert None not in limited["parts"]["classes"].values()
     assert "3 classes instead of 1000" in full["data"]["differs"]
+
+
+def test_the_record_counts_one_neighbour_once(coloured, network, tmp_path):
+    """Blue and red validation pictures change places; the right one is always among three classes."""
+    for a, b in (("blue", "other"), ("red", "blue"), ("other", "red")):
+        (coloured / "val" / a).rename(coloured / "val" / b)
+    values = ["resize=32", "crop=32", "k=1", "other_k=[3]"]
+    options = Options(data=[str(coloured)], out=tmp_path / "out", device="cpu", overrides=values)
+    assert run_command([str(network)], ["knn"], options) == 0
+    [path] = (tmp_path / "out/records/knn").glob("*.json")
+    made = record.read(path)
+    assert made["metrics"]["top1"] == made["metrics"]["top5"] < 50
+    assert made["metrics"]["top5_k3"] == 100
+    assert made["parts"]["correct"]["top1"] == made["parts"]["correct"]["top5"]
+
+
+def test_more_neighbours_than_training_images(coloured, network, tmp_path, capsys):
+    """All 24 images vote; it is said once, and the record has the numbers in force, for the other k as well."""
+    values = ["resize=32", "crop=32", "k=25", "other_k=[3,24,200]"]
+    options = Options(data=[str(coloured)], out=tmp_path / "out", device="cpu", overrides=values)
+    assert run_command([str(network)], ["knn"], options) == 0
+    said = "note: k=25, 200: there are only 24 training images, and all of them vote"
+    assert capsys.readouterr().out.count(said) == 1
+    [path] = (tmp_path / "out/records/knn").glob("*.json")
+    made = record.read(path)
+    assert made["protocol"]["effective"]["k"] == 24
+    assert made["protocol"]["effective"]["other_k"] == [3, 24, 24]
+    assert made["protocol"]["values"]["k"] == 25
+    assert made["metrics"]["top1"] == made["metrics"]["top1_k24"] == made["metrics"]["top1_k200"]
+    options.overrides = ["resize=32", "crop=32", "k=24", "other_k=[3]"]
+    assert run_command([str(network)], ["knn"], options) == 0
+    assert "note:" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf"])
+def test_temperatures_that_are_none(coloured, network, value):
+    options = Options(data=[str(coloured)], device="cpu", overrides=[f"temperature={value}"])
+    with pytest.raises(UserError, match="must all be numbers above 0"):
+        plan([network], ["knn"], options)
+
+
+@pytest.mark.shared
+def test_cases_that_once_failed(need, tmp_path, capsys):
+    """k = 1 to 3 of many classes, a low temperature, and few training images."""
+    network = need("checkpoints/tiny/dino.pth")
+
+    def run(case: str, *values: str) -> dict:
+        out = tmp_path / case
+        options = Options(data=[str(need(f"cases/{case}/D"))], out=out, card={"heads": "4"}, device="cpu")
+        options.overrides = ["precision=float32", *values]
+        assert run_command([str(network)], ["knn"], options) == 0
+        [path] = (out / "records/knn").glob("*.json")
+        return record.read(path)
+
+    found = run("knn_k1_top5", "k=1", "other_k=[2,3,5]")["metrics"]
+    assert found["top1"] == found["top5"] < found["top5_k2"] < found["top5_k5"]
+    cold = run("knn_T001", "k=20", "temperature=0.01", "other_k=[1]")["metrics"]
+    assert cold["top1"] > 12.5  # chance, of eight classes
+    small = run("knn_small_k", "k=20", "other_k=[1,100]")
+    images = len(list(need("cases/knn_small_k/D/train").rglob("*.jpg")))
+    assert f"k=20, 100: there are only {images} training images" in capsys.readouterr().out
+    assert small["protocol"]["effective"]["other_k"] == [1, images]
+    assert small["metrics"]["top5_k1"] == small["metrics"]["top1_k1"]
 
 
 def test_features_are_computed_once_and_survive_damage(coloured, network, monkeypatch, tmp_path):

@@ -206,6 +206,17 @@ def test_failure_is_a_warning(data, labelled, tmp_path, capsys, monkeypatch):
     assert not any("knn" in key for key in line)
 
 
+def test_fewer_training_images_than_neighbours_are_said(data, labelled, tmp_path, capsys):
+    run = tmp_path / "run"
+    given = [*DINO, *options(labelled), "watch.knn_images=8", "watch.pictures=0", "loop.steps=4"]
+    assert pretrain_command("dino", data, run, overrides=[*given, "schedule.warmup_epochs=0"]) == 0
+    (line,) = evaluations(run)
+    assert line["watch.knn.k"] == 8
+    said = capsys.readouterr().err
+    assert "watch.knn: k=20: there are only 8 training images, and all of them vote" in said
+    assert "k 8" not in said
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [

@@ -3,7 +3,8 @@
 Source: facebookresearch/dino 7c446df, eval_knn.py. Any data set of class folders, train/ and val/.
 """
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,9 @@ from ..task import Config, Data, Metric, Task
 class Protocol:
     """The protocol's values.
 
-    k: neighbours that vote in `top1`; other_k: further numbers, reported as `top1_k10` and so on. temperature: of the
-    cosine. resize, crop: pixels of the shorter side, and of the centre that is used. precision: float32 or bf16.
+    k: neighbours that vote in `top1`; other_k: further numbers, reported as `top1_k10` and so on. Of fewer training
+    images all vote; the record then has the numbers in force. temperature: of the cosine. resize, crop: pixels of the
+    shorter side, and of the centre that is used. precision: float32 or bf16.
     """
 
     k: int = 20
@@ -35,7 +37,7 @@ class Protocol:
 
 
 TASK = Task(
-    version=1,
+    version=2,
     protocol_id="knn-dino-v1",
     protocol=Protocol,
     metrics=(Metric("top1"), Metric("top5")),  # deterministic: no band of noise
@@ -49,9 +51,17 @@ def check(cfg: Config) -> Data:
     """Open the data set. Raises UserError that names the folder or the value that is wrong."""
     p = cfg.protocol
     check_images(cfg)
-    if min([p.k, *p.other_k]) < 1 or p.temperature <= 0:
-        raise UserError(f"k={p.k} other_k={p.other_k} temperature={p.temperature}: must all be above 0")
-    return open_classes(cfg.root, cfg.limit).as_data()
+    if min([p.k, *p.other_k]) < 1 or not 0 < p.temperature < math.inf:
+        raise UserError(f"k={p.k} other_k={p.other_k} temperature={p.temperature}: must all be numbers above 0")
+    data = open_classes(cfg.root, cfg.limit)
+    found = data.as_data()
+    return replace(found, notes=found.notes + few([p.k, *p.other_k], len(data.train)))
+
+
+def few(ks: list[int], train: int) -> list[str]:
+    """A note for the user where there are fewer training images than neighbours that should vote."""
+    more = [str(k) for k in dict.fromkeys(ks) if k > train]
+    return [f"k={', '.join(more)}: there are only {train} training images, and all of them vote"] if more else []
 
 
 def check_images(cfg: Config) -> None:
@@ -69,24 +79,28 @@ def check_images(cfg: Config) -> None:
 def vote(
     train: Tensor, labels: Tensor, val: Tensor, classes: int, ks: list[int], temperature: float, step: int = 256
 ) -> dict[int, Tensor]:
-    """For every k the five (or fewer) best classes of every validation image, best first: {k: int64 [n, 5]}.
+    """For every k the best classes of every validation image, best first: {k: int64 [n, min(5, k)]}.
 
-    train [m, D], val [n, D]: L2-normalised; labels [m]. A k above m is m. `step` validation images are done at a time.
+    As official, top 5 is counted over no more classes than neighbours. train [m, D], val [n, D]: L2-normalised; labels
+    [m]. A k above m is m. `step` validation images are done at a time.
     """
     ks = {k: min(k, len(train)) for k in ks}
     ranked: dict[int, list[Tensor]] = {k: [] for k in ks}
     for some in val.split(step):
         cosine, nearest = (some @ train.T).topk(max(ks.values()), dim=1)
-        weights, votes = (cosine / temperature).exp(), labels[nearest]
+        # The nearest gets weight 1, as only ratios count: at a low temperature exp(cosine / T) is beyond float32. Far
+        # ones keep some weight, in float64: a class with a vote comes before those without.
+        weights = ((cosine.double() - cosine[:, :1]) / temperature).exp().clamp_min(torch.finfo(torch.float64).tiny)
+        votes = labels[nearest]
         for k, used in ks.items():
             scores = weights.new_zeros(len(some), classes).scatter_add_(1, votes[:, :used], weights[:, :used])
             # The official sort, unstable: it decides which classes without a vote fill up the five.
-            ranked[k].append(scores.sort(1, descending=True).indices[:, :5].cpu())
+            ranked[k].append(scores.sort(1, descending=True).indices[:, : min(5, used)].cpu())
     return {k: torch.cat(parts) for k, parts in ranked.items()}
 
 
 def accuracies(ranked: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Best classes [n, 5] -> whether the first, and any of them, is right: bool [n] each."""
+    """Best classes [n, 5 or fewer] -> whether the first, and any of them, is right: bool [n] each."""
     hit = (ranked == labels[:, None]).numpy()
     return hit[:, 0], hit.any(1)
 
@@ -128,4 +142,6 @@ def run(encoder, cfg: Config, out: Path) -> dict:
     right = accuracies(ranked[p.k], torch.from_numpy(data.val.labels))[0]
     parts = {"images": len(data.val), "correct": correct, "classes": by_class(right, data.val, data.classes)}
     in_force = effective(encoder, p.crop) | {"readout": encoder.card.readout}
+    if few([p.k, *p.other_k], len(train)):
+        in_force |= {"k": min(p.k, len(train)), "other_k": [min(k, len(train)) for k in p.other_k]}
     return {"metrics": metrics, "parts": parts, "protocol": in_force}
