@@ -540,16 +540,21 @@ Examples:
 
     selfpatch doctor
 
-    selfpatch doctor --data davis2017=/data/DAVIS
+    selfpatch doctor --data davis2017=/data/DAVIS --data coco=/data/coco
 """
 
 
 @app.command(epilog=DOCTOR_EXAMPLES)
 def doctor(
-    data: Annotated[list[str] | None, typer.Option("--data", help="Data roots to check, as for `run`.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", help="Data set to check, NAME=ROOT; may be repeated. Those in SELFPATCH_DATA are too."),
+    ] = None,
     out: Out = Path("results"),
+    plugins: Plugins = None,
 ):
     """Check Python, torch, CUDA, cv2, disk, optional parts and data; each failing line comes with its fix."""
+    use_plugins(plugins)
     from .doctor import doctor_command
 
     raise typer.Exit(doctor_command(data or [], out))

@@ -27,6 +27,7 @@ _NAMES = """
 CATEGORIES = tuple((i, name) for i, part in enumerate(_NAMES.split("|"), 1) if (name := part.strip()))
 # Pictures and annotations (crowds among them) of the published splits.
 OFFICIAL = {"train": (118287, 860001), "val": (5000, 36781)}
+ANY = "any"  # for `classes`: the published benchmark's or a set's own, as many as it has
 
 
 @dataclass(frozen=True)
@@ -218,18 +219,18 @@ def look_at_instances(path: Path) -> list:
     return [hashlib.sha256(data).hexdigest(), kinds, images, len(ids), notes]
 
 
-def _categories(path: Path, kinds: list[list], classes: int | None) -> None:
+def _categories(path: Path, kinds: list[list], classes: int | str | None) -> None:
     """UserError unless the categories are COCO's, or as many as were announced."""
     official = [list(pair) for pair in CATEGORIES]
+    if classes in (None, ANY) and kinds != official and sorted(kinds) == official:
+        raise UserError(f"{path}: COCO's categories in another order; sort them by id")
     if classes is None and kinds != official:
-        if sorted(kinds) == official:
-            raise UserError(f"{path}: COCO's categories in another order; sort them by id")
         own = [name for _, name in kinds]
         named = ", ".join(own[:4]) + (" ..." if len(own) > 4 else "")
         raise UserError(
             f"{path}: {len(own)} categories ({named}), not COCO's 80; of a set of your own, classes={len(own)}"
         )
-    if classes is not None and len(kinds) != classes:
+    if classes not in (None, ANY, len(kinds)):
         raise UserError(f"{path}: {len(kinds)} categories, but classes={classes}")
 
 
@@ -263,18 +264,22 @@ def _layout(root: Path | str, splits: Iterable[str]) -> Path:
     return root
 
 
-def open_coco(root: Path | str, limit: int | None = None, classes: int | None = None, train: bool = True) -> MmData:
+def open_coco(
+    root: Path | str, limit: int | None = None, classes: int | str | None = None, train: bool = True
+) -> MmData:
     """Open a set in COCO's layout and check all of it (of the validation pictures those that `limit` leaves in use).
 
     root: the folder with annotations/instances_{train,val}2017.json, train2017/ and val2017/. limit: the first so many
     validation pictures, in the file's order. classes: None demands COCO's 80 categories; a number, that the set has so
-    many of its own. train: whether the training split is needed. What was seen is remembered (`files.Known`): the first
-    look at all of COCO reads 0.5 GB of json (about 4 GB of memory) and 123,000 headers, the next one only asks for
-    sizes and times. UserError naming the file: no layout, broken json, other categories, an annotation that the loops
-    or the evaluation would stumble over, pictures that are listed but absent, damaged or of another size, no object.
+    many of its own; ANY takes either. train: whether the training split is needed. What was seen is remembered
+    (`files.Known`): the first look at all of COCO reads 0.5 GB of json (about 4 GB of memory) and 123,000 headers, the
+    next one only asks for sizes and times. UserError naming the file: no layout, broken json, other categories, an
+    annotation that the loops or the evaluation would stumble over, pictures that are listed but absent, damaged or of
+    another size, no object.
     """
     positive("limit", limit)
-    positive("classes", classes)
+    if classes != ANY:
+        positive("classes", classes)
     splits = ("train", "val") if train else ("val",)
     root, notes = _layout(root, splits), []
     known = Known(root)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .detection_data import MmData, look_at_picture, more, positive, share, truncated
+from .detection_data import ANY, MmData, look_at_picture, more, positive, share, truncated
 from .errors import UserError
 from .files import Known, digest
 from .masks import decode_mask
@@ -15,6 +15,7 @@ from .masks import decode_mask
 FOLDERS = {"train": "training", "val": "validation"}
 OFFICIAL = {"train": 20210, "val": 2000}  # pictures of the scene parsing benchmark (Zhou et al., 2017)
 CLASSES = 150
+MOST = 254  # classes of a set of its own: labels have 8 bits
 
 
 def look_at_labels(path: Path) -> list:
@@ -59,8 +60,8 @@ def _layout(root: Path | str, splits: tuple[str, ...]) -> Path:
     )
 
 
-def _names(root: Path, classes: int | None) -> tuple[str, ...]:
-    """Names of the labels 1, 2 ... from classes.txt; empty for ADE20K's own."""
+def _names(root: Path, classes: int | str | None) -> tuple[int | None, tuple[str, ...]]:
+    """(number of a set's own classes, names of the labels 1, 2 ... from classes.txt); (None, empty) for ADE20K's."""
     file = root / "classes.txt"
     names: list[str] = []
     if file.is_file():
@@ -68,13 +69,16 @@ def _names(root: Path, classes: int | None) -> tuple[str, ...]:
             names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{file}: cannot be read: {error}") from None
-        if not names or len(set(names)) < len(names):
-            raise UserError(f"{file}: a name a line is needed, none of them twice")
+        if not names or len(set(names)) < len(names) or len(names) > MOST:
+            raise UserError(f"{file}: a name a line is needed, none of them twice, at most {MOST}")
+        if classes == ANY:
+            classes = len(names)
         if classes is None:
             raise UserError(f"{file}: {len(names)} classes of its own, not ADE20K's; say so by classes={len(names)}")
         if len(names) != classes:
             raise UserError(f"{file}: {len(names)} names, but classes={classes}")
-    return tuple(names or (f"class {i}" for i in range(1, (classes or 0) + 1)))
+    classes = None if classes == ANY else classes
+    return classes, tuple(names or (f"class {i}" for i in range(1, (classes or 0) + 1)))
 
 
 def _pairs(root: Path, split: str, limit: int | None) -> tuple[list[Path], list[Path]]:
@@ -91,23 +95,28 @@ def _pairs(root: Path, split: str, limit: int | None) -> tuple[list[Path], list[
     return [images[n] for n in names], [labels[n] for n in names]
 
 
-def open_ade20k(root: Path | str, limit: int | None = None, classes: int | None = None, train: bool = True) -> MmData:
+def open_ade20k(
+    root: Path | str, limit: int | None = None, classes: int | str | None = None, train: bool = True
+) -> MmData:
     """Open a set in ADE20K's layout and check all of it (of the validation pictures those that `limit` leaves in use).
 
     root: the folder with images/{training,validation}/*.jpg and annotations/{training,validation}/*.png, or one with
     ADEChallengeData2016/ that has them. limit: the first so many validation pictures, by name. classes: None stands
     for ADE20K's 150; a number, for a set of its own, whose labels are 1 to that (0 is not judged) and whose names are
-    in classes.txt if there is one. train: whether the training split is needed. Label maps are decoded once and then
-    remembered (`files.Known`). UserError naming the file: no layout, a picture without its label map or the other way
-    round, other sizes, a label out of range, damaged files, no label at all.
+    in classes.txt if there is one; ANY: as many as classes.txt names, without one ADE20K's. train: whether the training
+    split is needed. Label maps are decoded once and then remembered (`files.Known`). UserError naming the file: no
+    layout, a picture without its label map or the other way round, other sizes, a label out of range, damaged files, no
+    label at all.
     """
     positive("limit", limit)
-    positive("classes", classes)
-    if classes is not None and classes > 254:
-        raise UserError(f"classes={classes}: at most 254, for labels of 8 bits")
+    if classes != ANY:
+        positive("classes", classes)
+    if classes not in (None, ANY) and classes > MOST:
+        raise UserError(f"classes={classes}: at most {MOST}, for labels of 8 bits")
     splits = ("train", "val") if train else ("val",)
     root, notes = _layout(root, splits), []
-    names, top = _names(root, classes), classes or CLASSES
+    classes, names = _names(root, classes)
+    top = classes or CLASSES
     known, files, counts = Known(root), [], {}
     for split in splits:
         images, labels = _pairs(root, split, limit if split == "val" else None)

@@ -102,11 +102,23 @@ class MMTask:
             raise UserError(f"--gpus {cfg.gpus}: this machine has {there}")
         own, _ = recipe.parse(f"{k}={v}" for k, v in cfg.protocol.overrides.items())
         classes = own.get("classes")
+        return self._open()(cfg.root, cfg.limit, classes, train=cfg.eval_only is None).task_data()
+
+    def check_data(self, root: Path) -> Data:
+        """The data set, to the last file, with whatever classes it has; the extra `mm` is not needed for that."""
+        from ..detection_data import ANY
+
+        return self._open()(root, classes=ANY).task_data()
+
+    def _open(self):
+        """The function that opens and checks the recipe's kind of data set."""
         if self.recipe.dataset == "coco":
-            from ..detection_data import open_coco as opened
-        else:
-            from ..segmentation_data import open_ade20k as opened
-        return opened(cfg.root, cfg.limit, classes, train=cfg.eval_only is None).task_data()
+            from ..detection_data import open_coco
+
+            return open_coco
+        from ..segmentation_data import open_ade20k
+
+        return open_ade20k
 
     def check_model(self, cfg: Config, card: dict) -> None:
         """Build the configuration for this card in a process of its own. Raises UserError with its complaint."""

@@ -11,5 +11,8 @@ A task defines
         encoder decides (mean, std ...). `out` is a folder of the task's own that survives an interruption: a second
         call with the same folder goes on where the first one stopped.
 
-and may define `example(folder) -> Path` (a tiny data set) and `pictures(encoder, cfg, out)`.
+and may define `example(folder) -> Path` (a tiny data set), `pictures(encoder, cfg, out)`, and
+
+    check_data(root) -> Data
+        the data alone, for `selfpatch doctor`; without it, that is `check` with the protocol's own values.
 """

@@ -58,6 +58,11 @@ def check(cfg: Config) -> Data:
     return replace(found, notes=found.notes + few([p.k, *p.other_k], len(data.train)))
 
 
+def check_data(root: Path) -> Data:
+    """The data set alone, without a word about k."""
+    return open_classes(root).as_data()
+
+
 def few(ks: list[int], train: int) -> list[str]:
     """A note for the user where there are fewer training images than neighbours that should vote."""
     more = [str(k) for k in dict.fromkeys(ks) if k > train]
