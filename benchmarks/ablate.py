@@ -15,6 +15,7 @@ from rich.console import Console
 from . import plugins, record
 from .errors import UserError
 from .published import load_published
+from .training import check_gpus
 
 TASK, METRIC = "davis", "JF_m"
 
@@ -135,8 +136,8 @@ class Sweep:
         return subprocess.run([*program, "-m", "selfpatch_bench.benchmarks", *arguments], check=False).returncode
 
     def check(self, names: list[str]) -> None:
-        """Raise UserError for values that a recipe does not take, or a folder that holds a run with other values, whose
-        numbers would else become this cell's."""
+        """Raise UserError for values that a recipe does not take, GPUs that are not there, or a folder that holds a run
+        with other values, whose numbers would else become this cell's."""
         from ..pretrain.checkpoint import Run
         from ..pretrain.config import load_recipe, to_dict
 
@@ -146,6 +147,7 @@ class Sweep:
                 wanted = load_recipe(cell.recipe, list(cell.values))
             except UserError as error:
                 raise UserError(f"cell {name}: {error}") from None
+            check_gpus(self.gpus, self.device or wanted.loop.device)
             run = Run(self.folder(name))
             if run.config_file.is_file():
                 theirs, ours = to_dict(run.config([])), to_dict(wanted)

@@ -127,13 +127,15 @@ def _entry(item, folder: Path, where: str) -> Entry:
             raise UserError(f"{key}: {item[key]!r} is no text; write it in quotes")
     if "path" not in item:
         raise UserError("has no path")
-    if "row" in item and item["row"].count("|") != 1:
-        raise UserError(f"row: {item['row']} is not 'METHOD|BACKBONE'")
     known = zoo.get(item["zoo"]) if "zoo" in item else None
     facts = dict(known.facts) if known else {}
     card = {k: v for k, v in facts.items() if k in FIELDS} | _card(item)
-    path = _path(item["path"], folder, known)
     chosen = {k: item.get(k) or facts.get(k) for k in ("format", "row")}
+    if chosen["row"]:
+        from .published import check_row  # pandas, which takes its time
+
+        check_row(chosen["row"], "row")
+    path = _path(item["path"], folder, known)
     return Entry(path, item.get("name"), card=card, weights=item.get("weights"), where=where, **chosen)
 
 

@@ -4,6 +4,7 @@ A row of a CSV is one number (columns: COLUMNS; how to add one: results/README.m
 a table prints them with the decimals of the source.
 """
 
+import difflib
 import re
 from dataclasses import dataclass, field
 from functools import cache
@@ -106,6 +107,16 @@ def load_published() -> pd.DataFrame:
     if not frames:
         raise UserError("no published numbers: the folder results/published holds no CSV")
     return pd.concat(frames, ignore_index=True)
+
+
+def check_row(row: str, what: str = "--row") -> None:
+    """Raise UserError, with the nearest ones, where METHOD|BACKBONE is no row of any published table. what: gave it."""
+    numbers = load_published()
+    known = dict.fromkeys(numbers["method"] + "|" + numbers["backbone"])
+    if row not in known:
+        plain = {key.lower(): key for key in known}
+        near = [plain[key] for key in difflib.get_close_matches(row.lower(), plain, 5, 0)]
+        raise UserError(f"{what}: {row} is not a published row, METHOD|BACKBONE; the nearest: {'; '.join(near)}")
 
 
 @cache

@@ -19,7 +19,7 @@ from .errors import UserError
 from .models import Entry, read_models
 from .progress import Reporter
 from .task import Config, Crash
-from .training import check_flags, check_models, launched
+from .training import check_flags, check_gpus, check_models, launched
 
 
 @dataclass
@@ -197,23 +197,32 @@ def expand(models: list[Path | Entry], every: int | None = None) -> list[Path | 
     return files
 
 
-def plan(models: list[Path | Entry], tasks: list[str], options: Options) -> list[Job]:
-    """Every job, after every check that can be made before the work. Raises UserError at the first thing wrong."""
+def plan(models: list[Path | Entry], tasks: list[str], options: Options, here: bool = True) -> list[Job]:
+    """Every job, after every check that can be made before the work. Raises UserError at the first thing wrong.
+
+    here: the work is for this machine, not for one that Slurm will choose.
+    """
     if not tasks:
         raise UserError(f"--task: which? there are: {', '.join(plugins.tasks())}")
-    if options.name and sum(not isinstance(m, Entry) for m in models) > 1:
-        raise UserError("--name is for a single checkpoint")
     if bool(models) == bool(options.masks):
         raise UserError("give checkpoints, or --masks DIR to score existing masks" + ("; not both" if models else ""))
-    described = [describe(model, options) for model in models]
-    _check_entries(described)
-    jobs: list[Job] = []
+    if options.row:
+        from .published import check_row  # pandas, which takes its time
+
+        check_row(options.row)
     modules = {name: plugins.get("tasks", name).module for name in tasks}
-    check_flags(modules, models, options)
+    check_flags(modules, options)
+    if here:
+        check_gpus(options.gpus, options.device)
     protocols = {name: parse(m, options) for name, m in modules.items()}
     if lost := set.intersection(*(set(unknown) for _, _, unknown in protocols.values())):
         valid = {key for m in modules.values() for key in _valid(m)}
         raise UserError(f"{', '.join(tasks)} has no {', '.join(sorted(lost))}; there are: {', '.join(sorted(valid))}")
+    models = expand(models, options.every)
+    _check_alone(models, modules, options)
+    described = [describe(model, options) for model in models]
+    _check_entries(described)
+    jobs: list[Job] = []
     for name, module in modules.items():
         task, (values, changed, _) = module.TASK, protocols[name]
         cfg = Config(
@@ -248,6 +257,14 @@ def plan(models: list[Path | Entry], tasks: list[str], options: Options) -> list
     _check_names({j.model.name: j.model.fingerprint for j in jobs}, [j.model for j in jobs], options.out)
     check_models(jobs, options)
     return jobs
+
+
+def _check_alone(models: list[Path | Entry], modules: Mapping, options: Options) -> None:
+    """What is for one checkpoint."""
+    if options.name and sum(not isinstance(m, Entry) for m in models) > 1:
+        raise UserError("--name is for a single checkpoint")
+    if options.eval_only is not None and (len(models) != 1 or len(modules) != 1):
+        raise UserError("--eval-only MODEL: with the one checkpoint it was fine-tuned from, and one task")
 
 
 def _masks_model(cfg: Config, options: Options) -> Model:
@@ -415,5 +432,4 @@ def run_command(models: list[str], tasks: list[str], options: Options) -> int:
     """`selfpatch run`: plan, then do. Returns the exit status."""
     options.rank, options.world = launched()
     console = Console(stderr=False, file=sys.stdout, quiet=options.rank > 0)
-    files = expand(gather(models, options), options.every)
-    return run(plan(files, tasks, options), options, console)
+    return run(plan(gather(models, options), tasks, options), options, console)

@@ -55,7 +55,7 @@ def start(models: list[Path], tasks: list[str], options: Options, slurm: str):
     options = _absolute(options)
     models = [str(Path(m).absolute()) if Path(m).exists() else str(m) for m in models]  # addresses as they are
     world = int(parameters["tasks_per_node"]) * int(parameters.get("nodes", 1))
-    plan(gather(models, options), tasks, replace(options, world=world))
+    plan(gather(models, options), tasks, replace(options, world=world), here=False)
     try:
         if cluster == "local":  # directly: it then takes fractions of a minute
             executor = submitit.LocalExecutor(options.out / JOBS, max_num_timeout=TIMEOUTS)

@@ -2,14 +2,26 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from . import record
 from .errors import UserError
 
 
-def check_flags(modules: Mapping, models: list[Path], options) -> None:
-    """What only tasks that train take, and only alone."""
+def check_gpus(gpus: int, device: str) -> None:
+    """As many GPUs as processes, unless --device cpu asks for processes on the CPU. Raises UserError."""
+    if gpus == 1 or device.partition(":")[0] == "cpu":
+        return
+    import torch
+
+    there = torch.cuda.device_count()
+    if not there:
+        raise UserError(f"--gpus {gpus}: there is no GPU here; with --device cpu the processes share the CPU")
+    if gpus > there:
+        raise UserError(f"--gpus {gpus}: there {'is 1 GPU' if there == 1 else f'are {there} GPUs'} here")
+
+
+def check_flags(modules: Mapping, options) -> None:
+    """What only tasks that train take; of no file."""
     training = [name for name, m in modules.items() if m.TASK.takes == "checkpoint"]
     asked = {"--gpus": options.gpus > 1, "--scale-lr": options.scale_lr, "--eval-only": options.eval_only is not None}
     for flag, given in asked.items():
@@ -17,8 +29,6 @@ def check_flags(modules: Mapping, models: list[Path], options) -> None:
             raise UserError(f"{flag}: is for tasks that train; {', '.join(modules)} does not")
     if options.gpus > 1 and options.world > 1:
         raise UserError(f"--gpus {options.gpus}: a launcher started {options.world} processes already; leave it away")
-    if options.eval_only is not None and (len(models) != 1 or len(modules) != 1):
-        raise UserError("--eval-only MODEL: with the one checkpoint it was fine-tuned from, and one task")
     if options.masks and training:
         raise UserError(f"--masks: is for videos, not for {', '.join(training)}")
 

@@ -109,6 +109,24 @@ def test_plan_makes_one_job_and_its_key_says_what_the_number_depends_on(place, m
 
 
 @with_mm
+def test_a_job_for_a_machine_with_gpus_is_submitted_from_one_without(place, monkeypatch):
+    """What the submission checks comes to the data (a wrong number of classes), not to the GPUs that are not here."""
+    pytest.importorskip("submitit", reason="submitit (extra `slurm`) is not installed")
+    from selfpatch_bench.benchmarks.slurm import start
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    chosen = options(place, "classes=7", device="auto", gpus=2)
+    with pytest.raises(UserError, match="classes=7"):
+        start([place / "net.safetensors"], ["coco_maskrcnn_1x"], chosen, "cluster=local")
+    with pytest.raises(UserError, match="cannot be shared by 5 GPUs"):
+        start([place / "net.safetensors"], ["coco_maskrcnn_1x"], replace(chosen, gpus=5), "cluster=local")
+    with pytest.raises(UserError, match="--gpus: is for tasks that train; davis does not"):
+        start([place / "net.safetensors"], ["davis"], chosen, "cluster=local")
+    with pytest.raises(UserError, match="--gpus 2: there is no GPU here"):
+        plan([place / "net.safetensors"], ["coco_maskrcnn_1x"], chosen)
+
+
+@with_mm
 @pytest.mark.parametrize(
     ("task", "values", "words"),
     [

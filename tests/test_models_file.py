@@ -88,8 +88,8 @@ def test_a_zoo_by_one_command_is_recorded_as_by_hand(place, monkeypatch):
 def test_checkpoints_by_hand_keep_the_options_and_entries_their_own(place):
     """--heads and --row are the given file's; the entry beside it is untouched by them."""
     file = write(place, [BARE])
-    found = go(place, [place / "zoo/dino.pth"], models=file, card={"heads": "4"}, row="A|B", name="given")
-    assert (found["given"]["model"]["card"]["heads"], found["given"]["model"]["row"]) == (4, "A|B")
+    found = go(place, [place / "zoo/dino.pth"], models=file, card={"heads": "4"}, row="MAE|ViT-B/16", name="given")
+    assert (found["given"]["model"]["card"]["heads"], found["given"]["model"]["row"]) == (4, "MAE|ViT-B/16")
     assert (found["bare"]["model"]["card"]["heads"], found["bare"]["model"]["row"]) == (3, None)
     for flag, value in {
         "card": {"heads": "2"},
@@ -121,10 +121,10 @@ def test_the_zoo_fills_an_entry(place):
     zoo = {"tiny": {"url": "https://example.org/t.pth", "format": "dino", "heads": 2, "row": "DINO|ViT-S/16"}}
     (place / "plug/zoo.yaml").write_text(yaml.safe_dump(zoo))
     first, second = read_models(
-        write(place, [{"path": "dino.pth", "zoo": "tiny"}, DINO | {"zoo": "tiny", "row": "C|D"}])
+        write(place, [{"path": "dino.pth", "zoo": "tiny"}, DINO | {"zoo": "tiny", "row": "MAE|ViT-B/16"}])
     )
     assert (first.format, first.card, first.row) == ("dino", {"heads": 2}, "DINO|ViT-S/16")
-    assert (second.row, second.name) == ("C|D", "DINO")
+    assert (second.row, second.name) == ("MAE|ViT-B/16", "DINO")
     assert describe(first, Options()).card["heads"] == 2
     with pytest.raises(UserError, match=r"no such file or folder: .*`selfpatch zoo tiny` says where"):
         read_models(write(place, [{"path": "other.pth", "zoo": "tiny"}]))

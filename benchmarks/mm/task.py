@@ -98,8 +98,6 @@ class MMTask:
         ops.require()
         if cfg.masks is not None or cfg.list_file is not None:
             raise UserError(f"{self.recipe.name}: --masks and --list are for videos")
-        if cfg.gpus > 1 and cfg.device.startswith("cuda") and cfg.gpus > (there := _gpus()):
-            raise UserError(f"--gpus {cfg.gpus}: this machine has {there}")
         own, _ = recipe.parse(f"{k}={v}" for k, v in cfg.protocol.overrides.items())
         classes = own.get("classes")
         return self._open()(cfg.root, cfg.limit, classes, train=cfg.eval_only is None).task_data()
@@ -189,12 +187,6 @@ def _ask(question: str, device: str) -> str | None:
         text = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         return f"mm does not start: {text}"
     return found.get("error")
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
 
 
 def _environment(device: str) -> dict[str, str]:
