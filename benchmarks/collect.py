@@ -5,7 +5,7 @@ conditions. Tables (and comparisons) start from here.
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
@@ -105,34 +105,63 @@ class Result:
         return result
 
 
-def _identity(record: dict) -> str:
-    """What makes a number another number, but for the seed."""
+def depends_on_seed(record: dict, task) -> bool:
+    """Whether another seed makes another number. It does not where the task says so, and where masks, or a model that
+    was fine-tuned elsewhere, were only evaluated."""
+    scored = record["model"].get("format") == "masks" or (record["protocol"].get("values") or {}).get("eval_only")
+    return getattr(task, "seeded", True) and not scored
+
+
+def distinct(seeds: Sequence[dict]) -> Sequence[dict]:
+    """A result's records of several seeds; only the last one where all their numbers are the same, because the seed
+    changes nothing: their mean has no deviation."""
+    same = all(one["metrics"] == seeds[0]["metrics"] for one in seeds)
+    return seeds[-1:] if same else seeds
+
+
+def _identity(record: dict, seeded: bool) -> str:
+    """What makes a number another number, but for the seed; seeds that were given different names stay apart."""
     model, data, protocol = record["model"], record["data"], record["protocol"]
     values = {k: v for k, v in (protocol.get("values") or {}).items() if k != "seed"}
-    parts = (model["name"], model["fingerprint"], model.get("card"), record["task"], record.get("version"))
+    name = model["name"] if seeded else None
+    parts = (name, model["fingerprint"], model.get("card"), record["task"], record.get("version"))
     parts += (protocol.get("id"), values, record.get("limit"), data.get("fingerprint"), data.get("official"))
     return json.dumps(parts, sort_keys=True, default=str)
 
 
 def collect(records: Iterable[dict], tasks: Mapping | None = None) -> list[Result]:
     """Done records -> results, in the table's order. Raises UserError for two networks under one name."""
+    tasks = tasks or {}
     newest: dict[tuple[str, str], list[dict]] = {}
     for record in records:
         newest.setdefault((record["task"], record["key"]), []).append(record)
-    groups: dict[str, list[list[dict]]] = {}
+    groups: dict[tuple[str, bool], list[list[dict]]] = {}
     for reruns in newest.values():
         reruns.sort(key=lambda r: (r.get("_number", 1), str(r.get("created", ""))))
-        groups.setdefault(_identity(reruns[-1]), []).append(reruns)
-    results = []
-    for seeds in groups.values():
-        seeds.sort(key=lambda reruns: (str(reruns[-1].get("seed")), reruns[-1]["key"]))
-        n = len(seeds) if len(seeds) > 1 else len(seeds[0])
-        results.append(Result([reruns[-1] for reruns in seeds], n))
+        seeded = depends_on_seed(reruns[-1], tasks.get(reruns[-1]["task"]))
+        groups.setdefault((_identity(reruns[-1], seeded), seeded), []).append(reruns)
+    results = [_result(seeds, seeded) for (_, seeded), seeds in groups.items()]
     results.sort(key=lambda r: (r.record["model"]["name"], *rank(r), r.protocol, data_text(r), r.record["key"]))
     _name_networks(results)
     for result in results:
-        result.differs = _conditions(result.record, (tasks or {}).get(result.task))
+        result.differs = _conditions(result.record, tasks.get(result.task))
     return results
+
+
+def _result(seeds: list[list[dict]], seeded: bool) -> Result:
+    """One result of the reruns of every seed. Where the seed changes nothing, all of them are reruns of one number, of
+    which the newest counts."""
+    if seeded:
+        seeds.sort(key=lambda reruns: (str(reruns[-1].get("seed")), reruns[-1]["key"]))
+        if len(distinct([reruns[-1] for reruns in seeds])) > 1:
+            return Result([reruns[-1] for reruns in seeds], len(seeds))
+    last = max((reruns[-1] for reruns in seeds), key=_age)
+    return Result([last], sum(map(len, seeds)))
+
+
+def _age(record: dict) -> tuple[str, str]:
+    """The later it was made, the greater."""
+    return str(record.get("created", "")), record["key"]
 
 
 def rank(result: Result) -> tuple[int, str]:

@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 from rich.console import Console
 
 from . import record, runner
-from .collect import ORDER, plain
+from .collect import ORDER, distinct, plain
 from .errors import UserError
 from .significance import Verdict, mcnemar, sign_flip, unpack, welch
 from .table_text import NAMES
@@ -81,7 +81,11 @@ def _objects(one: dict, metric: str) -> dict[str, dict[str, float]]:
 
 
 def compare_text(task: str, metrics: Sequence[Metric], groups: Sequence[list[dict]]) -> str:
-    """One task's comparison: what differs in the conditions, then a table of the metrics that papers print."""
+    """One task's comparison: what differs in the conditions, then a table of the metrics that papers print.
+
+    groups: a model's records each, one for every seed.
+    """
+    groups = [distinct(group) for group in groups]
     names = [group[0]["model"]["name"] for group in groups]
     differ = describe_differences(groups)
     lines = [f"## {task}", ""]

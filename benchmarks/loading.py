@@ -243,7 +243,7 @@ def open_checkpoint(
     else:
         state, meta = read_file(path)
     state.wanted = weights
-    known = zoo.look_up(path)
+    known = zoo.look_up(path, state.content(path))
     first, *rest = _choose(path, state, meta, format or known.get("format"))
     full, facts, why = _complete(first, meta, known, overrides)
     rivals = [r for r in rest if _complete(r, meta, known, overrides)[0] != full or not _same(r.weights, first.weights)]

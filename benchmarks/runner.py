@@ -5,6 +5,7 @@ import gc
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +18,9 @@ from . import plugins, record
 from .datasets import data_roots
 from .errors import UserError
 from .models import Entry, read_models
+from .opened import Model, describe, hold
 from .progress import Reporter
-from .task import Config, Crash
+from .task import Config, Crash, Task
 from .training import check_flags, check_gpus, check_models, launched
 
 
@@ -48,31 +50,6 @@ class Options:
     world: int = 1
     models: Path | None = None  # a models.yaml
     overrides: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Model:
-    """What a record says of a model; `path` is None for results of another method that are only scored.
-
-    asked: how it was to be opened, which the record has as `overrides`.
-    """
-
-    name: str
-    fingerprint: str
-    path: Path | None = None
-    card: dict | None = None
-    format: str | None = None
-    overrides: dict = field(default_factory=dict)
-    row: str | None = None
-    accounting: str | None = None
-    facts: dict = field(default_factory=dict)
-    asked: Entry | None = None
-
-    def as_dict(self) -> dict:
-        """Plain types, for the record."""
-        facts = dataclasses.asdict(self) | {"file": str(self.path) if self.path else None}
-        del facts["path"], facts["asked"]
-        return facts
 
 
 @dataclass
@@ -145,24 +122,6 @@ def choose_device(name: str) -> str:
     return name
 
 
-def describe(model: Path | Entry, options: Options) -> Model:
-    """Open a checkpoint far enough to know that it will run, and let go of its weights."""
-    from .loading import default_name, open_checkpoint, ready
-
-    asked = model
-    if not isinstance(model, Entry):
-        asked = Entry(model, options.name, options.format, options.card, options.weights, options.row)
-    with asked.named():
-        c = open_checkpoint(asked.path, format=asked.format, card=asked.card, weights=asked.weights)
-        ready(c)
-    given = {k: list(v) if isinstance(v, tuple) else v for k, v in c.overrides.items()}
-    given |= {"format": asked.format} if asked.format else {}
-    given |= {"weights": asked.weights} if asked.weights else {}
-    name, row = asked.name or default_name(asked.path), asked.row or c.row
-    card = c.card.as_dict()
-    return Model(name, c.fingerprint, asked.path, card, c.reading.format, given, row, c.accounting, c.facts, asked)
-
-
 def gather(models: Iterable[str | Path], options: Options) -> list[Path | Entry]:
     """Checkpoints given by hand, for which the options are, then those of --models, which have their own."""
     by_hand: list[Path | Entry] = [Path(m) for m in models]
@@ -220,7 +179,7 @@ def plan(models: list[Path | Entry], tasks: list[str], options: Options, here: b
         raise UserError(f"{', '.join(tasks)} has no {', '.join(sorted(lost))}; there are: {', '.join(sorted(valid))}")
     models = expand(models, options.every)
     _check_alone(models, modules, options)
-    described = [describe(model, options) for model in models]
+    described = hold((describe(model, options) for model in models), options.rank)
     _check_entries(described)
     jobs: list[Job] = []
     for name, module in modules.items():
@@ -241,7 +200,7 @@ def plan(models: list[Path | Entry], tasks: list[str], options: Options, here: b
         cfg.data = module.check(cfg)
         rows = described or [_masks_model(cfg, options)]
         for model in rows:
-            for seed in options.seeds:
+            for seed in seeds_of(task, options):
                 parts = {
                     "fingerprint": model.fingerprint,
                     "card": model.card,
@@ -254,9 +213,18 @@ def plan(models: list[Path | Entry], tasks: list[str], options: Options, here: b
                 }
                 own = dataclasses.replace(cfg, seed=seed)
                 jobs.append(Job(model, name, module, own, changed, record.make_key(parts)))
+    if not all(model.opened.kept for model in described):  # then each is opened again for all of its jobs at once
+        place = {id(model): i for i, model in enumerate(described)}
+        jobs.sort(key=lambda job: place[id(job.model)])
     _check_names({j.model.name: j.model.fingerprint for j in jobs}, [j.model for j in jobs], options.out)
     check_models(jobs, options)
     return jobs
+
+
+def seeds_of(task: Task, options: Options) -> list[int]:
+    """The seeds to run a task with: 0 alone where its number depends on none, as when nothing is trained but masks, or
+    a fine-tuned model, are only evaluated."""
+    return options.seeds if task.seeded and not options.masks and not options.eval_only else [0]
 
 
 def _check_alone(models: list[Path | Entry], modules: Mapping, options: Options) -> None:
@@ -278,9 +246,9 @@ def _check_entries(models: list[Model]) -> None:
     seen: dict[str, Model] = {}
     for model in models:
         first = seen.setdefault(model.name, model)
-        if first is not model and model.asked.where:
-            other = first.asked.where or first.path
-            raise UserError(f"{model.asked.where}: {other} is called {model.name} as well; give it a name of its own")
+        if first is not model and (where := model.opened.asked.where):
+            other = first.opened.asked.where or first.path
+            raise UserError(f"{where}: {other} is called {model.name} as well; give it a name of its own")
 
 
 def _check_names(names: Mapping[str, str], models: list[Model], out: Path) -> None:
@@ -302,8 +270,10 @@ def run(jobs: list[Job], options: Options, console: Console) -> int:
     if options.rank:
         return int(not all([_follow(job, options) for job in jobs if job.module.TASK.takes == "checkpoint"]))
     failed, later = 0, []
-    for note in dict.fromkeys(note for job in jobs for note in job.cfg.data.notes):
+    for note in dict.fromkeys([*_once(jobs, options), *(note for job in jobs for note in job.cfg.data.notes)]):
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    left = Counter(id(job.model.opened) for job in jobs)  # of each checkpoint's jobs
+    at_work = None
     for wait, todo in ((False, jobs), (True, later)):
         for job in todo:
             with record.lock(options.out, job.task, job.key, wait) as mine:
@@ -311,11 +281,27 @@ def run(jobs: list[Job], options: Options, console: Console) -> int:
                     console.print(f"{job.title}: another process is at it; coming back later", highlight=False)
                     later.append(job)
                     continue
-                failed += not _one(job, options, console, came_back=wait)
+                opened = job.model.opened
+                if at_work not in (None, opened) and not at_work.kept:
+                    at_work.let_go()
+                at_work = opened
+                left[id(opened)] -= 1
+                last = not left[id(opened)]
+                failed += not _one(job, options, console, wait, last)
+                if last and opened:
+                    opened.let_go()
     return int(failed > 0)
 
 
-def _one(job: Job, options: Options, console: Console, came_back: bool) -> bool:
+def _once(jobs: list[Job], options: Options) -> list[str]:
+    """A line for the user on tasks that run once, whatever --seed says."""
+    names = dict.fromkeys(job.task for job in jobs if seeds_of(job.module.TASK, options) != options.seeds)
+    given = ",".join(map(str, options.seeds))
+    return [f"{', '.join(names)}: runs once, under seed 0; --seed {given} does not change its number"] if names else []
+
+
+def _one(job: Job, options: Options, console: Console, came_back: bool, last: bool) -> bool:
+    """Make a job's record, where there is none yet; -> did it succeed? last: of its checkpoint's jobs."""
     existing = record.done(options.out, job.task, job.key)
     if existing and (came_back or not options.rerun):
         why = "the same weights, card, protocol, data and seed"
@@ -329,7 +315,7 @@ def _one(job: Job, options: Options, console: Console, came_back: bool) -> bool:
         out.mkdir(parents=True, exist_ok=True)
         with Reporter(job.title, console) as report:
             job.cfg.progress = report
-            result = job.module.run(_subject(job, options, console), job.cfg, out)
+            result = job.module.run(_subject(job, console, last), job.cfg, out)
     except Exception as error:
         text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         facts |= {"status": "failed", "error": text, "traceback": traceback.format_exc()}
@@ -373,16 +359,13 @@ def _follow(job: Job, options: Options) -> bool:
     return True
 
 
-def _subject(job: Job, options: Options, console: Console):
+def _subject(job: Job, console: Console, last: bool):
     """What the task's `run` takes: the network, or the opened checkpoint; None for masks."""
-    if job.model.path is None:
+    if job.model.opened is None:
         return None
-    from .loading import build, look_untrained, open_checkpoint
+    from .loading import build, look_untrained
 
-    asked = job.model.asked
-    checkpoint = open_checkpoint(asked.path, format=asked.format, card=asked.card, weights=asked.weights)
-    if checkpoint.fingerprint != job.model.fingerprint:
-        raise UserError(f"{job.model.path} changed while this was running")
+    checkpoint = job.model.opened.take(last)
     text = f"{job.model.name}: {checkpoint.reading.format}, {checkpoint.accounting}"
     console.print(text, highlight=False, soft_wrap=True)
     for warning in checkpoint.warnings:

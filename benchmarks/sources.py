@@ -6,12 +6,13 @@ Whatever the source, a format sees a `State` (tensors by dotted name) and everyt
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from mmap import mmap
 from pathlib import Path
 
 from torch import Tensor
 
 from .errors import UserError
-from .tensorref import flatten, shorten
+from .tensorref import TensorRef, flatten, shorten
 from .torchfile import read_checkpoint
 
 # Segments that wrappers (DDP, torch.compile, FSDP, activation checkpointing, Lightning) put into names; they carry no
@@ -60,6 +61,12 @@ class State(Mapping):
 
     def __len__(self) -> int:
         return len(self.refs)
+
+    def content(self, path: Path) -> mmap | None:
+        """All bytes of a file that the tensors lie in, as it is mapped; None for another file."""
+        sources = (ref.storage.source for ref in self.refs.values() if isinstance(ref, TensorRef))
+        buffers = (s.buffer for s in sources if s.path == str(path))
+        return next((b for b in buffers if isinstance(b, mmap)), None)
 
     def below(self, prefix: str) -> dict[str, str]:
         """Names that start with `prefix`, without it -> full names."""

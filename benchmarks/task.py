@@ -27,7 +27,7 @@ class Task:
     published: the (task, protocol) pairs of published rows that this task's numbers may stand beside.
     needs: what it takes from the encoder, for messages. takes: encoder, or checkpoint: `run` then gets the opened file
     (loading.Checkpoint) and builds a network of its own. values: the keys of `key=value`, where the protocol's fields
-    do not say them.
+    do not say them. seeded: whether the seed changes the number; where it does not, the task runs once, under seed 0.
     """
 
     version: int
@@ -39,6 +39,7 @@ class Task:
     needs: str = "patch maps"
     takes: str = "encoder"
     values: tuple[str, ...] = ()
+    seeded: bool = True
 
 
 class Crash(UserError):

@@ -159,8 +159,11 @@ def get(name: str) -> Public:
     return known[name]
 
 
-def look_up(path: Path) -> dict:
-    """The facts known of this very file, else {}. Reads the file only if an entry of its size, or of none, exists."""
+def look_up(path: Path, content=None) -> dict:
+    """The facts known of this very file, else {}. Reads the file only if an entry of its size, or of none, exists.
+
+    content: its bytes, where it is open already.
+    """
     if not path.is_file():
         return {}
     known: dict[str, dict] = {}
@@ -172,6 +175,8 @@ def look_up(path: Path) -> dict:
     size = path.stat().st_size
     if not any(entry.get("size", size) == size for entry in known.values()):
         return {}
+    if content is not None:
+        return _facts(known.get(hashlib.sha256(content).hexdigest(), {}))
     with path.open("rb") as f:
         return _facts(known.get(hashlib.file_digest(f, "sha256").hexdigest(), {}))
 

@@ -280,6 +280,23 @@ def test_seeds_images_and_noise_in_words():
     assert "+22.50 | within the noise of 30.0; p = 0.0039 (McNemar's exact test, 0 against 9 of 40 images)" in text
 
 
+def test_runs_that_are_the_same_are_no_sample():
+    """Three seeds of a task that does not draw: no deviation, no t-test, but the test of what it is made of."""
+    flags = [np.arange(40) < n for n in (20, 29)]
+    same, other = (
+        [record(n, 100 * f.mean(), s, parts={"images": 40, "correct": {"top1": pack(f)}}) for s in range(3)]
+        for n, f in zip("ab", flags, strict=True)
+    )
+    text = compare_text("knn", [Metric("top1")], [same, other])
+    assert "±" not in text
+    assert "Welch" not in text
+    assert "McNemar" in text
+    drawn = [record("b", v, s) for s, v in enumerate((50.0, 51.5, 50.2))]
+    text = compare_text("knn", [Metric("top1")], [same, drawn])
+    assert "50.57 ± 0.81 (3)" in text
+    assert "Welch" not in text
+
+
 def test_the_command_runs_what_is_missing_and_pairs_objects(tmp_path, capsys):
     data = make_videos(tmp_path / "videos", sequences=6, frames=3, size=(120, 208))
     card = Card("vit", 16, 24, 1, 2, pos="learned 4x4", mean=(0.5,) * 3, std=(0.5,) * 3)

@@ -109,6 +109,20 @@ def test_plan_makes_one_job_and_its_key_says_what_the_number_depends_on(place, m
 
 
 @with_mm
+def test_an_evaluation_is_one_job_whatever_the_seeds(place, tmp_path, monkeypatch):
+    """A model that was fine-tuned elsewhere gives one number; training draws by the seed."""
+    monkeypatch.setattr(mm_task, "_ask", lambda *_: None)
+    torch.save({"state_dict": {"backbone.x": torch.ones(1)}}, tmp_path / "last.pth")
+
+    def seeds(**more):
+        chosen = options(place, "classes=3", seeds=[0, 1, 2], **more)
+        return [j.cfg.seed for j in plan([place / "net.safetensors"], ["coco_maskrcnn_1x"], chosen)]
+
+    assert seeds() == [0, 1, 2]
+    assert seeds(eval_only=tmp_path / "last.pth") == [0]
+
+
+@with_mm
 def test_a_job_for_a_machine_with_gpus_is_submitted_from_one_without(place, monkeypatch):
     """What the submission checks comes to the data (a wrong number of classes), not to the GPUs that are not here."""
     pytest.importorskip("submitit", reason="submitit (extra `slurm`) is not installed")

@@ -134,8 +134,8 @@ def save(out: Path, record: dict, number=1, failed=False) -> Path:
     return path
 
 
-def table(records, form="md", against=POSTER, **options) -> str:
-    return render(build_table(records, against, tasks=TASKS, **options), form)
+def table(records, form="md", against=POSTER, tasks=TASKS, **options) -> str:
+    return render(build_table(records, against, tasks=tasks, **options), form)
 
 
 def blocks(markdown: str) -> list[list[dict[str, str]]]:
@@ -393,6 +393,38 @@ def test_newest_of_reruns_and_failures(tmp_path):
     assert [(r["(J&F)_m"], r["n"]) for r in above[9:]] == [("60.0", "3")]
     text = table(load_records(tmp_path))
     assert "newest of 3: records/davis/d0d0d0d0d0d0d0d0.10.json" in text
+
+
+def old_seeds(values, **changes) -> list[dict]:
+    """Three records of DAVIS, of one network, as versions made them that ran it for every seed."""
+    return [
+        davis(v, key=f"{i}" * 16, seed=i, created=f"2026-01-0{9 - i}T00:00:00Z", **changes)
+        for i, v in enumerate(values)
+    ]
+
+
+def once(records, tasks) -> dict[str, str]:
+    """The only row of a table, which has no deviation anywhere."""
+    text = table(records, against=None, tasks=tasks)
+    assert "±" not in text
+    assert all(not (r.get("JF_m_std") or "") for r in csv_rows(table(records, "csv", None, tasks=tasks)))
+    [[row]] = blocks(text)
+    return row
+
+
+def test_old_seeds_that_changed_nothing_are_one_result():
+    """Of a task that declares it, of scored masks, of an evaluated model, and where all numbers are the same."""
+    quiet = {"davis": SimpleNamespace(**vars(TASKS["davis"]) | {"seeded": False})}
+    drawn = {"davis": SimpleNamespace(**vars(TASKS["davis"]) | {"seeded": True})}
+    model = {"protocol__values": {"eval_only": "sha256:mm", "overrides": {}}}
+    for tasks, changes in ((quiet, {}), (drawn, {"model__format": "masks"}), (drawn, model)):
+        row = once(old_seeds((62.96, 63.5, 63.1), **changes), tasks)
+        assert (row["(J&F)_m"], row["n"]) == ("63.0", "3")  # that of seed 0, the newest of three
+    for tasks in (drawn, TASKS, {}):
+        row = once(old_seeds((62.96, 62.96, 62.96)), tasks)
+        assert (row["(J&F)_m"], row["n"]) == ("63.0", "3")
+        [[row]] = blocks(table(old_seeds((62.96, 62.96, 63.5)), against=None, tasks=tasks))
+        assert (row["(J&F)_m"], row["n"]) == ("63.1 ± 0.3", "3")
 
 
 def test_seeds_give_mean_and_deviation():

@@ -4,6 +4,7 @@ A task defines
 
     TASK = Task(version=..., protocol_id=..., protocol=Protocol, metrics=(...), dataset=..., published=(...))
         see benchmarks/task.py; `Protocol` is a dataclass whose fields are the protocol's values with their defaults.
+        `seeded=False` says that `run` draws nothing by cfg.seed: a list of seeds then costs one run.
     check(cfg) -> Data
         everything that can be wrong with the data is found here, before any long work, in one line each.
     run(encoder, cfg, out) -> {"metrics": {...}, "parts": {...}, "protocol": {...}}

@@ -73,6 +73,7 @@ TASK = Task(
     ),
     dataset="davis2017",
     published=(("davis2017", "label_propagation"),),
+    seeded=False,
 )
 
 

@@ -44,6 +44,7 @@ TASK = Task(
     dataset="imagenet",
     published=(("imagenet_knn", "knn20_T0.07"), ("imagenet_knn", "knn_dino_protocol")),
     needs="image vector",
+    seeded=False,
 )
 
 
