@@ -175,22 +175,21 @@ class Sweep:
         return int(failed > 0)
 
     def scores(self) -> dict[str, float]:
-        """cell -> its metric, of the newest record with this evaluation's values."""
+        """cell -> its metric, of the newest record with this evaluation's values.
+
+        Two cells whose weights came out equal share a record, which has had the names of both.
+        """
         found: dict[str, tuple[str, float]] = {}
-        for path in record.folder(self.out, TASK).glob("*.json"):
+        for path in record.files(self.out, TASK):
             one = record.read(path)
-            name = one["model"]["name"]
             given = one["protocol"].get("overridden") or {}
             same = {k: str(v) for k, v in given.items()} == dict(v.split("=", 1) for v in self.grid.davis)
-            if (
-                one.get("status") != "done"
-                or name not in self.grid.cells
-                or one.get("limit") != self.grid.limit
-                or not same
-            ):
+            if one.get("status") != "done" or one.get("limit") != self.grid.limit or not same:
                 continue
-            if one["created"] > found.get(name, ("",))[0]:
-                found[name] = one["created"], one["metrics"][METRIC]
+            names = one["_label"]["names"] if "_label" in one else [one["model"]["name"]]
+            for name in names:
+                if name in self.grid.cells and one["created"] > found.get(name, ("",))[0]:
+                    found[name] = one["created"], one["metrics"][METRIC]
         return {name: value for name, (_, value) in found.items()}
 
     def text(self) -> str:

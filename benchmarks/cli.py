@@ -42,7 +42,12 @@ Tasks = Annotated[list[str] | None, typer.Option("--task", help="Task; a list `a
 DataRoots = Annotated[
     list[str] | None, typer.Option("--data", help="Root of the data set, or NAME=ROOT; else SELFPATCH_DATA.")
 ]
-Seeds = Annotated[list[str] | None, typer.Option("--seed", help="Seed; a list `0,1,2` or repeated.")]
+Seeds = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--seed", help="Seed; a list `0,1,2` or repeated. A task that depends on none runs once, under seed 0."
+    ),
+]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N sequences or images.")]
 Plugins = Annotated[
     list[Path] | None,
@@ -215,7 +220,8 @@ def run(
     weights: Weights = None,
     name: Annotated[str | None, typer.Option("--name", help="Name in tables; else parent folder/stem.")] = None,
     row: Annotated[
-        str | None, typer.Option("--row", help="Published row 'METHOD|BACKBONE' that it reproduces, for differences.")
+        str | None,
+        typer.Option("--row", help="Published row 'METHOD|BACKBONE' that it reproduces (checked), for differences."),
     ] = None,
     seed: Seeds = None,
     limit: Limit = None,
@@ -253,8 +259,9 @@ def run(
     A models.yaml lists checkpoints, `- {path: a.pth, name: DINO, format: dino, heads: 6}`: paths from its folder, any
     field of the card, `weights`, `row`, or `zoo: NAME` for what `selfpatch zoo` knows. They are recorded as if by hand.
 
-    A second run skips what is done; an interrupted one goes on where it stopped. `key=value` sets a value of the
-    protocol (it is recorded, and keeps the result out of the published columns).
+    A second run skips what is done, but takes a new `--name` or `--row` for it; an interrupted one goes on where it
+    stopped. `key=value` sets a value of the protocol (it is recorded, and keeps the result out of the
+    published columns).
 
     COCO and ADE20K (extra `mm`) are fine-tuned by the recipes of `mm_configs/`, in processes of their own. Their
     `key=value` are amp=off|fp16|bf16, batch=, per_gpu= (images of a step, and at once on a GPU), lr=, epochs=,

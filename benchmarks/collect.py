@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 
+from . import labels
 from .errors import UserError
+from .record import files
 from .table_text import Cell
 
 # The poster's columns, in its order, then the metrics of image-level tasks; other metrics of these tasks are in the
@@ -25,24 +27,22 @@ log = logging.getLogger(__name__)
 def load_records(out: str | Path) -> list[dict]:
     """All records below `out`/records, sorted by task, key and number. `_file`: TASK/NAME.json, `_number`: the rerun's.
 
-    Failure records are among them (status "failed"). Files that are no records are left out, with one warning.
+    Names and rows are the newest ones (labels.py). Failure records are among them (status "failed"). Files that are no
+    records are left out, with one warning.
     """
     found, bad = [], []
-    for path in sorted(Path(out, "records").glob("*/*.json")):
-        if path.name.startswith(".") or ".tmp" in path.name:
-            continue  # being written by a run at this moment
+    for path in files(out):
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            problem = _problem(record)
+            one = json.loads(path.read_text(encoding="utf-8"))
+            problem = _problem(one)
         except (OSError, ValueError, RecursionError) as error:
             problem = f"unreadable ({type(error).__name__})"
         if problem:
             bad.append(f"{path} ({problem})")
             continue
         rerun = re.search(r"\.(\d+)$", path.stem)
-        record["_file"] = f"{path.parent.name}/{path.name}"
-        record["_number"] = int(rerun[1]) if rerun else 1
-        found.append(record)
+        place = {"_file": f"{path.parent.name}/{path.name}", "_number": int(rerun[1]) if rerun else 1}
+        found.append(labels.apply(one, path) | place)
     if bad:
         log.warning("left out, not records of this version: %s", "; ".join(bad))
     return sorted(found, key=lambda r: (r["task"], r["key"], r["_number"], r["_file"]))
@@ -150,7 +150,7 @@ def collect(records: Iterable[dict], tasks: Mapping | None = None) -> list[Resul
 
 def _result(seeds: list[list[dict]], seeded: bool) -> Result:
     """One result of the reruns of every seed. Where the seed changes nothing, all of them are reruns of one number, of
-    which the newest counts."""
+    which the newest counts: the one whose name was given last, else the one that was made last."""
     if seeded:
         seeds.sort(key=lambda reruns: (str(reruns[-1].get("seed")), reruns[-1]["key"]))
         if len(distinct([reruns[-1] for reruns in seeds])) > 1:
@@ -159,9 +159,9 @@ def _result(seeds: list[list[dict]], seeded: bool) -> Result:
     return Result([last], sum(map(len, seeds)))
 
 
-def _age(record: dict) -> tuple[str, str]:
-    """The later it was made, the greater."""
-    return str(record.get("created", "")), record["key"]
+def _age(record: dict) -> tuple[str, str, str]:
+    """The later its label or, without one, the record itself was made, the greater."""
+    return str(record.get("_label", {}).get("created", "")), str(record.get("created", "")), record["key"]
 
 
 def rank(result: Result) -> tuple[int, str]:

@@ -73,7 +73,7 @@ def colour_baseline(path: Path, cells: int = 2) -> None:
 
 def scores(out: Path) -> dict[str, dict[str, float]]:
     """Name of a model -> its metrics, from the newest records."""
-    found = [record.read(path) for path in (out / "records/davis").glob("*.json")]
+    found = [record.read(path) for path in record.files(out, "davis")]
     done = sorted((r for r in found if r["status"] == "done"), key=lambda r: r["created"])
     return {r["model"]["name"]: r["metrics"] for r in done}
 

@@ -62,7 +62,7 @@ def records(out: Path) -> str:
     from . import record
 
     rows = []
-    for path in sorted((out / "records").glob("*/*.json")):
+    for path in record.files(out):
         try:
             r = record.read(path)
         except UserError as error:

@@ -78,7 +78,7 @@ def stamp(path: Path) -> tuple:
 class Model:
     """What a record says of a model; `path` is None for results of another method that are only scored.
 
-    opened: None for those results.
+    given: its name and row, as far as the user gave them. opened: None for those results.
     """
 
     name: str
@@ -90,13 +90,19 @@ class Model:
     row: str | None = None
     accounting: str | None = None
     facts: dict = field(default_factory=dict)
+    given: dict[str, str] = field(default_factory=dict)
     opened: Opened | None = None
 
     def as_dict(self) -> dict:
         """Plain types, for the record."""
-        own = ("path", "opened")
+        own = ("path", "given", "opened")
         facts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in own}
         return facts | {"file": str(self.path) if self.path else None}
+
+
+def given_labels(name: str | None, row: str | None) -> dict[str, str]:
+    """Of name and row those that the user gave."""
+    return {k: v for k, v in (("name", name), ("row", row)) if v}
 
 
 def describe(model: Path | Entry, options) -> Model:
@@ -122,6 +128,7 @@ def describe(model: Path | Entry, options) -> Model:
         row=asked.row or c.row,
         accounting=c.accounting,
         facts=c.facts,
+        given=given_labels(asked.name, asked.row),
         opened=opened,
     )
 

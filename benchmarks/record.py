@@ -1,7 +1,8 @@
 """Records: one JSON per result, written at once and never overwritten.
 
 `OUT/records/TASK/KEY.json`, `KEY.2.json` ... for repetitions, `KEY.failed-N.json` for failures. KEY is a hash of
-whatever makes a number another number. How a record reads: results/README.md.
+whatever makes a number another number. Names and rows may change later: labels.py. How a record reads:
+results/README.md.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from . import labels
 from .errors import UserError
 
 SCHEMA = 1
@@ -38,6 +40,12 @@ def folder(out: Path, task: str) -> Path:
     return out / "records" / task
 
 
+def files(out: Path, task: str = "*") -> list[Path]:
+    """Record files of a task, or of all, sorted; labels and what is being written at this moment are none."""
+    found = (Path(out) / "records").glob(f"{task}/*.json")
+    return sorted(p for p in found if not p.name.endswith(labels.SUFFIX) and not p.name.startswith("."))
+
+
 def done(out: Path, task: str, key: str) -> list[Path]:
     """Records of this key that are results, oldest first; failures do not count."""
     numbered = []
@@ -48,14 +56,14 @@ def done(out: Path, task: str, key: str) -> list[Path]:
 
 
 def read(path: Path) -> dict:
-    """A record from its file. Raises UserError for a file that is none."""
+    """A record from its file, with its newest name and row (labels.py). Raises UserError for a file that is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a record: {error}") from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise UserError(f"{path} is not a record of schema {SCHEMA}")
-    return content
+    return labels.apply(content, path)
 
 
 def write(out: Path, record: Mapping, failed: bool = False) -> Path:

@@ -14,11 +14,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from . import plugins, record
+from . import labels, plugins, record
 from .datasets import data_roots
 from .errors import UserError
 from .models import Entry, read_models
-from .opened import Model, describe, hold
+from .opened import Model, describe, given_labels, hold
 from .progress import Reporter
 from .task import Config, Crash, Task
 from .training import check_flags, check_gpus, check_models, launched
@@ -236,9 +236,9 @@ def _check_alone(models: list[Path | Entry], modules: Mapping, options: Options)
 
 
 def _masks_model(cfg: Config, options: Options) -> Model:
-    path = options.masks.resolve()
+    path, given = options.masks.resolve(), given_labels(options.name, options.row)
     name = options.name or f"{path.parent.name}/{path.name}"
-    return Model(name, cfg.data.content.results_fingerprint, row=options.row, format="masks")
+    return Model(name, cfg.data.content.results_fingerprint, row=options.row, format="masks", given=given)
 
 
 def _check_entries(models: list[Model]) -> None:
@@ -254,7 +254,7 @@ def _check_entries(models: list[Model]) -> None:
 def _check_names(names: Mapping[str, str], models: list[Model], out: Path) -> None:
     """Two fingerprints under one name would be two models in one row of a table."""
     seen = {(m.name, m.fingerprint): str(m.path or "these masks") for m in models}
-    for path in sorted((out / "records").glob("*/*.json")):
+    for path in record.files(out):
         try:
             model = record.read(path)["model"]
             seen.setdefault((model["name"], model["fingerprint"]), str(path))
@@ -308,6 +308,7 @@ def _one(job: Job, options: Options, console: Console, came_back: bool, last: bo
         console.print(
             f"{job.title}: done already ({existing[-1]}: {why}); --rerun repeats it", highlight=False, soft_wrap=True
         )
+        _label(job, existing[-1], console)
         return True
     out = _folder(job, options, existing)
     start, facts = time.monotonic(), _facts(job)
@@ -335,7 +336,18 @@ def _one(job: Job, options: Options, console: Console, came_back: bool, last: bo
     found = [(m.name, result["metrics"][m.name]) for m in job.module.TASK.metrics if m.name in result["metrics"]]
     shown = "  ".join(f"{name} {value:.2f}" for name, value in found[:3])
     console.print(f"{job.title}: {shown}  ({path})", highlight=False, soft_wrap=True)
+    _label(job, path, console)
     return True
+
+
+def _label(job: Job, path: Path, console: Console) -> None:
+    """Give a result the name and row that the user gave, where it has others. The caller holds the key's lock."""
+    has = record.read(path)["model"] if job.model.given else {}
+    new = {k: v for k, v in job.model.given.items() if has.get(k) != v}
+    if new:
+        file = labels.write(path, new, record.now())
+        said = ", ".join(f"its {k} is now {v} (was {has.get(k) or 'none'})" for k, v in new.items())
+        console.print(f"{job.title}: {said}: {file}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _folder(job: Job, options: Options, existing: list[Path]) -> Path:

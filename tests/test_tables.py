@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 
 from conftest import SHARED
+from selfpatch_bench.benchmarks import labels
 from selfpatch_bench.benchmarks.collect import load_records
 from selfpatch_bench.benchmarks.errors import UserError
 from selfpatch_bench.benchmarks.published import (
@@ -425,6 +426,15 @@ def test_old_seeds_that_changed_nothing_are_one_result():
         assert (row["(J&F)_m"], row["n"]) == ("63.0", "3")
         [[row]] = blocks(table(old_seeds((62.96, 62.96, 63.5)), against=None, tasks=tasks))
         assert (row["(J&F)_m"], row["n"]) == ("63.1 ± 0.3", "3")
+
+
+def test_a_name_given_to_one_of_the_old_seeds_is_that_of_the_result(tmp_path):
+    """`run --name` finds the record of seed 0; the others of the number are not left behind under the old name."""
+    quiet = {"davis": SimpleNamespace(**vars(TASKS["davis"]) | {"seeded": False})}
+    paths = [save(tmp_path, r) for r in old_seeds((62.96, 62.96, 62.96))]
+    labels.write(paths[1], {"name": "renamed"}, "2026-02-01T00:00:00Z")
+    row = once(load_records(tmp_path), quiet)
+    assert (row["model"], row["n"]) == ("renamed [1]", "3")
 
 
 def test_seeds_give_mean_and_deviation():
