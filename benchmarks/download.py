@@ -4,7 +4,6 @@ Bytes go to `.NAME.part`; `.NAME.part.json` says of which version on the server 
 """
 
 import errno
-import fcntl
 import http.client
 import json
 import math
@@ -23,6 +22,7 @@ from urllib.parse import urlsplit
 
 from .atomic import replacing
 from .errors import UserError
+from .locks import is_at, take
 
 CHUNK = 1 << 18
 AGAIN = {408, 425, 429, 500, 502, 503, 504}  # answers after which another try may succeed
@@ -87,11 +87,7 @@ def open_part(target: Path) -> Iterator[Part]:
     """The part of `target`, locked against other processes (UserError); an empty one does not stay."""
     path = target.with_name(f".{target.name}.part")
     with path.open("ab", buffering=0) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mine = _is_at(file, path)
-        except BlockingIOError:
-            mine = False
+        mine = take(file.fileno()) and is_at(file.fileno(), path)
         if not mine:  # locked, or given its final name by the process that had it
             raise UserError(f"{target}: another process is fetching it; wait for it, then repeat this command")
         part = Part(path, file, {})
@@ -103,13 +99,9 @@ def open_part(target: Path) -> Iterator[Part]:
         try:
             yield part
         finally:
-            if part.size == 0 and _is_at(file, path):
+            if part.size == 0 and is_at(file.fileno(), path):
                 path.unlink()
                 part.note.unlink(missing_ok=True)
-
-
-def _is_at(file: BinaryIO, path: Path) -> bool:
-    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 def download(

@@ -3,8 +3,8 @@
 Only a whole file that agrees with everything that is known of it gets its name.
 """
 
-import fcntl
 import hashlib
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -13,8 +13,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from .atomic import os_error
 from .download import Wanted, download, open_part
 from .errors import UserError
+from .locks import take
 from .progress import Reporter
 from .zoo import Public, get, remember
 
@@ -121,10 +123,12 @@ def _remember(entry: Public, target: Path, sha256: str, agreed: list[str]) -> Pa
         return None
     folder = os.open(target.parent, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)  # several fetches into one folder share the list
+        take(folder, math.inf)  # several fetches into one folder share the list
         return remember(target.parent, entry, sha256, target.stat().st_size)
-    except OSError:  # a folder that is only read: the facts are in the built-in list
-        return None
+    except (OSError, UserError) as error:
+        if os_error(error) is None:
+            raise
+        return None  # a folder that is only read: the facts are in the built-in list
     finally:
         os.close(folder)
 

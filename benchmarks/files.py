@@ -1,5 +1,6 @@
 """Files of data sets: where the sets lie, what is in their files, and a memory of it between runs."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from .atomic import replacing
 from .errors import UserError
 from .masks import decode_mask
 
@@ -112,13 +114,10 @@ class Known:
         return [facts for _, facts in seen]
 
     def _store(self) -> None:
-        temporary = self.file.with_name(f"{self.file.name}.{os.getpid()}.tmp")
-        try:
+        with contextlib.suppress(OSError, UserError):
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps({"version": self.VERSION, "root": self.root, "files": self.files}))
-            os.replace(temporary, self.file)
-        except OSError:
-            pass
+            with replacing(self.file) as temporary:
+                temporary.write_text(json.dumps({"version": self.VERSION, "root": self.root, "files": self.files}))
 
 
 def digest(files: Iterable[tuple[str, int, str]]) -> str:

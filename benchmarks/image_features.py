@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import record
-from .atomic import replacing
+from .atomic import write_atomic
 from .classes import Split
 from .errors import UserError
 from .files import cache_folder
@@ -183,7 +183,6 @@ def _write(file: Path, chunk: Tensor) -> None:
     """Keep a chunk; a cache that cannot be written only costs time."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as temporary, open(temporary, "wb") as handle:
-            np.save(handle, chunk.numpy())
+        write_atomic(file, lambda handle: np.save(handle, chunk.numpy()), sync=False)
     except (OSError, UserError):
         pass

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .atomic import replacing
+from .atomic import write_atomic
 from .errors import UserError
 
 BASE_BATCH = 256  # learning rates are for so many images a step
@@ -74,8 +74,7 @@ class Probe(nn.Module):
     def save(self, path: Path, epoch: int, key: str) -> None:
         """State after `epoch` epochs; key says what it belongs to."""
         state = {"weight": self.weight.detach(), "bias": self.bias.detach(), "momentum": self.momentum}
-        with replacing(path, sync=True) as temporary:
-            torch.save(state | {"epoch": epoch, "key": key}, temporary)
+        write_atomic(path, lambda file: torch.save(state | {"epoch": epoch, "key": key}, file))
 
     def resume(self, path: Path, key: str) -> int:
         """Take over the state of an interrupted run; -> epochs that are done, 0 where there is none of that key."""

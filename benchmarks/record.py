@@ -7,22 +7,23 @@ results/README.md.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
+import itertools
 import json
+import math
 import os
 import platform
 import re
 import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from . import labels
+from . import labels, locks
+from .atomic import replacing
 from .errors import UserError
 
 SCHEMA = 1
@@ -74,33 +75,23 @@ def write(out: Path, record: Mapping, failed: bool = False) -> Path:
     """
     base, key = folder(out, record["task"]), record["key"]
     text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    temporary = base / f".{key}.{os.getpid()}.{time.monotonic_ns()}.tmp"
-    try:
-        base.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("w", encoding="utf-8") as f:
-                f.write(text)
-                f.flush()
-                os.fsync(f.fileno())
-            number = 1
-            while True:
-                suffix = f".failed-{number}" if failed else "" if number == 1 else f".{number}"
-                path = base / f"{key}{suffix}.json"
-                try:
-                    _publish(temporary, path)
-                    break
-                except FileExistsError:
-                    number += 1
-        finally:
-            temporary.unlink(missing_ok=True)
-        directory = os.open(base, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except OSError as error:
-        raise UserError(f"cannot write a record below {base}: {error.strerror or error}", 1) from None
-    return path
+    names = (f".failed-{n}" if failed else f".{n}" if n > 1 else "" for n in itertools.count(1))
+    taken = []
+
+    def publish(temporary: Path, _: Path) -> None:
+        for name in names:
+            path = base / f"{key}{name}.json"
+            try:
+                _publish(temporary, path)
+            except FileExistsError:
+                continue
+            taken.append(path)
+            return
+
+    _make(base)
+    with replacing(base / f"{key}.json", sync=True, publish=publish) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return taken[0]
 
 
 def _publish(temporary: Path, path: Path) -> None:
@@ -115,6 +106,13 @@ def _publish(temporary: Path, path: Path) -> None:
         temporary.replace(path)
 
 
+def _make(base: Path) -> None:
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write below {base}: {error.strerror or error}", 1) from None
+
+
 @contextlib.contextmanager
 def lock(out: Path, task: str, key: str, wait: bool = True) -> Iterator[bool]:
     """Hold the right to work on a key; yields False (at once) if another process has it and `wait` is false.
@@ -122,18 +120,14 @@ def lock(out: Path, task: str, key: str, wait: bool = True) -> Iterator[bool]:
     The kernel releases it when the process ends, however it ends.
     """
     base = folder(out, task)
-    try:
-        base.mkdir(parents=True, exist_ok=True)
-        handle = (base / f".{key}.lock").open("w")
-    except OSError as error:
-        raise UserError(f"cannot write below {base}: {error.strerror or error}", 1) from None
-    with handle:
+    _make(base)
+    with contextlib.ExitStack() as held:
+        mine = True
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+            held.enter_context(locks.lock(base / f".{key}.lock", math.inf if wait else 0.0))
+        except locks.Busy:
+            mine = False
+        yield mine
 
 
 def commit() -> str | None:

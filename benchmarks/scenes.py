@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from .atomic import temporary_name
 from .errors import UserError
 from .masks import write_mask
 from .textures import TEXTURES, noise, palette, texture
@@ -212,8 +213,7 @@ def _once(root: Path | str, what: dict, draw) -> Path:
             return root
         raise UserError(f"{root}: is not empty and holds something else than the pictures to draw; give another folder")
     root.parent.mkdir(parents=True, exist_ok=True)
-    temporary = root.with_name(f".{root.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = temporary_name(root)
     try:
         draw(temporary)
         (temporary / "drawn.json").write_text(note)

@@ -5,65 +5,31 @@ RUN/log.jsonl                       see log.py
 RUN/checkpoints/step-00000100.pt    after 100 optimiser steps (trainer.Trainer.state)
 RUN/exports/                        see export.py
 RUN/watch/step-00000100/            pictures, see watch.py
+RUN/.lock                           says which process works on it, see benchmarks/locks.py
 """
 
 import contextlib
 import hashlib
 import logging
-import os
 import re
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from omegaconf import OmegaConf
 
+from ..benchmarks.atomic import TEMPORARY, write_atomic
 from ..benchmarks.errors import UserError
+from ..benchmarks.locks import Busy, lock
 from .config import Config, from_dict, to_dict
 
 log = logging.getLogger(__name__)
 NAME = re.compile(r"step-(\d{8,})\.pt")
-TEMPORARY = ".tmp"
 JOBS = "slurm"  # sub-folder of a job's files
+LOCK = ".lock"  # held by the first process of a run as long as it works
 FALLBACKS = 2  # newest checkpoints that are always kept: should one be damaged, there is the one before
 # Options that a resumed run may change: what it computes stays the same.
 SAFE = ("data.path", "data.root", "data.workers", "data.prefetch", "loop.device", "checkpoint.", "log.", "watch.")
-
-
-def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """`write(file)` into a temporary name beside `path`, which then takes its place; on disk when this returns.
-
-    A process killed at any moment leaves the old file or the new one, and maybe a temporary one. Raises UserError for
-    a full disk or an unwritable folder; the old file is then untouched and the temporary one gone.
-    """
-    temporary = path.with_name(f".{path.name}{TEMPORARY}")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # else the new name may be lost with the power
-        finally:
-            os.close(folder)
-    except (OSError, RuntimeError) as error:  # torch.save wraps what the file system says
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        cause = _os_error(error)
-        if cause is None:
-            raise
-        raise UserError(f"{path} cannot be written: {cause.strerror or cause}", status=1) from error
-
-
-def _os_error(error: BaseException | None) -> OSError | None:
-    """The file system's own words among an exception and its causes."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 class Run:
@@ -76,22 +42,42 @@ class Run:
 
     def check_empty(self) -> None:
         """Raise UserError if there is something in the folder already, other than the files of a job to come."""
+        if self.config_file.exists():
+            with contextlib.ExitStack() as held:
+                self.claim(held)  # that another process works on it is the better answer
+        self._check_empty()
+
+    def _check_empty(self) -> None:
         try:
-            full = self.folder.exists() and any(p.name != JOBS for p in self.folder.iterdir())
+            full = self.folder.exists() and any(p.name not in (JOBS, LOCK) for p in self.folder.iterdir())
         except OSError as error:
             raise UserError(f"{self.folder} cannot be made: {error.strerror or error}") from None
         if full:
             resume = f"go on with --resume {self.folder}, or " if self.config_file.exists() else ""
             raise UserError(f"{self.folder} is not empty: {resume}give another --out")
 
-    def create(self, cfg: Config) -> None:
-        """Make the folder of a new run. Raises UserError if it cannot be made or holds something."""
-        self.check_empty()
+    def claim(self, held: contextlib.ExitStack, wait: float = 0.0) -> None:
+        """Lock the run's folder against other processes until `held` closes. wait: seconds for another one to end.
+        Raises UserError, naming who works on it."""
         try:
-            self.checkpoints.mkdir(parents=True)
-        except OSError as error:
-            raise UserError(f"{self.folder} cannot be made: {error.strerror or error}") from None
-        self.write_config(cfg)
+            held.enter_context(lock(self.folder / LOCK, wait))
+        except Busy as busy:
+            todo = f"wait for it or stop it, then go on with --resume {self.folder}"
+            raise UserError(f"{self.folder} is in use by {busy.who}: {todo}", busy.status) from None
+
+    def create(self, cfg: Config, held: contextlib.ExitStack | None = None) -> None:
+        """Make the folder of a new run, claimed until `held` closes. Raises UserError if it cannot be made or holds
+        something."""
+        self.check_empty()
+        with contextlib.ExitStack() as briefly:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self.claim(held or briefly)
+                self._check_empty()  # another run may have begun meanwhile
+                self.write_config(cfg)
+                self.checkpoints.mkdir()
+            except OSError as error:
+                raise UserError(f"{self.folder} cannot be made: {error.strerror or error}") from None
 
     def write_config(self, cfg: Config) -> None:
         text = OmegaConf.to_yaml(OmegaConf.create(to_dict(cfg)))
@@ -107,8 +93,8 @@ class Run:
         return dict(sorted(found.items()))
 
     def clean(self) -> None:
-        """Remove what a killed process left half written."""
-        for folder in (self.folder, self.checkpoints):
+        """Remove what a killed process left half written; for the process that has claimed the folder."""
+        for folder in (self.folder, self.checkpoints, *self.folder.glob("watch/*")):
             for path in folder.glob(f".*{TEMPORARY}"):
                 path.unlink(missing_ok=True)
 

@@ -11,6 +11,15 @@ from torch import Tensor, nn
 
 from ..benchmarks.errors import UserError
 
+# What a launcher that starts a run again counts by, and the seconds that its former processes get to end.
+RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+PATIENCE = 120.0
+
+
+def restarted() -> bool:
+    """Whether a launcher started this process anew, after a failure or a time-out."""
+    return any(os.environ.get(name, "0") not in ("", "0") for name in RESTARTS)
+
 
 class Told(UserError):
     """A UserError that the first process reports; the others end without a word."""

@@ -1,6 +1,5 @@
 """From a checkpoint of a run to a file for the evaluation (`selfpatch export`), ours or of an official code base."""
 
-import os
 import re
 from argparse import Namespace
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..benchmarks.atomic import replacing
 from ..benchmarks.card import ARCHITECTURES, Card, vit_card
 from ..benchmarks.encoder import Encoder, encoder_for
 from ..benchmarks.errors import UserError
@@ -16,7 +16,7 @@ from ..benchmarks.formats import selfpatch_bench
 from ..benchmarks.formats._conv import swin_card
 from ..benchmarks.loading import fingerprint, names, open_checkpoint
 from .backbone import build_backbone
-from .checkpoint import Run, read, write_atomic
+from .checkpoint import Run, read
 from .config import Config, from_dict
 from .swin import Swin
 
@@ -162,9 +162,9 @@ def _write_official(path: Path, state: dict, cfg: Config, format: str) -> None:
     """Write an official layout and read it back: it takes its place only if the loader makes the same network of it."""
     weights, card = portable(state["teacher"], cfg)
     tree = official(state, cfg, card, format)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.pth")
-    try:
-        write_atomic(temporary, lambda file: torch.save(tree, file))
+    with replacing(path, sync=True) as temporary:
+        with temporary.open("wb") as file:
+            torch.save(tree, file)
         found = open_checkpoint(temporary, format=format)
         mine, theirs = card.as_dict(), found.card.as_dict()
         other = [
@@ -175,11 +175,6 @@ def _write_official(path: Path, state: dict, cfg: Config, format: str) -> None:
         read_back = found.reading.weights
         if read_back.keys() != weights.keys() or not all(torch.equal(v, read_back[k]) for k, v in weights.items()):
             raise UserError(f"--format {format}: {path} came back with other weights: the disk or the memory fails")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def official(state: dict, cfg: Config, card: Card, format: str) -> dict:

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from ..benchmarks.atomic import write_atomic
 from ..benchmarks.errors import UserError
 from ..benchmarks.progress import Reporter
 from ..benchmarks.record import process_peak
-from .checkpoint import Run, write_atomic
+from .checkpoint import Run
 
 
 class Log:

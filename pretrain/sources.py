@@ -1,5 +1,6 @@
 """Where training images come from: folders, a list file or tar shards, all behind numbers 0 .. len - 1."""
 
+import contextlib
 import hashlib
 import io
 import os
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..benchmarks.atomic import write_atomic
 from ..benchmarks.errors import UserError
 from ..benchmarks.files import cache_folder
 
@@ -156,13 +158,9 @@ def _tar_index(root: Path, shards: list[str]) -> tuple[list[str], np.ndarray]:
     place = np.array(place, np.int64).reshape(-1, 3)
     if names:
         text = np.frombuffer(b"\0".join(map(os.fsencode, names)), np.uint8)
-        temporary = cached.with_name(f"{cached.stem}.{os.getpid()}.tmp.npz")
-        try:
+        with contextlib.suppress(OSError, UserError):  # without it the next time only takes longer
             cached.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(temporary, names=text, place=place)
-            os.replace(temporary, cached)
-        except OSError:
-            pass  # only costs time
+            write_atomic(cached, lambda file: np.savez(file, names=text, place=place), sync=False)
     return names, place
 
 

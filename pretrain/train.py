@@ -11,12 +11,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ..benchmarks.atomic import write_atomic
 from ..benchmarks.errors import UserError
-from .checkpoint import Run, identity, read, write_atomic
+from .checkpoint import Run, identity, read
 from .collapse import Collapse
 from .config import Config, load_recipe
 from .data import Batch, batches, steps_per_epoch
-from .distributed import Ranks, Told
+from .distributed import PATIENCE, Ranks, Told, restarted
 from .host import keep_memory
 from .initial import load_initial
 from .log import Log, check_tensorboard, entries, plain
@@ -80,18 +81,21 @@ def absolute(path: str) -> str:
 def launch(cfg: Config, run: Run, resume: bool) -> int:
     """Train in this process, one of those that torchrun started or alone; -> exit status."""
     try:
-        with Ranks(cfg.loop.device) as ranks:
-            return train(cfg, run, ranks, resume)
+        with Ranks(cfg.loop.device) as ranks, contextlib.ExitStack() as held:
+            return train(cfg, run, ranks, resume, held)
     except Told as error:
         return error.status
     except KeyboardInterrupt:
         raise UserError(f"interrupted: go on with {how_to_resume(run)}", 130) from None
 
 
-def train(cfg: Config, run: Run, ranks: Ranks, resume: bool) -> int:
-    """The whole run. Everything that can be wrong is found before its folder is made."""
+def train(cfg: Config, run: Run, ranks: Ranks, resume: bool, held: contextlib.ExitStack) -> int:
+    """The whole run, with its folder claimed until `held` closes. Everything that can be wrong is found before the
+    folder is made."""
     if ranks.device.type == "cpu":
         keep_memory()
+    if resume:
+        ranks.first(lambda: run.claim(held, PATIENCE if restarted() else 0.0))
     source = open_source(cfg.data.path, cfg.data.root)
     per_epoch = steps_per_epoch(len(source), cfg.loop.batch)
     if not per_epoch:
@@ -111,7 +115,7 @@ def train(cfg: Config, run: Run, ranks: Ranks, resume: bool) -> int:
     if cfg.watch.every is not None:  # checked before there is a folder
         ranks.first(lambda: watch.append(Watch(cfg, run, trainer, source)))
     if not resume:
-        ranks.first(lambda: run.create(cfg))
+        ranks.first(lambda: run.create(cfg, held))
     done, total = trainer.step, len(trainer)
     late = ranks.first(lambda: missed(cfg, run, done, per_epoch, total))
     if done >= total and not late:

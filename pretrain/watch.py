@@ -25,11 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..benchmarks import task
+from ..benchmarks.atomic import write_atomic
 from ..benchmarks.classes import ClassSet, Split, open_classes
 from ..benchmarks.errors import UserError
 from ..benchmarks.image_features import BATCH, Crop, ahead
 from ..benchmarks.tasks import davis, knn
-from .checkpoint import Run, write_atomic
+from .checkpoint import Run
 from .config import Config
 from .distributed import Ranks
 from .export import encoder_of

@@ -1,16 +1,24 @@
 """A run that is killed, stopped, or meets a full disk, and goes on: the same to the last bit as one never stopped."""
 
+import platform
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
 
 import pytest
 import torch
 
+from selfpatch_bench.benchmarks import locks
 from selfpatch_bench.benchmarks.errors import UserError
 from selfpatch_bench.benchmarks.torchfile import read_checkpoint
 from selfpatch_bench.pretrain.checkpoint import Run, read, write_atomic
 from selfpatch_bench.pretrain.log import cut
 from selfpatch_bench.pretrain.train import pretrain_command
-from training import SELFPATCH, Jobs, final, lines, pictures, same, tensors
+from training import SELFPATCH, Jobs, environment, final, lines, pictures, same, tensors
 from training import one_thread as one_thread
 
 # SIGKILL before the first checkpoint, while one is written, between two, just before it gets its name, right after, at
@@ -95,6 +103,98 @@ def test_disk_full(scenes, whole):
     assert "Traceback" not in said
     assert "from step 4 of 12" in again
     assert same(final(run), final(whole))
+
+
+LONG = (*SELFPATCH, "checkpoint.every_steps=5", "loop.epochs=20")  # of 80 steps, so that it can be met at work
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory):
+    """A run of LONG that nothing happened to."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert start("selfpatch", "--data", data, "--out", run, *LONG).wait(timeout=300) == 0
+    return run
+
+
+def start(*arguments, **more) -> subprocess.Popen:
+    line = [sys.executable, "-m", "selfpatch_bench.benchmarks", "pretrain", *map(str, arguments)]
+    return subprocess.Popen(line, env=environment() | more, stderr=subprocess.PIPE, text=True)
+
+
+def at_work(process, run, steps: int = 8) -> None:
+    """Wait until a run has done some steps."""
+    while process.poll() is None and not (run / "log.jsonl").exists():
+        time.sleep(0.01)
+    while process.poll() is None and (run / "log.jsonl").read_text().count("\n") < steps:
+        time.sleep(0.01)
+    assert process.poll() is None, process.stderr.read()
+
+
+def test_a_second_process_is_refused(data, undisturbed, tmp_path):
+    """One line that names who works there, for a resume and for a new run; nothing of the first run is touched, and it
+    ends as if alone."""
+    run = tmp_path / "run"
+    first = start("selfpatch", "--data", data, "--out", run, *LONG)
+    at_work(first, run)
+    first.send_signal(signal.SIGSTOP)  # so that it is there as long as the others need
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    for second in (start("--resume", run), start("selfpatch", "--data", data, "--out", run, *LONG)):
+        said = second.communicate(timeout=120)[1]
+        who = rf"process {first.pid} on {re.escape(platform.node())} since \S+"
+        todo = rf"wait for it or stop it, then go on with --resume {run}"
+        assert re.fullmatch(rf"error: {run} is in use by {who}: {todo}\n", said), said
+        assert second.returncode == 1
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+    first.send_signal(signal.SIGCONT)
+    assert first.wait(timeout=120) == 0
+    assert same(final(run), final(undisturbed))
+    assert lines(run) == lines(undisturbed)
+    assert not list(run.rglob(".*"))
+
+
+def test_two_new_runs_in_one_folder(data, undisturbed, tmp_path):
+    """Started at the same moment: one works, the other one is refused in one line."""
+    both = [start("selfpatch", "--data", data, "--out", tmp_path / "run", *LONG) for _ in range(2)]
+    said = [process.communicate(timeout=120)[1] for process in both]
+    assert sorted(process.returncode == 0 for process in both) == [False, True], said
+    (refused,) = [text for process, text in zip(both, said, strict=True) if process.returncode]
+    assert re.fullmatch(rf"error: {tmp_path}/run is (in use by process|not empty).*\n", refused), refused
+    assert same(final(tmp_path / "run"), final(undisturbed))
+    assert lines(tmp_path / "run") == lines(undisturbed)
+
+
+def test_resumed_right_after_a_kill(data, undisturbed, tmp_path):
+    """Its data workers may live a moment longer: no reason to refuse."""
+    run, workers = tmp_path / "run", "data.workers=2"
+    first = start("selfpatch", "--data", data, "--out", run, *LONG, workers)
+    at_work(first, run)
+    first.kill()
+    second = start("--resume", run, workers)
+    said = second.communicate(timeout=120)[1]
+    assert (first.wait(), second.returncode) == (-9, 0), said
+    assert same(final(run), final(undisturbed))
+    assert lines(run) == lines(undisturbed)
+
+
+@pytest.mark.parametrize("count", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
+def test_a_restarted_run_waits_for_the_former(whole, tmp_path, monkeypatch, count):
+    """A launcher's restart meets processes that are about to end; the first start does not."""
+    run, _ = damaged_copy(whole, tmp_path, lambda c: c)
+    hold = "import sys, time; from pathlib import Path; from selfpatch_bench.benchmarks.locks import lock\n"
+    hold += "with lock(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)\n"
+    former = subprocess.Popen([sys.executable, "-c", hold, run / ".lock"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert former.stdout.readline() == "held\n"
+        monkeypatch.setenv(count, "0")
+        with pytest.raises(UserError, match=f"is in use by process {former.pid}"):
+            pretrain_command(None, resume=run)
+        monkeypatch.setenv(count, "1")
+        clock = types.SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: former.kill())
+        monkeypatch.setattr(locks, "time", clock)
+        assert pretrain_command(None, resume=run) == 0
+    finally:
+        former.kill()
+        former.wait()
 
 
 def damaged_copy(whole, tmp_path, damage):
@@ -195,8 +295,10 @@ def test_folders(whole, data, tmp_path):
         pretrain_command("selfpatch", data, whole, overrides=OPTIONS)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
+    (tmp_path / "other" / ".lock").touch()  # somebody else's
     with pytest.raises(UserError, match="other is not empty: give another --out"):
         pretrain_command("selfpatch", data, tmp_path / "other", overrides=OPTIONS)
+    assert sorted(p.name for p in (tmp_path / "other").iterdir()) == [".lock", "file"]
     with pytest.raises(UserError, match="no run is there"):
         pretrain_command(None, resume=tmp_path / "other")
     with pytest.raises(UserError, match="cannot be made: Not a directory"):

@@ -1,6 +1,8 @@
 """Our own export: one .safetensors, timm names and `readout.*`, with the card in its metadata."""
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,16 +27,20 @@ def convert(state, meta):
 
 
 def write(path: Path, weights: Mapping, card: Card, about: Mapping | None = None) -> None:
-    """Write weights (name -> tensor) and card to `path`, atomically. about: plain facts to keep with them."""
+    """Write weights (name -> tensor) and card to `path`, atomically. about: plain facts to keep with them. Raises
+    UserError where the file system refuses."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    path = Path(path)
     header = json.dumps({"card": card.as_dict(), "about": dict(about or {})}, sort_keys=True)
-    try:
-        with replacing(path, sync=True) as temporary:
-            save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, temporary, metadata={KEY: header})
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    tensors = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
+    with replacing(Path(path), sync=True) as temporary:
+        try:
+            save_file(tensors, temporary, metadata={KEY: header})
+        except SafetensorError as error:  # has the system's number in its text only
+            if (found := re.search(r"\(os error (\d+)\)", str(error))) is None:
+                raise
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
 
 
 def example(folder):

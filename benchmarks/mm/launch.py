@@ -6,7 +6,7 @@ after ops.install(). What fails is left in OUT/error.json as one line.
 """
 
 import contextlib
-import fcntl
+import math
 import os
 import platform
 import signal
@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..errors import UserError
+from ..locks import take
 from .job import ERROR, LAST, LOCK, RESULT, Job, read_json, write_json
 
 MODULE = f"{__package__}.launch"
@@ -115,7 +116,7 @@ def work(job: Job) -> None:
         join(Path(job.out).name, cuda)
     # Held until this process ends. Not before the others are there: then the first parent has seen that all was quiet.
     lock = (Path(job.out) / LOCK).open("a")
-    fcntl.flock(lock, fcntl.LOCK_SH)
+    take(lock.fileno(), math.inf, shared=True)
     from ..loading import open_checkpoint
 
     began = time.monotonic()

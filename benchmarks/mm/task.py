@@ -6,7 +6,6 @@ any work), training and evaluation in processes of a group of their own. Only th
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import signal
@@ -23,6 +22,7 @@ from pathlib import Path
 
 from ..card import Card
 from ..errors import UserError
+from ..locks import take
 from ..task import Config, Crash, Data, Task
 from . import recipe
 from .job import ERROR, LOCK, LOG, PROGRESS, RESULT, Job, read_json
@@ -197,16 +197,9 @@ def _environment(device: str) -> dict[str, str]:
 @contextlib.contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Wait until the processes of an earlier, killed run in `out` have ended."""
-    end = time.monotonic() + PATIENCE
     with (out / LOCK).open("a") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise UserError(f"{out}: processes of an earlier run are still at work there", 1) from None
-                time.sleep(0.2)
+        if not take(lock.fileno(), PATIENCE):
+            raise UserError(f"{out}: processes of an earlier run are still at work there", 1)
         yield
 
 
