@@ -5,7 +5,6 @@ an interrupted grid goes on where it stopped, and a cell that fails is named and
 """
 
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from rich.console import Console
 
 from . import plugins, record
 from .errors import UserError
+from .processes import environment, python, refuse_in_child
 from .published import load_published
 from .training import check_gpus
 
@@ -130,10 +130,11 @@ class Sweep:
 
     def start(self, arguments: list[str]) -> int:
         """Run one of our commands; -> exit status. Its output goes where ours goes."""
-        program = [sys.executable]
+        line = python(__package__, *arguments)
         if arguments[0] == "pretrain" and self.gpus > 1:
-            program = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.gpus}"]
-        return subprocess.run([*program, "-m", "selfpatch_bench.benchmarks", *arguments], check=False).returncode
+            torchrun = ["--standalone", f"--nproc-per-node={self.gpus}", "--module", __package__]
+            line = python("torch.distributed.run", *torchrun, *arguments)
+        return subprocess.run(line, env=environment(), check=False).returncode
 
     def check(self, names: list[str]) -> None:
         """Raise UserError for values that a recipe does not take, GPUs that are not there, or a folder that holds a run
@@ -224,6 +225,7 @@ def ablate_command(
     device: str | None = None,
 ) -> int:
     """Run the ablation NAME (or only some of its cells), print its tables; -> exit status."""
+    refuse_in_child()
     grid = read_grid(name, quick, tuple(overrides))
     if unknown := [c for c in cells or [] if c not in grid.cells]:
         raise UserError(f"--cells {','.join(unknown)}: there are {', '.join(grid.cells)}")

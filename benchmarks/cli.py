@@ -106,7 +106,7 @@ Examples:
 
     selfpatch pretrain --resume runs/sp
 
-    torchrun --nproc-per-node 8 -m selfpatch_bench.benchmarks pretrain dino --data IMAGENET/train --out runs/dino
+    torchrun --no-python --nproc-per-node 8 selfpatch pretrain dino --data IMAGENET/train --out runs/dino
 """
 
 
@@ -204,7 +204,7 @@ Examples:
 
     selfpatch run vit.pth --task coco_maskrcnn_1x --data /data/coco --slurm partition=gpu,nodes=2,gpus_per_node=4
 
-    torchrun --nnodes 2 --nproc-per-node 4 -m selfpatch_bench.benchmarks run vit.pth --task coco_maskrcnn_1x
+    torchrun --no-python --nnodes 2 --nproc-per-node 4 selfpatch run vit.pth --task coco_maskrcnn_1x
 """
 
 

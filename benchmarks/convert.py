@@ -2,7 +2,6 @@
 
 import contextlib
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.console import Console
 from .errors import UserError
 from .formats import selfpatch_bench
 from .loading import Checkpoint, open_checkpoint, ready
+from .processes import environment, python
 
 WARNING = """\
 ################################################################################
@@ -27,8 +27,9 @@ def unpickled(file: Path) -> Iterator[Path]:
     """A temporary copy of a pickle that holds nothing but tensors and plain values. Raises UserError if it fails."""
     with tempfile.TemporaryDirectory(prefix="selfpatch-") as folder:
         out = Path(folder) / file.name
-        command = [sys.executable, "-m", f"{__package__}.trusted", str(file.resolve()), str(out)]
-        done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        command = python(f"{__package__}.trusted", file.resolve(), out)
+        pipes = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+        done = subprocess.run(command, cwd=folder, env=environment(), **pipes)
         if done.returncode:
             lines = done.stderr.strip().splitlines()
             reason = lines[-1] if lines else f"exit status {done.returncode}"

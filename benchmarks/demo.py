@@ -19,6 +19,7 @@ from . import record
 from .card import IMAGENET_MEAN, IMAGENET_STD, Card
 from .encoder import Encoder
 from .formats.selfpatch_bench import write
+from .processes import refuse_in_child
 from .runner import Options, run_command
 from .scenes import make_pictures, make_videos
 from .tables import table_command
@@ -93,6 +94,7 @@ def demo_command(out: Path, full: bool = False) -> int:
 
     What is there already is not made again; an interrupted demo goes on. full: COCO and ADE20K as well (demo_full.py).
     """
+    refuse_in_child()
     console = Console()
     if full:
         from .mm.ops import require

@@ -7,8 +7,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from ..pretrain.slurm import GENERAL, TIMEOUTS, parse
-from .errors import UserError
+from ..pretrain.slurm import parse, queue, require, tasks_per_node
 from .runner import Options, gather, plan, run_command
 
 JOBS = "jobs"  # submitit's files, below --out
@@ -45,29 +44,14 @@ def submit(models: list[Path], tasks: list[str], options: Options, slurm: str) -
 
 def start(models: list[Path], tasks: list[str], options: Options, slurm: str):
     """`submit`, -> submitit's Job."""
-    try:
-        import submitit
-    except ImportError:
-        raise UserError("--slurm needs submitit: pip install 'selfpatch-bench[slurm]'") from None
+    require()
     parameters = parse(slurm)
-    cluster = parameters.pop("cluster", "slurm")
-    parameters.setdefault("tasks_per_node", parameters.get("gpus_per_node", 1))  # a process for each GPU
     options = _absolute(options)
     models = [str(Path(m).absolute()) if Path(m).exists() else str(m) for m in models]  # addresses as they are
-    world = int(parameters["tasks_per_node"]) * int(parameters.get("nodes", 1))
+    world = tasks_per_node(parameters) * int(parameters.get("nodes", 1))
     plan(gather(models, options), tasks, replace(options, world=world), here=False)
-    try:
-        if cluster == "local":  # directly: it then takes fractions of a minute
-            executor = submitit.LocalExecutor(options.out / JOBS, max_num_timeout=TIMEOUTS)
-        else:
-            executor = submitit.AutoExecutor(options.out / JOBS, cluster, slurm_max_num_timeout=TIMEOUTS)
-            parameters = {k if k in GENERAL else f"slurm_{k}": v for k, v in parameters.items()}
-            parameters.setdefault("name", f"run-{tasks[0]}")
-        executor.update_parameters(**parameters)
-        plugins = os.environ.get("SELFPATCH_PLUGINS", "")
-        return executor.submit(Job(models, tasks, options, plugins))
-    except (AssertionError, NameError, TypeError, ValueError, RuntimeError, OSError) as error:
-        raise UserError(f"--slurm {slurm}: {error}") from error
+    job = Job(models, tasks, options, os.environ.get("SELFPATCH_PLUGINS", ""))
+    return queue(job, options.out / JOBS, parameters, f"run-{tasks[0]}", slurm)
 
 
 def _absolute(options: Options) -> Options:

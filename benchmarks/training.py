@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from . import record
 from .errors import UserError
+from .processes import refuse_in_child
 
 
 def check_gpus(gpus: int, device: str) -> None:
@@ -47,8 +48,10 @@ def check_models(jobs: list, options) -> None:
 def launched() -> tuple[int, int]:
     """(number, count) of the processes that torchrun, or a step of a Slurm job, started; (0, 1) alone.
 
-    Slurm's variables are turned into torchrun's, for the processes that tasks start.
+    Slurm's variables are turned into torchrun's, for the processes that tasks start. Ends a process that should do
+    nothing of the kind, see processes.refuse_in_child.
     """
+    refuse_in_child()
     known = os.environ
     if "RANK" not in known and int(known.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         known |= {"RANK": known["SLURM_PROCID"], "WORLD_SIZE": known["SLURM_STEP_NUM_TASKS"]}

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..benchmarks.errors import UserError
+from ..benchmarks.processes import context
 from .group import Group
 from .masks import draw_mask
 from .pixels import apply, pre_resize
@@ -181,16 +182,6 @@ def _start_worker(_: int) -> None:
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def _context():
-    """Workers never fork from the main process: OpenCV's, OpenMP's and CUDA's threads do not survive a fork. They fork
-    from a server that has imported what they need and run nothing; a plain new interpreter where there is none."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
-
-
 def batches(
     source: ImageSource,
     views: Views,
@@ -236,7 +227,8 @@ def batches(
             ),
             num_workers=workers,
             prefetch_factor=prefetch if workers else None,
-            multiprocessing_context=_context() if workers else None,
+            # Forks of a server that has imported what they need and run nothing.
+            multiprocessing_context=context(preload=__name__) if workers else None,
             worker_init_fn=_start_worker if workers else None,
             pin_memory=pin,
             generator=torch.Generator(),  # else the loader takes a number from the global stream, and a resume differs

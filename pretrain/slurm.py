@@ -4,9 +4,13 @@ Needs submitit (extra `slurm`). Shortly before its time is up the job gets a sig
 saves (train.Stop), then submitit requeues the job, which finds the run's folder and resumes.
 """
 
+import importlib.util
+import shlex
+import sys
 from pathlib import Path
 
 from ..benchmarks.errors import UserError
+from ..benchmarks.processes import safe_path
 from .checkpoint import JOBS, Run
 from .config import Config, from_dict, to_dict
 
@@ -50,25 +54,48 @@ def submit(cfg: Config, run: Run, options: str, resume: bool) -> int:
 
 def start(cfg: Config, run: Run, options: str, resume: bool):
     """`submit`, -> submitit's Job."""
-    try:
-        import submitit
-    except ImportError:
-        raise UserError("--slurm needs submitit: pip install 'selfpatch-bench[slurm]'") from None
+    require()
     parameters = parse(options)
     if not resume:
         run.check_empty()
-    cluster = parameters.pop("cluster", "slurm")
-    parameters.setdefault("tasks_per_node", parameters.get("gpus_per_node", 1))  # a process for each GPU
     folder = run.folder.absolute()
+    job = Job(to_dict(cfg), str(folder), resume)
+    return queue(job, folder / JOBS, parameters, f"pretrain-{cfg.recipe}", options)
+
+
+def require() -> None:
+    """Raise UserError where submitit is not installed."""
+    if importlib.util.find_spec("submitit") is None:
+        raise UserError("--slurm needs submitit: pip install 'selfpatch-bench[slurm]'")
+
+
+def tasks_per_node(parameters: dict) -> int:
+    """A process for each GPU, unless told otherwise. Raises UserError."""
+    key = "tasks_per_node" if "tasks_per_node" in parameters else "gpus_per_node"
+    value = parameters.get(key, 1)
+    if not isinstance(value, int):
+        raise UserError(f"--slurm {key}={value}: it is a whole number")
+    return value
+
+
+def queue(job, folder: Path, parameters: dict, name: str, options: str):
+    """Hand a job to Slurm; -> submitit's Job. folder: for submitit's files. parameters: of `parse`, from `options`.
+    Raises UserError."""
+    import submitit
+
+    parameters = parameters | {"tasks_per_node": tasks_per_node(parameters)}
+    cluster = parameters.pop("cluster", "slurm")
+    python = f"{shlex.quote(sys.executable)} -P"  # no module comes from the folder that the job starts in
     try:
         if cluster == "local":  # directly: it then takes fractions of a minute
-            executor = submitit.LocalExecutor(folder / JOBS, max_num_timeout=TIMEOUTS)
+            executor = submitit.LocalExecutor(folder, max_num_timeout=TIMEOUTS, python=python)
         else:
-            executor = submitit.AutoExecutor(folder / JOBS, cluster, slurm_max_num_timeout=TIMEOUTS)
+            executor = submitit.AutoExecutor(folder, cluster, slurm_max_num_timeout=TIMEOUTS, slurm_python=python)
             parameters = {k if k in GENERAL else f"slurm_{k}": v for k, v in parameters.items()}
-            parameters.setdefault("name", f"pretrain-{cfg.recipe}")
+            parameters.setdefault("name", name)
         executor.update_parameters(**parameters)
-        return executor.submit(Job(to_dict(cfg), str(folder), resume))
+        with safe_path():
+            return executor.submit(job)
     except (AssertionError, NameError, TypeError, ValueError, RuntimeError, OSError) as error:
         raise UserError(f"--slurm {options}: {error}") from error
 

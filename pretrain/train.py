@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ..benchmarks.atomic import write_atomic
 from ..benchmarks.errors import UserError
+from ..benchmarks.processes import refuse_in_child
 from .checkpoint import Run, identity, read
 from .collapse import Collapse
 from .config import Config, load_recipe
@@ -42,6 +43,7 @@ def pretrain_command(
     the run as a job instead (slurm.submit). -> exit status: 0, or 128 + signal when told to stop (it has saved by
     then). Raises UserError.
     """
+    refuse_in_child()
     given = [f"{k}={quote(v)}" for k, v in (("data.path", data), ("loop.device", device)) if v is not None]
     overrides = [*overrides, *given] + ([f"seed={seed}"] if seed is not None else [])
     if resume is not None and (recipe is not None or out is not None):

@@ -341,6 +341,15 @@ def test_a_dead_worker_is_a_clear_error():
             pool.submit(mask, mask, 1).result()
 
 
+def test_a_reader_of_the_main_module_is_refused(monkeypatch):
+    """Scoring processes do not import it, so they could not find the function."""
+    monkeypatch.setattr(plain.read_arrays, "__module__", "__main__")
+    with scoring.ScorePool(1) as pool:
+        with pytest.raises(ValueError, match="read is a function of the main module"):
+            pool.submit("a", "b", 1, read=plain.read_arrays).result()
+        assert not pool._executor._processes
+
+
 def _running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"

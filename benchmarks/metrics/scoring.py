@@ -6,7 +6,6 @@ Neither this module nor `jf` imports torch, so that the processes start fast.
 import multiprocessing
 import multiprocessing.connection
 import os
-import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -17,22 +16,22 @@ import cv2
 import numpy as np
 
 from ..errors import UserError
+from ..processes import context
 from .jf import BOUND, frame_scores, prepare, score_prepared, summarize
 
 
 class ScorePool:
     """Processes that score frames while the parent computes; use it in a `with` statement.
 
-    They are spawned on demand, never forked (a parent with torch's threads must not fork), ignore Ctrl-C, which is the
-    parent's to handle, and end with the parent even if that is killed. `workers`: their number; None: one per available
-    core, at most 8; 0: none, `submit` itself scores.
+    They are spawned on demand, never forked (a parent with torch's threads must not fork), know nothing of the caller's
+    main module, ignore Ctrl-C, which is the parent's to handle, and end with the parent even if that is killed.
+    `workers`: their number; None: one per available core, at most 8; 0: none, `submit` itself scores.
     """
 
     def __init__(self, workers: int | None = None):
         cores = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
         self.workers = min(8, len(cores)) if workers is None else workers
-        spawn = multiprocessing.get_context("spawn")
-        self._executor = ProcessPoolExecutor(self.workers, spawn, _start_worker) if self.workers else None
+        self._executor = ProcessPoolExecutor(self.workers, context(), _start_worker) if self.workers else None
 
     def submit(self, prediction, truth, objects: int, bound: float = BOUND, read=None) -> Future:
         """A future of `frame_scores(...)`, or with `read` of `frame_scores(*read(prediction, truth), ...)`.
@@ -44,19 +43,15 @@ class ScorePool:
             if read is None:
                 task = (score_prepared, *prepare(prediction, truth, objects, bound))
             else:
+                if self._executor is not None and getattr(read, "__module__", None) == "__main__":
+                    raise ValueError("read is a function of the main module, which scoring processes do not import")
                 task = (_read_and_score, read, prediction, truth, objects, bound)
             if self._executor is None:
                 answer.set_result(task[0](*task[1:]))
                 return answer
             # Sent later by a thread: the caller may use its arrays again by then.
             task = [part.copy() if isinstance(part, np.ndarray) else part for part in task]
-            # Processes started here inherit the blocked signal: Ctrl-C must not end them, nor print their trace.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            try:
-                remote = self._executor.submit(*task)
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            remote.add_done_callback(lambda done: _pass_on(done, answer))
+            self._executor.submit(*task).add_done_callback(lambda done: _pass_on(done, answer))
         except Exception as error:
             answer.set_exception(_clear(error))
         return answer
@@ -119,8 +114,7 @@ def _clear(error: BaseException) -> BaseException:
     if not isinstance(error, BrokenProcessPool):
         return error
     return UserError(
-        "a scoring process died (out of memory, killed, or the calling script lacks `if __name__ == '__main__':`): "
-        "run again, with fewer or with 0 scoring processes"
+        "a scoring process died (out of memory, or killed): run again, with fewer or with 0 scoring processes"
     )
 
 

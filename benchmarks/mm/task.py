@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 from ..card import Card
 from ..errors import UserError
 from ..locks import take
+from ..processes import environment, python
 from ..task import Config, Crash, Data, Task
 from . import recipe
 from .job import ERROR, LOCK, LOG, PROGRESS, RESULT, Job, read_json
@@ -180,7 +180,7 @@ def _ask(question: str, device: str) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         asked, answer = Path(folder, "question.json"), Path(folder, "answer.json")
         asked.write_text(question, encoding="utf-8")
-        line = [sys.executable, "-m", MODULE, "--check", str(asked), str(answer)]
+        line = python(MODULE, "--check", asked, answer)
         done = subprocess.run(line, capture_output=True, text=True, env=_environment(device), check=False)
         found = read_json(answer)
     if found is None:
@@ -191,7 +191,7 @@ def _ask(question: str, device: str) -> str | None:
 
 def _environment(device: str) -> dict[str, str]:
     """Of the processes: mm takes a GPU wherever it sees one, so on `cpu` it must see none."""
-    return os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
+    return environment(**({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}))
 
 
 @contextlib.contextmanager
@@ -206,7 +206,7 @@ def _alone(out: Path) -> Iterator[None]:
 def work(path: Path, out: Path, cfg: Config, rank: int = 0) -> None:
     """Run the job's processes to their end, passing on their progress and any signal to end. Raises Crash."""
     log = out / (LOG if rank == 0 else f"log.{rank}.txt")
-    line = [sys.executable, "-m", MODULE, str(path.resolve())]
+    line = python(MODULE, path.resolve())
     with log.open("ab") as output:
         output.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {path}\n".encode())
         output.flush()

@@ -1,0 +1,107 @@
+"""How this package starts Python: no module comes from the current folder, and no script of the caller runs again.
+
+Python puts the current folder first on the path of `-m` and `-c`, where a stray `torch.py` would be executed; and the
+processes of a pool import the caller's main module, which without `if __name__ == "__main__":` starts all anew.
+"""
+
+import contextlib
+import multiprocessing
+import multiprocessing.context
+import os
+import signal
+import sys
+import threading
+import types
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
+
+SAFE = "PYTHONSAFEPATH"  # as -P, for children of children too; PYTHONPATH counts as ever
+_starting = threading.RLock()
+
+
+def python(module: str, *arguments) -> list[str]:
+    """Command line of a module of ours."""
+    return [sys.executable, "-P", "-m", module, *map(str, arguments)]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Of a process that may start others."""
+    return os.environ | {SAFE: "1"} | more
+
+
+@contextlib.contextmanager
+def safe_path() -> Iterator[None]:
+    """For processes that a library starts inside the block."""
+    with _starting:
+        before = os.environ.get(SAFE)
+        os.environ[SAFE] = "1"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[SAFE]
+            else:
+                os.environ[SAFE] = before
+
+
+@contextlib.contextmanager
+def _sheltered() -> Iterator[None]:
+    """Processes that are started inside find no main module to import, and never get a Ctrl-C, which is the caller's to
+    handle: else they print their own traceback, or end while the caller still needs them."""
+    with safe_path():
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Spawned(multiprocessing.context.SpawnProcess):
+    def start(self) -> None:
+        with _sheltered():
+            super().start()
+
+
+class _Spawn(multiprocessing.context.SpawnContext):
+    Process = _Spawned
+
+
+class _Served(multiprocessing.context.ForkServerProcess):
+    def start(self) -> None:
+        with _sheltered():
+            super().start()
+
+
+class _ForkServer(multiprocessing.context.ForkServerContext):
+    Process = _Served
+
+
+def context(preload: str | None = None) -> multiprocessing.context.BaseContext:
+    """For pools whose work is all in importable modules: new interpreters, or with `preload` forks of a server that has
+    imported this module and run nothing, where the system has such a thing.
+
+    None forks this process: threads of torch, OpenCV and CUDA do not survive that.
+    """
+    with safe_path():
+        resource_tracker.ensure_running()
+    if preload is None or "forkserver" not in multiprocessing.get_all_start_methods():
+        return _Spawn()
+    made = _ForkServer()
+    made.set_forkserver_preload([preload])
+    return made
+
+
+def refuse_in_child() -> None:
+    """End a process of somebody else's pool that runs a command while it is still being started: its script lacks the
+    main guard."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        print(
+            "error: a process that a script starts runs the script again: put the call below "
+            "`if __name__ == '__main__':`",
+            file=sys.stderr,
+            flush=True,
+        )
+        raise SystemExit(1)
