@@ -129,7 +129,8 @@ def pretrain(
 ):
     """Pretrain a network by a recipe; the run's folder holds its configuration, checkpoints and log.
 
-    A killed run goes on with `--resume` and ends with the same weights. `key=value` sets a value of the recipe.
+    A killed run goes on with `--resume` and ends with the weights of one that was never stopped: bit for bit on a CPU,
+    up to the order of additions on GPUs. `key=value` sets a value of the recipe.
     """
     use_plugins(plugins)
     from ..pretrain.train import pretrain_command

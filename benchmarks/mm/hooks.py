@@ -1,7 +1,8 @@
 """Hooks and data parts of mmengine's loops: exact resume, safe checkpoints, progress.
 
-A run that is killed and goes on gives the same numbers as one that was never stopped: the order of the images depends
-on the seed and the epoch, an image's augmentation on (seed, epoch, image), dropout on (seed, iteration, process).
+A run that is killed and goes on gives the same numbers as one that was never stopped, on GPUs up to the order of
+additions: the order of the images depends on the seed and the epoch, an image's augmentation on (seed, epoch, image),
+dropout on (seed, iteration, process).
 """
 
 import math
