@@ -73,7 +73,7 @@ def build_backbone(
         )
     try:
         vit = timm.create_model(name, pretrained=False, **(options | (overrides or {})))
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except Exception as error:  # arguments that nobody checked before
         raise UserError(
             f"network.backbone={name} cannot be built with {options | (overrides or {})}: {error}"
         ) from error

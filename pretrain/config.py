@@ -4,7 +4,7 @@ Types are strict: an unknown key or a value of another type is a UserError that 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,22 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..benchmarks import plugins
 from ..benchmarks.errors import UserError
+from .ranges import bounded, check_number, check_numbers
 from .schedules import LR_RULES
-from .views import Views
+from .views import PIXELS, Views
 
 PRECISIONS = ("auto", "float32", "bf16", "fp16", "float64")
+STEPS = 10**8  # of a run: its schedules are tables
+# Bounds of network.overrides, which timm's constructors do not check.
+SIZES = {"at_least": 1, "at_most": 2**14}
+COUNTS = {"at_least": 1, "at_most": 1000}
+OVERRIDES = {
+    "mlp_ratio": {"above": 0, "at_most": 64},
+    "reg_tokens": {"at_least": 0, "at_most": 1000},
+    **{key: SIZES for key in ("embed_dim", "num_heads", "patch_size", "window_size")},
+    **{key: COUNTS for key in ("depth", "depths")},
+    **{f"{part}drop_rate": {"at_least": 0, "below": 1} for part in ("", "pos_", "patch_", "proj_", "attn_")},
+}
 
 
 @dataclass
@@ -27,10 +39,10 @@ class Data:
 
     path: str | None = None
     root: str | None = None
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    workers: int | None = None
-    prefetch: int = 2
+    mean: tuple[float, float, float] = bounded((0.485, 0.456, 0.406), at_least=0, at_most=1)
+    std: tuple[float, float, float] = bounded((0.229, 0.224, 0.225), above=0, at_most=1)
+    workers: int | None = bounded(None, at_least=0, at_most=1024)
+    prefetch: int = bounded(2, at_least=1, at_most=1024)
 
 
 @dataclass
@@ -44,11 +56,11 @@ class Network:
     backbone: str = "vit_small_patch16"
     class_token: bool | None = None
     readout: str = "token"
-    readout_depth: int = 2
-    drop_path: float = 0.1
-    teacher_drop_path: float = 0.0
+    readout_depth: int = bounded(2, at_least=1, at_most=100)
+    drop_path: float = bounded(0.1, at_least=0, below=1)
+    teacher_drop_path: float = bounded(0.0, at_least=0, below=1)
     positions: str = "dino"
-    image_size: int | None = None
+    image_size: int | None = bounded(None, at_least=1, at_most=PIXELS)
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
@@ -58,7 +70,7 @@ class ObjectiveEntry:
     stand side by side: {name: selfpatch, weight: 0.1, k: 4}."""
 
     name: str
-    weight: float = 1.0
+    weight: float = bounded(1.0, at_least=0, at_most=10**6)
     options: Any = None
 
 
@@ -68,14 +80,14 @@ class Optim:
     null: none. decay_biases: also decay biases; 1-D weights never are, nor parameters whose name contains one of
     no_decay. freeze: parameters whose name contains one of these get no update in the first freeze_epochs epochs."""
 
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    clip: float | None = 3.0
+    betas: tuple[float, float] = bounded((0.9, 0.999), at_least=0, below=1)
+    eps: float = bounded(1e-8, above=0)
+    clip: float | None = bounded(3.0, above=0)
     clip_mode: str = "per_tensor"
     decay_biases: bool = False
     no_decay: list[str] = field(default_factory=list)
     freeze: list[str] = field(default_factory=lambda: ["last_layer"])
-    freeze_epochs: int = 1
+    freeze_epochs: int = bounded(1, at_least=0)
 
 
 @dataclass
@@ -85,18 +97,18 @@ class Schedule:
     (it began with the run, and every value is used one step late). weight_decay, ema: along a cosine to their *_end.
     ema_shift: the teacher's momentum is that of so many steps later (1: an update before the next forward)."""
 
-    lr: float = 5e-4
-    lr_batch: int = 256
-    min_lr: float = 1e-6
+    lr: float = bounded(5e-4, at_least=0, at_most=1000)
+    lr_batch: int = bounded(256, at_least=1, at_most=10**9)
+    min_lr: float = bounded(1e-6, at_least=0, at_most=1000)
     scale_min_lr: bool = False
-    warmup_epochs: float = 10.0
-    warmup_lr: float = 0.0
+    warmup_epochs: float = bounded(10.0, at_least=0)
+    warmup_lr: float = bounded(0.0, at_least=0, at_most=1000)
     lr_rule: str = "dino"
-    weight_decay: float = 0.04
-    weight_decay_end: float = 0.4
-    ema: float = 0.996
-    ema_end: float = 1.0
-    ema_shift: int = 0
+    weight_decay: float = bounded(0.04, at_least=0, at_most=1000)
+    weight_decay_end: float = bounded(0.4, at_least=0, at_most=1000)
+    ema: float = bounded(0.996, at_least=0, at_most=1)
+    ema_end: float = bounded(1.0, at_least=0, at_most=1)
+    ema_shift: int = bounded(0, at_least=0, at_most=1000)
 
 
 @dataclass
@@ -105,10 +117,10 @@ class Loop:
     and the accumulation's micro-steps. precision: auto (bf16 on a GPU that has it, else float32) | float32 | bf16 |
     fp16 | float64. compile: torch.compile the networks. fused_attention: null picks the faster kernel."""
 
-    epochs: int = 100
-    steps: int | None = None
-    batch: int = 1024
-    accumulation: int = 1
+    epochs: int = bounded(100, at_least=1, at_most=STEPS)
+    steps: int | None = bounded(None, at_least=1, at_most=STEPS)
+    batch: int = bounded(1024, at_least=1, at_most=10**9)
+    accumulation: int = bounded(1, at_least=1, at_most=10**9)
     precision: str = "auto"
     device: str = "auto"
     compile: bool = False
@@ -120,8 +132,8 @@ class Checkpoint:
     """every_steps: also save every so many steps (null: at the end of epochs only). keep_every: epochs whose checkpoint
     is kept beside the last one. export: teacher | student, the network that the method is evaluated by."""
 
-    every_steps: int | None = None
-    keep_every: int = 20
+    every_steps: int | None = bounded(None, at_least=1)
+    keep_every: int = bounded(20, at_least=0)
     export: str = "teacher"
 
 
@@ -129,7 +141,7 @@ class Checkpoint:
 class Log:
     """every: steps between lines. tensorboard: also write event files."""
 
-    every: int = 10
+    every: int = bounded(10, at_least=1)
     tensorboard: bool = False
 
 
@@ -142,16 +154,16 @@ class Watch:
     so many images whose patch similarity and attention are drawn, the first of `images`, a folder (null: of the
     training images). size: pixels of the squares that the network sees of them and of knn's."""
 
-    every: int | None = None
+    every: int | None = bounded(None, at_least=1)
     knn: str | None = None
-    knn_images: int | None = None
+    knn_images: int | None = bounded(None, at_least=1)
     davis: str | None = None
-    sequences: int = 2
-    frames: int | None = None
-    davis_size: int = 480
-    pictures: int = 4
+    sequences: int = bounded(2, at_least=1)
+    frames: int | None = bounded(None, at_least=1)
+    davis_size: int = bounded(480, at_least=1, at_most=PIXELS)
+    pictures: int = bounded(4, at_least=0)
     images: str | None = None
-    size: int = 224
+    size: int = bounded(224, at_least=1, at_most=PIXELS)
 
 
 @dataclass
@@ -160,7 +172,7 @@ class Config:
     could be of several."""
 
     recipe: str = ""
-    seed: int = 0
+    seed: int = bounded(0, at_least=0, below=2**63)
     init: str | None = None
     init_format: str | None = None
     data: Data = field(default_factory=Data)
@@ -232,16 +244,16 @@ def to_dict(config: Config) -> dict:
 
 def check(config: Config) -> None:
     """Raise UserError for values that no run can have."""
+    check_numbers(replace(config, objectives=[]), "")
+    for key, value in config.network.overrides.items():
+        check_number(value, f"network.overrides.{key}", **OVERRIDES.get(key, {}))
+    if "img_size" in config.network.overrides:
+        raise UserError("network.overrides.img_size: give it as network.image_size")
+    for entry in config.objectives:
+        check_numbers(replace(entry, options=None), f"objectives.{entry.name}")
+        check_numbers(entry.options, f"objectives.{entry.name}")
     config.views.check()
     loop, optim = config.loop, config.optim
-    for name, value in (
-        ("epochs", loop.epochs),
-        ("steps", loop.steps),
-        ("batch", loop.batch),
-        ("accumulation", loop.accumulation),
-    ):
-        if value is not None and value < 1:
-            raise UserError(f"loop.{name}={value}: it must be at least 1")
     if loop.precision not in PRECISIONS:
         raise UserError(f"loop.precision={loop.precision}: it is one of {', '.join(PRECISIONS)}")
     if optim.clip_mode not in ("per_tensor", "global"):
@@ -250,14 +262,7 @@ def check(config: Config) -> None:
         raise UserError(f"checkpoint.export={config.checkpoint.export}: it is teacher or student")
     if config.schedule.lr_rule not in LR_RULES:
         raise UserError(f"schedule.lr_rule={config.schedule.lr_rule}: it is {' or '.join(LR_RULES)}")
-    if optim.clip is not None and optim.clip <= 0:
-        raise UserError(f"optim.clip={optim.clip}: it must be above 0, or null for no clipping")
     watch = config.watch
-    for name in ("every", "knn_images", "sequences", "davis_size", "size"):
-        if (value := getattr(watch, name)) is not None and value < 1:
-            raise UserError(f"watch.{name}={value}: it must be at least 1")
-    if watch.pictures < 0:
-        raise UserError(f"watch.pictures={watch.pictures}: it is 0 or more")
     for name in ("knn", "davis", "images"):
         if watch.every is None and getattr(watch, name):
             raise UserError(f"watch.{name}: give the epochs between evaluations too, for example watch.every=10")
@@ -269,8 +274,11 @@ def check(config: Config) -> None:
 
 
 def total_steps(config: Config, steps_per_epoch: int) -> int:
-    """Optimiser steps of the whole run."""
-    return config.loop.steps or config.loop.epochs * steps_per_epoch
+    """Optimiser steps of the whole run. Raises UserError for more than the schedules' tables can have."""
+    total = config.loop.steps or config.loop.epochs * steps_per_epoch
+    if total > STEPS:
+        raise UserError(f"loop.epochs={config.loop.epochs}: {total} steps; there can be {STEPS}")
+    return total
 
 
 def _plain(value):

@@ -54,7 +54,7 @@ def build_swin(name: str, image_size: int, drop_path: float = 0.0, overrides: di
     options |= {"strict_img_size": False, "always_partition": True} | (overrides or {})
     try:
         swin = timm.create_model(full, pretrained=False, **options)
-    except (TypeError, ValueError, IndexError, AssertionError, RuntimeError) as error:
+    except Exception as error:  # arguments that nobody checked before
         raise UserError(f"network.backbone={name} cannot be built with {options}: {error}") from error
     if type(swin) is not SwinTransformer or not isinstance(swin.patch_embed, PatchEmbed):
         raise UserError(f"network.backbone={name}: not a plain Swin, the only kind of hierarchical backbone there is")

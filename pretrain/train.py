@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -104,7 +105,7 @@ def train(cfg: Config, run: Run, ranks: Ranks, resume: bool, held: contextlib.Ex
         raise UserError(f"{source.where}: {len(source)} images are fewer than one batch: loop.batch={cfg.loop.batch}")
     if cfg.log.tensorboard:
         check_tensorboard()
-    trainer = Trainer(cfg, per_epoch, ranks)
+    trainer = build(cfg, per_epoch, ranks)
     about = {"steps_per_epoch": per_epoch, "data": identity(source)}
     if state := begin(cfg, run, ranks, resume):
         if state["data"] != about["data"]:
@@ -131,6 +132,17 @@ def train(cfg: Config, run: Run, ranks: Ranks, resume: bool, held: contextlib.Ex
     )
     del state
     return loop(cfg, run, ranks, trainer, source, about, watch[0] if watch else None, late)
+
+
+def build(cfg: Config, per_epoch: int, ranks: Ranks) -> Trainer:
+    """The networks and all that belongs to them. Raises UserError, also where there is not enough memory."""
+    try:
+        return Trainer(cfg, per_epoch, ranks)
+    except (MemoryError, RuntimeError) as error:  # torch has no type of its own for a CPU's memory
+        if not isinstance(error, MemoryError) and not re.search("(allocate|enough|out of) memory", str(error)):
+            raise
+        text = (str(error).splitlines() or ["out of memory"])[0]
+        raise UserError(f"the networks do not fit into memory: {text}; make network or heads smaller", 1) from None
 
 
 def begin(cfg: Config, run: Run, ranks: Ranks, resume: bool) -> dict | None:

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..benchmarks.errors import UserError
+from .ranges import bounded, bounds, check_numbers
 
+PIXELS = 8192  # the longest side of a picture to make
 _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15  # SplitMix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014
 _TRIES = 10  # torchvision's RandomResizedCrop gives up after ten
@@ -30,19 +32,19 @@ class ViewSpec:
     (the Gaussian's standard deviation, in pixels of the view); solarize_threshold in grey levels.
     """
 
-    count: int = 1
-    size: int = 224
-    scale: tuple[float, float] = (0.4, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    count: int = bounded(1, at_least=0, at_most=1000)
+    size: int = bounded(224, at_least=1, at_most=PIXELS)
+    scale: tuple[float, float] = bounded((0.4, 1.0), above=0, at_most=1)
+    ratio: tuple[float, float] = bounded((3 / 4, 4 / 3), at_least=0.01, at_most=100)
     interpolation: str = "bicubic"
-    flip: float = 0.5
-    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
-    jitter_p: float = 0.8
-    gray_p: float = 0.2
-    blur_p: float = 0.5
-    blur_radius: tuple[float, float] = (0.1, 2.0)
-    solarize_p: float = 0.0
-    solarize_threshold: int = 128
+    flip: float = bounded(0.5, at_least=0, at_most=1)
+    jitter: tuple[float, float, float, float] = bounded((0.4, 0.4, 0.2, 0.1), at_least=0, at_most=100)
+    jitter_p: float = bounded(0.8, at_least=0, at_most=1)
+    gray_p: float = bounded(0.2, at_least=0, at_most=1)
+    blur_p: float = bounded(0.5, at_least=0, at_most=1)
+    blur_radius: tuple[float, float] = bounded((0.1, 2.0), at_least=0, at_most=100)
+    solarize_p: float = bounded(0.0, at_least=0, at_most=1)
+    solarize_threshold: int = bounded(128, at_least=0, at_most=256)
 
 
 @dataclass
@@ -55,9 +57,9 @@ class Mask:
     """
 
     kind: str = "none"
-    ratio: list[float] = field(default_factory=lambda: [0.0, 0.3])
-    spread: list[float] = field(default_factory=lambda: [0.0, 0.2])
-    aspect: tuple[float, float] = (0.3, 1 / 0.3)
+    ratio: list[float] = field(default_factory=lambda: [0.0, 0.3], metadata=bounds(at_least=0, at_most=1))
+    spread: list[float] = field(default_factory=lambda: [0.0, 0.2], metadata=bounds(at_least=0, at_most=1))
+    aspect: tuple[float, float] = bounded((0.3, 1 / 0.3), at_least=0.01, at_most=100)
 
 
 @dataclass
@@ -73,7 +75,7 @@ class Views:
     """
 
     rows: list[ViewSpec] = field(default_factory=list)
-    pre_resize: int | None = None
+    pre_resize: int | None = bounded(None, at_least=1, at_most=PIXELS)
     share: str = "image"
     unit: str = "image"
     mask: Mask = field(default_factory=Mask)
@@ -91,13 +93,12 @@ class Views:
 
     def check(self) -> None:
         """UserError naming the first value that no view can be drawn with."""
-        for number, row in enumerate(self.rows):
+        check_numbers(self, "views")
+        for i, row in enumerate(self.rows):
             for problem in _problems(row):
-                raise UserError(f"views.rows[{number}]: {problem}")
+                raise UserError(f"views.rows[{i}]{problem}")
         if not self.specs():
             raise UserError("views.rows: at least one view is needed")
-        if self.pre_resize is not None and self.pre_resize < 1:
-            raise UserError(f"views.pre_resize={self.pre_resize}: must be a number of pixels, or null")
         if self.share not in ("image", "batch"):
             raise UserError(f"views.share={self.share}: must be image or batch")
         if self.unit not in ("image", "patch"):
@@ -109,27 +110,19 @@ class Views:
             raise UserError("views.mask: ratio and spread must be lists of the same length, one number at least")
         if any(not 0 <= s <= r <= r + s <= 1 for r, s in zip(mask.ratio, mask.spread, strict=True)):
             raise UserError(f"views.mask: ratio={mask.ratio}, spread={mask.spread}: shares must stay within 0 and 1")
-        if not 0 < mask.aspect[0] <= mask.aspect[1]:
-            raise UserError(f"views.mask.aspect={tuple(mask.aspect)}: must be 0 < low <= high")
+        if mask.aspect[0] > mask.aspect[1]:
+            raise UserError(f"views.mask.aspect={list(mask.aspect)}: the first must not be above the second")
 
 
 def _problems(row: ViewSpec):
-    if row.count < 0 or row.size < 1:
-        yield f"count={row.count}, size={row.size}: count must be at least 0 and size at least 1"
-    for name, top in (("scale", 1.0), ("ratio", math.inf), ("blur_radius", math.inf)):
+    for name in ("scale", "ratio", "blur_radius"):
         low, high = getattr(row, name)
-        if not (0 < low <= high <= top or (name == "blur_radius" and low == 0 <= high)):
-            bound = "<= 1" if top == 1 else ""
-            yield f"{name}={low}, {high}: must be 0 < low <= high {bound}"
-    for name in ("flip", "jitter_p", "gray_p", "blur_p", "solarize_p"):
-        if not 0 <= getattr(row, name) <= 1:
-            yield f"{name}={getattr(row, name)}: must be a probability"
-    if min(row.jitter) < 0 or row.jitter[3] > 0.5:
-        yield f"jitter={tuple(row.jitter)}: must not be negative, the fourth (hue) at most 0.5"
-    if not 0 <= row.solarize_threshold <= 256:
-        yield f"solarize_threshold={row.solarize_threshold}: must be a grey level"
+        if low > high:
+            yield f".{name}={[low, high]}: the first must not be above the second"
+    if row.jitter[3] > 0.5:
+        yield f".jitter={list(row.jitter)}: the fourth (hue) must be at most 0.5"
     if row.interpolation not in ("bicubic", "bilinear"):
-        yield f"interpolation={row.interpolation}: must be bicubic or bilinear"
+        yield f".interpolation={row.interpolation}: must be bicubic or bilinear"
 
 
 @dataclass(frozen=True, slots=True)

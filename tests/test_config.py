@@ -1,12 +1,14 @@
 """Recipes, overrides and their errors."""
 
 import dataclasses
+import re
 
 import pytest
 
 from selfpatch_bench.benchmarks import plugins
 from selfpatch_bench.benchmarks.errors import UserError
-from selfpatch_bench.pretrain.config import from_dict, load_recipe, to_dict
+from selfpatch_bench.pretrain.config import Config, from_dict, load_recipe, to_dict
+from selfpatch_bench.pretrain.views import ViewSpec
 
 
 def test_selfpatch_is_the_published_recipe():
@@ -108,6 +110,104 @@ def test_errors_name_what_is_valid(text):
         load_recipe("selfpatch", [text])
     assert ERRORS[text] in str(error.value)
     assert "\n" not in str(error.value)
+
+
+# Numbers that no run can have: option=value -> what it must be.
+ABSURD = {
+    "log.every=0": "at least 1",
+    "log.every=-1": "at least 1",
+    "data.workers=-1": "at least 0 and at most 1024",
+    "data.prefetch=0": "at least 1 and at most 1024",
+    "data.std=[0,0,0]": "above 0 and at most 1",
+    "data.std=[0.2,.nan,0.2]": "finite and above 0 and at most 1",
+    "data.mean=[0.5,0.5,1.5]": "at least 0 and at most 1",
+    "checkpoint.every_steps=-2": "at least 1",
+    "checkpoint.keep_every=-1": "at least 0",
+    "schedule.lr=-1": "at least 0 and at most 1000",
+    "schedule.lr=.nan": "finite and at least 0",
+    "schedule.lr=nan": "finite and at least 0",
+    "schedule.min_lr=.inf": "finite and at least 0",
+    "schedule.weight_decay=-0.1": "at least 0",
+    "schedule.warmup_epochs=-.inf": "finite and at least 0",
+    "schedule.ema=2.0": "at least 0 and at most 1",
+    "schedule.ema_end=-0.5": "at least 0 and at most 1",
+    "schedule.ema_shift=-1": "at least 0",
+    "schedule.lr_batch=0": "at least 1",
+    "optim.freeze_epochs=-1": "at least 0",
+    "optim.betas=[0.9,1.0]": "at least 0 and below 1",
+    "optim.eps=0": "above 0",
+    "optim.clip=-3": "above 0",
+    "loop.epochs=-3": "at least 1",
+    "loop.steps=0": "at least 1",
+    "loop.accumulation=0": "at least 1",
+    "loop.epochs=1000000000000": "at most 100000000",
+    "network.drop_path=1.2": "at least 0 and below 1",
+    "network.readout_depth=0": "at least 1",
+    "network.image_size=-8": "at least 1",
+    "network.overrides={depth: 0}": "at least 1",
+    "network.overrides={embed_dim: 32, num_heads: 0}": "at least 1",
+    "network.overrides={init_values: .nan}": "finite",
+    "views.rows.0.flip=1.5": "at least 0 and at most 1",
+    "views.rows.1.size=0": "at least 1",
+    "views.rows.1.jitter=[0.4,.inf,0.2,0.1]": "finite and at least 0",
+    "views.rows.2.count=-1": "at least 0",
+    "views.rows.2.blur_radius=[-1,2]": "at least 0",
+    "views.rows=[{size: 64, count: 2, gray_p: -0.1}]": "at least 0 and at most 1",
+    "views.mask.aspect=[0,2]": "at least 0.01",
+    "objectives.dino.weight=-1": "at least 0",
+    "objectives.selfpatch.weight=.nan": "finite and at least 0",
+    "objectives.dino.student_temperature=0": "above 0",
+    "objectives.dino.centre_momentum=1.5": "at least 0 and at most 1",
+    "objectives.dino.outputs=0": "at least 1",
+    "objectives.selfpatch.teacher_temperature_epochs=-1": "at least 0",
+    "objectives=[{name: moby, queue: -4}]": "at least 1",
+    "objectives=[{name: sere, channel_temperature: 0}]": "above 0",
+    "watch.every=0": "at least 1",
+    "watch.size=0": "at least 1",
+    "seed=-1": "at least 0",
+}
+
+
+@pytest.mark.parametrize("text", ABSURD)
+def test_absurd_numbers(text):
+    """One line with the option, its value and what it can be."""
+    with pytest.raises(UserError) as error:
+        load_recipe("selfpatch", [text])
+    name, must = re.fullmatch(r"(\S+)=.+: (?:it|each) must be (.*)", str(error.value)).groups()
+    key = text.partition("=")[0].replace(".rows.", ".rows[")
+    assert name.replace("]", "").startswith(key)
+    assert ABSURD[text] in must
+
+
+def numbers(options: type, name: str):
+    """(name, field) of all numeric fields of a dataclass, and of those inside it."""
+    for one in dataclasses.fields(options):
+        inner = one.default_factory if dataclasses.is_dataclass(one.default_factory) else None
+        if inner:
+            yield from numbers(inner, f"{name}.{one.name}")
+        elif {"int", "float"} & set(re.findall(r"\w+", str(one.type))):
+            yield f"{name}.{one.name}", one
+
+
+OBJECTIVES = [plugins.get("objectives", name).module.Config for name in plugins.scan("objectives")]
+
+
+@pytest.mark.parametrize("options", [Config, ViewSpec, *OBJECTIVES], ids=lambda o: o.__module__.rpartition(".")[2])
+def test_every_number_has_bounds(options):
+    """Whoever adds an option says what it can be."""
+    found = dict(numbers(options, options.__name__))
+    assert [name for name, one in found.items() if "bounds" not in one.metadata and "radius" not in name] == []
+
+
+def test_numbers_of_a_plugin_are_finite(tmp_path, monkeypatch):
+    """An objective that says no bounds, as one of a user's may, still gets no NaN."""
+    (tmp_path / "objectives").mkdir()
+    text = "from dataclasses import dataclass\n@dataclass\nclass Config:\n    scale: float = 1.0\n"
+    (tmp_path / "objectives/mine.py").write_text(text + "class Objective: pass\n")
+    monkeypatch.setenv("SELFPATCH_PLUGINS", str(tmp_path))
+    assert load_recipe("selfpatch", ["objectives=[{name: mine, scale: -3}]"]).objectives[0].options.scale == -3
+    with pytest.raises(UserError, match=r"^objectives\.mine\.scale=nan: it must be finite$"):
+        load_recipe("selfpatch", ["objectives=[{name: mine, scale: .nan}]"])
 
 
 def test_recipes_that_are_not():

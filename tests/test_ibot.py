@@ -271,7 +271,7 @@ def test_one_image_is_enough(share):
         (["views.mask.kind=none"], "set views.mask.kind=block"),
         (["objectives.ibot.shares=null", "objectives.ibot.own_last_layer=true"], "own_last_layer=true is about"),
         (["objectives.ibot.shares=other"], "shares the module of other"),
-        (["objectives.ibot.student_temperature=0"], "temperatures must be above 0"),
+        (["objectives.ibot.student_temperature=0"], "student_temperature=0.0: it must be above 0"),
     ],
 )
 def test_options_that_cannot_work(options, said):

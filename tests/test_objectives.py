@@ -335,7 +335,7 @@ def test_merged_needs():
         ("selfpatch", ["views.rows.2.size=16"], "a view of a single patch has no neighbours"),
         ("selfpatch", ["objectives.selfpatch.radius=wide"], "radius wide"),
         ("dino", ["objectives.dino.centre_views=some"], "centre_views=some"),
-        ("dino", ["objectives.dino.student_temperature=0"], "temperatures must be above 0"),
+        ("dino", ["objectives.dino.student_temperature=0"], "student_temperature=0.0: it must be above 0"),
         ("dino", ["views.rows.1.count=0", "views.rows.2.count=0"], "needs two at least"),
     ],
 )

@@ -317,7 +317,7 @@ def test_small_pictures():
     [
         (["objectives.pwself.centre=token"], "centre=token: it is position, kind or prototype"),
         (["views.rows.1.count=0", "views.rows.2.count=0"], "needs two at least"),
-        (["objectives.pwself.student_temperature=0"], "temperatures must be above 0"),
+        (["objectives.pwself.student_temperature=0"], "student_temperature=0.0: it must be above 0"),
         (["views.unit=row"], "views.unit=row"),
     ],
 )

@@ -427,9 +427,9 @@ def test_runs_under_bf16_autocast():
     [
         ("border=reflect", "border=reflect: it is zeros or repeat"),
         ("no_overlap=skip", "no_overlap=skip: it is constant or drop"),
-        ("samples=1", "samples and local_samples 2 or more"),
-        ("channel_temperature=0", "temperatures must be above 0"),
-        ("spatial=-1", "must not be negative"),
+        ("samples=1", "samples=1: it must be at least 2"),
+        ("channel_temperature=0", "channel_temperature=0.0: it must be above 0"),
+        ("spatial=-1", "spatial=-1.0: it must be at least 0"),
     ],
 )
 def test_options_that_cannot_work(option, said):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from selfpatch_bench.benchmarks.errors import UserError
-from selfpatch_bench.pretrain import schedules
+from selfpatch_bench.pretrain import schedules, train
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.data import batches
 from selfpatch_bench.pretrain.distributed import Ranks
@@ -257,12 +257,28 @@ def test_init(data, tmp_path, recipe, capsys):
         (["loop.device=tpu0"], "loop.device=tpu0: it is auto, cpu, cuda or cuda:N"),
         (["schedule.warmup_epochs=10"], "a warm-up of 40 steps does not fit a run of 12"),
         (["no.such=1"], "there is no no"),
+        (["data.workers=-1"], "data.workers=-1: it must be at least 0"),
+        (["schedule.lr=.nan"], "schedule.lr=nan: it must be finite"),
+        (["loop.epochs=90000000"], "loop.epochs=90000000: 360000000 steps; there can be 100000000"),
     ],
 )
 def test_mistakes_cost_nothing(data, tmp_path, options, words):
     """They are found before the run's folder is made."""
     with pytest.raises(UserError, match=words):
         pretrain_command("dino", data, tmp_path / "run", overrides=[*DINO, *options])
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_large_for_the_memory(data, tmp_path, monkeypatch):
+    """What torch says of the memory is one line; any other failure keeps its traceback."""
+    for text, error in (("DefaultCPUAllocator: can't allocate memory: 9 bytes", UserError), ("else", RuntimeError)):
+
+        def fail(*_, text=text):
+            raise RuntimeError(f"[enforce fail at alloc_cpu.cpp:127] {text}\nsecond line")
+
+        monkeypatch.setattr(train, "Trainer", fail)
+        with pytest.raises(error, match="do not fit into memory: .*9 bytes" if error is UserError else "else"):
+            pretrain_command("dino", data, tmp_path / "run", overrides=DINO)
     assert not (tmp_path / "run").exists()
 
 

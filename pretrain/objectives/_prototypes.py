@@ -7,9 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ...benchmarks.errors import UserError
 from .. import schedules
 from ..heads import PrototypeHead
+from ..ranges import bounded
 from . import Step
 
 CHUNK = {True: 2**18, False: 2**26}  # elements to work on at a time: on a CPU, elsewhere
@@ -25,21 +25,19 @@ class PrototypeConfig:
     """
 
     head: str = "head"
-    outputs: int = 65536
-    hidden: int = 2048
-    bottleneck: int = 256
+    outputs: int = bounded(65536, at_least=1, at_most=2**24)
+    hidden: int = bounded(2048, at_least=1, at_most=2**16)
+    bottleneck: int = bounded(256, at_least=1, at_most=2**16)
     norm_last_layer: bool = True
-    student_temperature: float = 0.1
-    teacher_temperature: float = 0.04
-    teacher_temperature_start: float = 0.04
-    teacher_temperature_epochs: int = 0
-    centre_momentum: float = 0.9
+    student_temperature: float = bounded(0.1, above=0)
+    teacher_temperature: float = bounded(0.04, above=0)
+    teacher_temperature_start: float = bounded(0.04, above=0)
+    teacher_temperature_epochs: int = bounded(0, at_least=0, at_most=10**6)
+    centre_momentum: float = bounded(0.9, at_least=0, at_most=1)
 
 
 def head_factory(cfg: PrototypeConfig) -> Callable[[int], nn.Module]:
     """dim -> the head that the options describe"""
-    if min(cfg.student_temperature, cfg.teacher_temperature, cfg.teacher_temperature_start) <= 0:
-        raise UserError(f"head {cfg.head}: temperatures must be above 0")
     return partial(
         PrototypeHead,
         outputs=cfg.outputs,

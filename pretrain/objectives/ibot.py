@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...benchmarks.errors import UserError
 from ..heads import PrototypeHead, WeightNormLinear
+from ..ranges import bounded
 from . import HeadSpec, Net, Spec, Step
 from ._prototypes import PrototypeConfig, PrototypeObjective, cross_entropy, head_factory
 
@@ -23,7 +24,7 @@ class Config(PrototypeConfig):
     own_last_layer: share its MLP only, with prototypes of our own. shares=null: a head of our own."""
 
     head: str = "patch_head"
-    outputs: int = 8192
+    outputs: int = bounded(8192, at_least=1, at_most=2**24)
     shares: str | None = "head"
     own_last_layer: bool = False
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...benchmarks.errors import UserError
 from ..heads import BatchNormMlp
+from ..ranges import bounded
 from . import HeadSpec, Net, Spec, Step
 from ._contrast import Queues, info_nce, likeness, report, shared_rows, unit
 
@@ -22,12 +23,12 @@ class Config:
 
     projector: str = "projector"
     predictor: str = "predictor"
-    hidden: int = 4096
-    outputs: int = 256
-    projector_layers: int = 2
-    predictor_layers: int = 2
-    queue: int = 4096
-    temperature: float = 0.2
+    hidden: int = bounded(4096, at_least=1, at_most=2**16)
+    outputs: int = bounded(256, at_least=1, at_most=2**16)
+    projector_layers: int = bounded(2, at_least=1, at_most=100)
+    predictor_layers: int = bounded(2, at_least=1, at_most=100)
+    queue: int = bounded(4096, at_least=1, at_most=2**24)
+    temperature: float = bounded(0.2, above=0)
 
 
 class Objective(nn.Module):
@@ -39,7 +40,6 @@ class Objective(nn.Module):
 
     @staticmethod
     def spec(cfg: Config, net: Net) -> Spec:
-        check(cfg, "moby")
         if sum(net.counts) < 2:
             raise UserError("objective moby compares views with one another: it needs two at least")
         return Spec(heads(cfg, teacher_groups="global"), bn_scope="view")
@@ -65,14 +65,6 @@ class Objective(nn.Module):
         """Put the keys of the whole batch into the queues; -> likeness of queries and keys."""
         self.queues.push(stats["keys"])
         return report(stats)
-
-
-def check(cfg, name: str) -> None:
-    """Raise UserError for options that no contrastive objective can have."""
-    if cfg.temperature <= 0:
-        raise UserError(f"objective {name}: temperature={cfg.temperature}: it must be above 0")
-    if cfg.queue < 1:
-        raise UserError(f"objective {name}: queue={cfg.queue}: it is 1 or more")
 
 
 def heads(cfg, groups: str = "all", **projector) -> dict[str, HeadSpec]:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..ranges import bounded
 from ..views import hashed
 from . import Net, Spec, Step, selfpatch
 from ._contrast import Queues, info_nce, likeness, report, shared_rows, unit
 from .moby import Config as MobyConfig
-from .moby import check, heads
+from .moby import heads
 
 _PICK = 0x7069636B  # apart from the keys of other draws
 
@@ -28,7 +29,7 @@ class Config(MobyConfig):
     projector: str = "patch_projector"
     predictor: str = "patch_predictor"
     negatives: bool = True
-    k: int = 4
+    k: int = bounded(4, at_least=1)
     radius: int | str = 1
     wrap: bool = True
     aggregation: str = "class_attention"
@@ -44,7 +45,6 @@ class Objective(nn.Module):
 
     @staticmethod
     def spec(cfg: Config, net: Net) -> Spec:
-        check(cfg, "moby_patch")
         aggregated = selfpatch.aggregated(cfg, net, "moby_patch")
         made = heads(cfg, cfg.views, input="patch", teacher_input=aggregated)
         return Spec(made, teacher_views=cfg.views, bn_scope="view")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...benchmarks.errors import UserError
 from ..geometry import neighbours
+from ..ranges import bounded
 from . import Aggregated, HeadSpec, Net, Spec, Step
 from ._prototypes import PrototypeConfig, PrototypeObjective, cross_entropy, head_factory
 
@@ -23,8 +24,8 @@ class Config(PrototypeConfig):
     views: "all", or "global" to leave the local views out, which the teacher then need not see."""
 
     head: str = "p_head"
-    outputs: int = 4096
-    k: int = 4
+    outputs: int = bounded(4096, at_least=1, at_most=2**24)
+    k: int = bounded(4, at_least=1)
     radius: int | str = 1
     wrap: bool = True
     aggregation: str = "class_attention"
@@ -69,8 +70,6 @@ def aggregated(cfg, net: Net, label: str = "selfpatch") -> Aggregated:
     for name, valid in (("aggregation", ("class_attention", "mean")), ("views", ("all", "global"))):
         if getattr(cfg, name) not in valid:
             raise UserError(f"objective {label}: {name}={getattr(cfg, name)}: it is {' or '.join(valid)}")
-    if cfg.k < 1:
-        raise UserError(f"objective {label}: k={cfg.k}: it is 1 or more")
     if cfg.aggregation == "class_attention" and net.readout != "class_attention":
         raise UserError(
             f"objective {label}: aggregation=class_attention needs network.readout=class_attention, not "

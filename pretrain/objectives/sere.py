@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ...benchmarks.errors import UserError
 from ..batchnorm import BatchNorm
 from ..geometry import overlap_grid, sampling
+from ..ranges import bounded
 from . import HeadSpec, Net, Spec, Step
 from ._prototypes import CHUNK
 
@@ -27,12 +28,12 @@ class Config:
     edge, or "repeat" the outermost patches. no_overlap: pairs of views without any count as "constant" terms without
     gradient, as in the official code, or "drop" them from an image's mean."""
 
-    spatial: float = 0.2
-    channel: float = 0.5
-    spatial_temperature: float = 0.5
-    channel_temperature: float = 0.1
-    samples: int = 13
-    local_samples: int = 6
+    spatial: float = bounded(0.2, at_least=0, at_most=10**6)
+    channel: float = bounded(0.5, at_least=0, at_most=10**6)
+    spatial_temperature: float = bounded(0.5, above=0)
+    channel_temperature: float = bounded(0.1, above=0)
+    samples: int = bounded(13, at_least=2, at_most=1000)
+    local_samples: int = bounded(6, at_least=2, at_most=1000)
     border: str = "zeros"
     no_overlap: str = "constant"
 
@@ -65,10 +66,8 @@ class Objective(nn.Module):
         for name, valid in (("border", ("zeros", "repeat")), ("no_overlap", ("constant", "drop"))):
             if getattr(cfg, name) not in valid:
                 raise UserError(f"objective sere: {name}={getattr(cfg, name)}: it is {' or '.join(valid)}")
-        if min(cfg.spatial_temperature, cfg.channel_temperature) <= 0 or min(cfg.samples, cfg.local_samples) < 2:
-            raise UserError("objective sere: temperatures must be above 0, samples and local_samples 2 or more")
-        if min(cfg.spatial, cfg.channel) < 0 or not cfg.spatial + cfg.channel:
-            raise UserError("objective sere: the weights spatial and channel must not be negative, nor both 0")
+        if not cfg.spatial + cfg.channel:
+            raise UserError("objective sere: the weights spatial and channel must not both be 0")
         if sum(net.counts) < 2:
             raise UserError("objective sere compares views with one another: it needs two at least")
         head = HeadSpec(
