@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake."""
+"""The one exception for a user's mistake, and what of a file may stand in its message."""
 
 
 class UserError(Exception):
@@ -10,3 +10,10 @@ class UserError(Exception):
     def __init__(self, message: str, status: int = 2):
         super().__init__(" ".join(str(message).split()))
         self.status = status
+
+
+def shorten(text, limit: int = 160) -> str:
+    """`text` from a file, made fit for one line on a terminal: cut, control characters and surrogates escaped."""
+    text = str(text)
+    text = text if len(text) <= limit else text[:limit] + "..."
+    return text if text.isprintable() else text.encode("unicode_escape", "backslashreplace").decode("ascii")

@@ -12,24 +12,19 @@ from math import prod
 import numpy as np
 import torch
 
-from .errors import UserError
+from .errors import UserError, shorten
 
 MAX_DEPTH = 100  # nested containers; DINO's files have 4
 MAX_NODES = 2_000_000  # members of all containers (a container as 8) along every path: shared references multiply
 MAX_NAME_CHARS = 1 << 26  # dotted names of all tensors together
-MAX_SHARING = 64  # times that all tensors, were each copied, may exceed their storages; tied blocks share a dozen times
+# Times that all tensors, were each copied, may exceed their storages: tied blocks share a dozen times, and an expanded
+# tensor has one element for many. Tensors of a megabyte in all may share as they like.
+MAX_SHARING, SMALL = 64, 1 << 20
 MAX_DIM = 1 << 40  # bounds the products below; more elements than any file holds
 
 
 class BadFile(ValueError):
     """What is wrong with a file, without its name; becomes a `UserError` that begins with the name."""
-
-
-def shorten(text, limit: int = 160) -> str:
-    """`text` from a file, made fit for one line on a terminal: cut, control characters and surrogates escaped."""
-    text = str(text)
-    text = text if len(text) <= limit else text[:limit] + "..."
-    return text if text.isprintable() else text.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
 @dataclass(frozen=True)
@@ -123,7 +118,7 @@ class TensorRef:
 def tensor_ref(view: StorageView, dtype: torch.dtype, offset: int, shape: Sequence[int], stride: Sequence[int]):
     """A checked `TensorRef`. Raises BadFile for anything that is not a set of elements inside the storage.
 
-    An expanded tensor (stride 0) with more elements than its storage is refused too: it would grow when copied.
+    An expanded tensor (stride 0) may have more elements than its storage; `flatten` bounds how many all of them have.
     """
     if not all(type(x) in (tuple, list) and all(type(i) is int for i in x) for x in (shape, stride)):
         raise BadFile("a tensor's shape or stride is no tuple of integers")
@@ -138,7 +133,7 @@ def tensor_ref(view: StorageView, dtype: torch.dtype, offset: int, shape: Sequen
             raise BadFile(f"{what} is absurd")
         return TensorRef(view.storage, dtype, 0, shape, stride)
     last = offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
-    if max(numel, last + 1) * item > view.nbytes:
+    if (last + 1) * item > view.nbytes:
         raise BadFile(
             f"{what}, stride {shorten(stride)}, offset {offset}, {dtype} leaves its storage of {view.nbytes} bytes"
         )
@@ -297,6 +292,6 @@ def flatten(tree, where: str = "checkpoint", arrays_too: bool = False) -> tuple[
 
     meta = walk(tree)
     held = sum({id(t.storage): t.storage.nbytes for t in tensors.values()}.values())
-    if sum(t.nbytes for t in tensors.values()) > MAX_SHARING * held:
+    if sum(t.nbytes for t in tensors.values()) > max(MAX_SHARING * held, SMALL):
         stop(f"{len(tensors)} tensors that share absurdly little data ({held} bytes)")
     return tensors, {} if meta is _NOTHING else meta

@@ -292,3 +292,29 @@ def test_reference_safetensors(path):
     expected = load_file(path)
     same({k: tensors[k] for k in expected}, expected)
     assert set(tensors) == set(expected)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_expanded_tensors_are_read(zipped, tmp_path):
+    """One element, row or plane for many (stride 0), and overlapping windows, as torch saves views of one storage."""
+    tree = {
+        "scalar": torch.tensor(3.0).expand(4, 5),
+        "row": torch.arange(6.0).expand(7, 6),
+        "column": torch.arange(6.0)[:, None].expand(6, 9),
+        "windows": torch.arange(10.0).unfold(0, 4, 1),
+        "half": torch.ones(1).half().expand(48),
+        "flag": torch.tensor([True]).expand(3),
+        "whole": torch.randn(64),
+    }
+    tensors, _ = read_checkpoint(save(tree, tmp_path / "a.pth", zipped)).flatten()
+    same(tensors, tree)
+
+
+def test_expanded_tensors_are_bounded_by_the_file(tmp_path):
+    """A megabyte in all is nothing; beyond it 64 times what the file holds."""
+    save({"a": torch.ones(1).expand(200_000)}, tmp_path / "a.pth")
+    assert read_all(tmp_path / "a.pth")[0]["a"].sum() == 200_000
+    for one in (torch.ones(1).expand(300_000), torch.ones(1).expand(2**20, 2**20), torch.ones(9).expand(10**5, 9)):
+        refused(save({"a": one}, tmp_path / "a.pth"), "share absurdly little data")
+    many = {str(i): torch.ones(1).expand(1000) for i in range(1000)}
+    refused(save(many, tmp_path / "a.pth"), "share absurdly little data")
