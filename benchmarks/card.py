@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 
-from .errors import UserError
+from .errors import UserError, shorten
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -102,6 +102,8 @@ class Card:
     def __post_init__(self):
         if self.family == "resnet":  # none of these has one, and their cards do not speak of it
             object.__setattr__(self, "class_token", False)
+        if self.family == "vit" and not isinstance(self.heads, int | None):
+            raise UserError(f"heads={self.heads}: a ViT has one number of heads")
         needed = REQUIRED.get(self.family, ())
         if lacking := [key for key in needed if getattr(self, key) is None]:
             raise UserError(f"a card of family {self.family} lacks {', '.join(lacking)}")
@@ -158,20 +160,21 @@ LIMITS |= {"base_width": 65536}
 def parse_field(key: str, value):
     """`value` (text or Python) as the type of the card's field `key`. Raises UserError that names what is valid."""
     if key not in FIELDS:
-        raise UserError(f"the card has no field {key}; there are: {', '.join(FIELDS)}")
+        raise UserError(f"the card has no field {shorten(key)}; there are: {', '.join(FIELDS)}")
+    said = f"card {key}={shorten(value)}"  # a file may say anything
     try:
         parsed = _convert(key, value)
     except (TypeError, ValueError):
         kind = "1 or 3 numbers, like 0.5 or 0.485,0.456,0.406" if key in ("mean", "std") else str(FIELDS[key].type)
-        raise UserError(f"card {key}={value}: not {kind}") from None
+        raise UserError(f"{said}: not {kind}") from None
     largest = max(parsed) if isinstance(parsed, tuple) else parsed
     if key in LIMITS and largest > LIMITS[key]:
-        raise UserError(f"card {key}={value}: at most {LIMITS[key]}")
+        raise UserError(f"{said}: at most {LIMITS[key]}")
     lists = {"pos_resize": tuple(POSITION_RULES), "readout": READOUTS, "block": BLOCKS, "sizes": tuple(SIZE_RULES)}
-    lists |= {"act": ACTS}
+    lists |= {"act": ACTS, "family": tuple(REQUIRED)}
     choices = lists.get(key)
     if choices and parsed not in choices:
-        raise UserError(f"card {key}={value}: it is one of {', '.join(choices)}")
+        raise UserError(f"{said}: it is one of {', '.join(choices)}")
     return parsed
 
 
@@ -269,21 +272,39 @@ def heads_from(meta: Mapping, dim: int) -> tuple[int | None, str]:
     The arch counts only if its width fits. (None, reason) otherwise; the reason goes into the error.
     """
     reason = "nothing in the file says how many attention heads it has"
-    places = {"args": meta.get("args"), "the file": meta} | {k: meta.get(k) for k in ("config.json", "timm")}
-    for where, table in places.items():
-        if not isinstance(table, Mapping):
-            continue
+    for where, table in _statements(meta).items():
         for key in ("num_heads", "num_attention_heads", "heads"):
-            if isinstance(table.get(key), int) and table[key] > 0:
+            if type(table.get(key)) is int and table[key] > 0:
                 return table[key], f"{where}: {key}"
-        arch = next((table[k] for k in ("arch", "architecture", "model") if isinstance(table.get(k), str)), None)
-        size = next((s for s in ARCHITECTURES if isinstance(arch, str) and re.search(rf"(vit|deit)_{s}", arch)), None)
+        arch = _arch(table)
+        size = vit_size(arch) if arch else None
         if size and ARCHITECTURES[size][0] == dim:
-            return ARCHITECTURES[size][1], f"{where}: arch {arch}"
+            return ARCHITECTURES[size][1], f"{where}: arch {shorten(arch)}"
         if arch:
             wide = f"is {ARCHITECTURES[size][0]} wide" if size else "is not a name known here"
-            reason = f"{where}: arch {arch} {wide}, the weights are {dim} wide"
+            reason = f"{where}: arch {shorten(arch)} {wide}, the weights are {dim} wide"
     return None, reason
+
+
+def _statements(meta: Mapping) -> dict[str, Mapping]:
+    """The tables in which a file, or what lies beside it, may say what network it is, by where they are."""
+    places = {"args": meta.get("args"), "the file": meta} | {k: meta.get(k) for k in ("config.json", "timm")}
+    return {where: table for where, table in places.items() if isinstance(table, Mapping)}
+
+
+def _arch(table: Mapping) -> str | None:
+    return next((table[k] for k in ("arch", "architecture", "model") if isinstance(table.get(k), str)), None)
+
+
+def arch_names(meta: Mapping) -> list[tuple[str, str]]:
+    """(where it is said, name) of every architecture that the file names."""
+    found = {where: _arch(table) for where, table in _statements(meta).items()}
+    return [(where, arch) for where, arch in found.items() if arch]
+
+
+def vit_size(arch: str) -> str | None:
+    """The size that an architecture's name tells: a key of ARCHITECTURES, or None."""
+    return next((size for size in ARCHITECTURES if re.search(rf"(vit|deit)_{size}", arch)), None)
 
 
 def normalisation_from(meta: Mapping) -> dict[str, tuple]:

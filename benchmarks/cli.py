@@ -3,6 +3,7 @@
 Nothing heavy is imported before a command runs, so that help is instant.
 """
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -617,3 +618,8 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"error: {str(error.filename)[:80]}...: this name is too long for a file", file=sys.stderr)
+        sys.exit(2)

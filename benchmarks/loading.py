@@ -1,10 +1,8 @@
-"""Checkpoint file -> encoder: safe read, format detection, key accounting, refusal, fingerprint.
-
-Every tensor of a file is either used or dropped on purpose by its format; anything else is refused with its name.
-"""
+"""Checkpoint file -> encoder: safe read, the format's reading, facts from elsewhere, refusal, fingerprint."""
 
 import hashlib
 import re
+import warnings as python_warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,27 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import plugins, zoo
+from . import zoo
 from .card import Card, heads_from, normalisation_from, parse_field
 from .encoder import Encoder, encoder_for
-from .errors import UserError
-from .formats import Mismatch
+from .errors import UserError, shorten
+from .recognise import Reading, names, readings
 from .remote import fetch, is_remote
-from .sources import SAME, State, read_file
+from .sources import read_file
 
 NETWORKS = ("teacher", "student", "online")  # what --weights takes
-MAX_WRAPPING = 8  # nested dicts around a network
-
-
-@dataclass
-class Reading:
-    """What one format makes of a file. `dropped`: name -> reason; network: which one was taken, where it says."""
-
-    format: str
-    weights: dict[str, Tensor]
-    card: Card
-    dropped: dict[str, str]
-    network: str | None = None
 
 
 @dataclass
@@ -41,8 +27,8 @@ class Checkpoint:
     """A file that was read and understood, before it becomes a network.
 
     reading: the format that won; `card` is its card completed by overrides, the file's own statements and the zoo, and
-    `facts` says where each of these came from. rivals: formats that claim the file equally and read it differently
-    (then `format` needs to be given). lacking: what keeps a task from running, in words.
+    `facts` says where each of these came from, and repeats the warnings for the record. rivals: formats that claim the
+    file equally and read it differently (then `format` needs to be given). lacking: what keeps a task from running.
     """
 
     path: Path
@@ -54,7 +40,7 @@ class Checkpoint:
     lacking: list[str]
     fingerprint: str
     row: str | None  # 'METHOD|BACKBONE' of the published row that this very file made, by the zoo
-    warnings: list[str] = field(default_factory=list)  # what was given and has no effect
+    warnings: list[str] = field(default_factory=list)  # what is unusual, or was given and has no effect
 
     @property
     def accounting(self) -> str:
@@ -65,12 +51,6 @@ class Checkpoint:
         reasons = Counter(dropped.values())
         why = f" ({', '.join(f'{c} {r}' for r, c in reasons.most_common())})" if reasons else ""
         return f"{n}/{n} tensors, {size} parameters, 0 missing, {len(dropped)} dropped{why}"
-
-
-def names(keys, limit: int = 8) -> str:
-    """A list of names, cut after `limit`."""
-    keys = sorted(keys)
-    return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
@@ -105,32 +85,16 @@ def look_untrained(weights: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def _read_as(plugin: plugins.Plugin, state: State, meta: dict, path: Path) -> Reading:
-    """One format's reading, checked: every tensor is used or dropped, and the weights are exactly the network's."""
-    view = State(state.refs, state.wanted)
-    try:
-        weights, card, dropped = plugin.module.convert(view, meta)
-    except UserError as error:
-        raise type(error)(f"{path}: as format {plugin.name}: {error}") from None
-    if state.wanted and view.network not in (state.wanted, SAME.get(state.wanted, state.wanted)):
-        raise UserError(f"{path}: --weights {state.wanted}: format {plugin.name} knows one network in such a file")
-    loose = set(state) - view.used - set(dropped)
-    if loose:
-        raise UserError(
-            f"{path}: as format {plugin.name}: {len(loose)} tensors belong neither to the network nor to what the "
-            f"format drops: {names(loose)}. Give another --format, or remove them"
-        )
-    for key, value in weights.items():
-        if not value.is_floating_point():
-            raise UserError(f"{path}: {key} holds {value.dtype}, not floating-point weights")
-    weights = {k: v.detach().float() for k, v in weights.items()}
-    return Reading(plugin.name, weights, card, dict(dropped), view.network)
-
-
 def _check_shapes(path: Path, weights: Mapping[str, Tensor], card: Card) -> None:
     """Names and shapes against the network that the card describes, which is built without memory."""
-    with torch.device("meta"):
-        wanted = encoder_for(card).named_shapes()
+    try:
+        with torch.device("meta"):
+            wanted = encoder_for(card).named_shapes()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except Exception as error:  # sizes that no layer can have
+        text = f"{type(error).__name__}: {shorten(error)}"
+        raise UserError(f"{path}: no network can be made of its card ({shorten(card.size)}): {text}") from error
     missing, surplus = wanted.keys() - weights.keys(), weights.keys() - wanted.keys()
     wrong = [
         f"{k} {list(weights[k].shape)} instead of {list(s)}"
@@ -142,64 +106,6 @@ def _check_shapes(path: Path, weights: Mapping[str, Tensor], card: Card) -> None
     problems += [f"{len(wrong)} of another shape: {names(wrong, 4)}"] if wrong else []
     if problems:
         raise UserError(f"{path}: does not fit the network of its card ({card.size}): {'; '.join(problems)}")
-
-
-def _choose(path: Path, state: State, meta: dict, format: str | None) -> list[Reading]:
-    """The readings of the formats with the highest claim.
-
-    Training state is set aside; where no format knows the names, segments that all of them begin with are peeled off. A
-    format whose claim the values contradict (Mismatch) stands back for the next lower claim.
-    """
-    candidates = {format: plugins.get("formats", format)} if format else plugins.scan("formats")
-    plain, aside = state.split()
-    level, peeled, refusal = plain, dict(aside), None
-    for _ in range(MAX_WRAPPING):
-        for claims in _claims(candidates, level, meta):
-            readings, errors = _read_all(claims, level, meta, path)
-            for reading in readings:
-                reading.dropped |= peeled
-            if readings:  # a format that cannot read all of the file is no candidate beside one that can
-                return readings
-            if damaged := [error for error in errors if not isinstance(error, Mismatch)]:
-                raise damaged[0]
-            refusal = refusal or errors[0]
-        if (level := level.inside()) is None:
-            break
-        level, more = level.split()
-        peeled |= more
-    if refusal:
-        raise refusal
-    if format:  # the user insists: the format says what it misses
-        reading = _read_as(candidates[format], plain, meta, path)
-        reading.dropped |= aside
-        return [reading]
-    known = ", ".join(candidates)
-    parts = {k.partition(".")[0]: k for k in sorted(state, reverse=True)}  # a name of each part of the file
-    shown = names(parts.values() if len(parts) > 1 else state, 5)
-    raise UserError(f"{path}: no format knows these {len(state)} tensors ({shown}); there are: {known}")
-
-
-def _read_all(claims: list[plugins.Plugin], state: State, meta: dict, path: Path) -> tuple[list[Reading], list]:
-    """(readings, errors of the formats that have none)"""
-    readings, errors = [], []
-    for plugin in claims:
-        try:
-            readings.append(_read_as(plugin, state, meta, path))
-        except UserError as error:
-            errors.append(error)
-    return readings, errors
-
-
-def _claims(candidates: Mapping[str, plugins.Plugin], state: State, meta: dict) -> list[list[plugins.Plugin]]:
-    """Those with a claim above 0 by claim, the highest first."""
-    claims: dict[int, list] = {}
-    for plugin in candidates.values():
-        try:
-            claims.setdefault(int(plugin.module.claims(state.shapes, meta)), []).append(plugin)
-        except UserError:
-            if plugin.package:  # ours must import; a broken one of the user's is listed by `ls` and hinders nobody
-                raise
-    return [claims[claim] for claim in sorted(claims, reverse=True) if claim > 0]
 
 
 def _complete(reading: Reading, meta: dict, known: dict, overrides: dict) -> tuple[Card, dict[str, str], str]:
@@ -244,10 +150,10 @@ def open_checkpoint(
         state, meta = read_file(path)
     state.wanted = weights
     known = zoo.look_up(path, state.content(path))
-    first, *rest = _choose(path, state, meta, format or known.get("format"))
+    first, *rest = readings(path, state, meta, format or known.get("format"))
     full, facts, why = _complete(first, meta, known, overrides)
     rivals = [r for r in rest if _complete(r, meta, known, overrides)[0] != full or not _same(r.weights, first.weights)]
-    lacking, warnings = [], []
+    lacking, warnings = [], list(first.odd)
     if full.family != "vit":
         if "heads" in overrides:
             kept = f"those of the weights are used: {full.heads}" if full.heads else "it has none"
@@ -265,6 +171,8 @@ def open_checkpoint(
     _check_shapes(path, first.weights, full if full.heads or full.family != "vit" else full.override({"heads": 1}))
     if first.network:
         facts["weights"] = first.network
+    if warnings:
+        facts["warnings"] = "; ".join(warnings)
     row = known.get("row")
     return Checkpoint(path, first, full, facts, overrides, rivals, lacking, fingerprint(first.weights), row, warnings)
 
@@ -319,4 +227,7 @@ def load(path: str | Path, *, format: str | None = None, weights: str | None = N
     overrides: fields of the card (heads, mean, std, pos_resize ...; see card.Card). Strict: every weight of the network
     comes from the file and every tensor of the file is accounted for (`encoder.accounting`); else UserError.
     """
-    return build(open_checkpoint(path, format=format, card=overrides, weights=weights))
+    checkpoint = open_checkpoint(path, format=format, card=overrides, weights=weights)
+    for text in checkpoint.warnings:
+        python_warnings.warn(f"{path}: {text}", stacklevel=2)
+    return build(checkpoint)

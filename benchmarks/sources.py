@@ -53,6 +53,8 @@ class State(Mapping):
 
     def __getitem__(self, key: str) -> Tensor:
         tensor = self.refs[key].load()
+        if tensor.is_floating_point() and tensor.dtype.itemsize == 1:
+            raise UserError(f"{key} holds {tensor.dtype}: weights of 8 bits are not read; give the file of 16 or 32")
         self.used.add(key)
         return tensor
 
@@ -129,6 +131,13 @@ def read_file(path: Path) -> tuple[State, dict]:
     else.
     """
     path = Path(path)
+    try:
+        return _read_file(path)
+    except OSError as error:  # a name that is too long, a folder that may not be listed
+        raise UserError(f"{shorten(path)}: cannot be read: {error.strerror or error}") from None
+
+
+def _read_file(path: Path) -> tuple[State, dict]:
     file = locate(path) if path.is_dir() else path
     if file.is_dir():
         from .dcp import read_dcp
@@ -166,7 +175,7 @@ def _configs(file: Path) -> dict:
         ("config.json", [*own, folder / "config.json"]),
         ("preprocessor_config.json", [folder / "preprocessor_config.json"]),
     ):
-        config = next((p for p in places if p.is_file()), None)
+        config = next((p for p in places if _is_name(p.name) and p.is_file()), None)
         if config:
             found[kind] = _json(config, f"{config} beside the checkpoint")
     return found
@@ -199,7 +208,7 @@ def locate(folder: Path) -> Path:
     last = folder / "last_checkpoint"  # mmengine and fvcore: the newest one's name
     if last.is_file() and last.stat().st_size < 4096:
         name = Path(last.read_text(encoding="utf-8", errors="replace").strip()).name
-        if name and (folder / name).is_file():
+        if _is_name(name) and (folder / name).is_file():
             return folder / name
     indices = sorted(folder.glob("*.index.json"))
     files = indices or sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file())
@@ -211,6 +220,12 @@ def locate(folder: Path) -> Path:
     return files[0]
 
 
+def _is_name(name: str) -> bool:
+    """Can it be the name of a file in a folder, at any length that file systems take?"""
+    long = len(name.encode("utf-8", "surrogatepass")) > 255
+    return not long and name not in ("", ".", "..") and Path(name).name == name and not set("\\\0") & set(name)
+
+
 def _read_shards(index: Path) -> tuple[dict, dict]:
     """Tensors of all files that a `weight_map` names. Raises UserError where files and index disagree."""
     table = _json(index, str(index))
@@ -219,7 +234,7 @@ def _read_shards(index: Path) -> tuple[dict, dict]:
         raise UserError(f"{index}: no index of shards (it lacks a weight_map)")
     tensors, files = {}, sorted(set(places.values()))
     for name in files:
-        if name in ("", ".", "..") or Path(name).name != name or "\\" in name:
+        if not _is_name(name):
             raise UserError(f"{index}: names the shard {shorten(name)}, which is not a file beside it")
         if not (index.parent / name).is_file():
             raise UserError(f"{index}: its shard {shorten(name)} is missing: download it again")

@@ -155,6 +155,45 @@ def test_shards(ending, vit, mark, tmp_path):
         open_checkpoint(index, format="dino")
 
 
+NO_NAMES = {
+    "long": "a" * 5000,
+    "256 bytes": "a" * 256,
+    "400 bytes": "é" * 200,
+    "folder": "a/b.bin",
+    "other": "a\\b.bin",
+}
+NO_NAMES |= {"zero": "a\0b.bin", "parent": "..", "surrogates": "\ud800" * 100}
+
+
+@pytest.mark.parametrize("name", NO_NAMES.values(), ids=NO_NAMES)
+def test_an_index_names_files_beside_it(name, vit, tmp_path):
+    """Whatever its text: one line that names index and shard."""
+    index = shards(tmp_path / "a", vit, "bin")
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(vit, name)}))
+    with pytest.raises(UserError, match=r"names the shard .*, which is not a file beside it") as error:
+        open_checkpoint(tmp_path / "a")
+    assert str(index) in str(error.value)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 900
+
+
+def test_names_that_no_file_can_have(vit, mark, tmp_path):
+    """In `last_checkpoint`, which then says nothing; on the command line; a long one beside which no config can lie."""
+    torch.save({"teacher": vit}, tmp_path / "checkpoint0001.pth")
+    (tmp_path / "last_checkpoint").write_text("a" * 4000)
+    assert open_checkpoint(tmp_path).fingerprint == mark
+    (tmp_path / "last_checkpoint").unlink()
+    (tmp_path / "checkpoint0001.pth").rename(tmp_path / f"{'a' * 250}.pth")
+    assert open_checkpoint(tmp_path / f"{'a' * 250}.pth").fingerprint == mark
+    with pytest.raises(UserError, match="cannot be read: File name too long"):
+        open_checkpoint(tmp_path / ("a" * 5000))
+    for command in (["inspect"], ["run", "--task", "knn"], ["convert", "o.safetensors"]):
+        line = [sys.executable, "-m", "selfpatch_bench.benchmarks", command[0], "a" * 5000, *command[1:]]
+        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert "too long" in done.stderr
+
+
 def test_folders_with_one_checkpoint(vit, mark, tmp_path):
     """A single file; mmengine's `last_checkpoint`; DINO's checkpoint.pth beside numbered ones; else all are named."""
     run = tmp_path / "run"

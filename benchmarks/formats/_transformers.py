@@ -4,7 +4,7 @@ import re
 
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, shorten
 
 MARK = "embeddings.patch_embeddings.projection.weight"
 LAYER = re.compile(r"(?:encoder\.)?layers?\.(\d+)\.(.+)\.(weight|bias|lambda1)")
@@ -51,8 +51,10 @@ def prefix_of(keys, mark: str = MARK) -> str | None:
     return found[0] if found and found[0].removesuffix(".").count(".") <= 1 and found[0][-1:] in ("", ".") else None
 
 
-def weights_of(state, prefix: str, dropped) -> dict:
-    """timm-named weights of the names below `prefix` that are known; the others stay unasked for, and are refused."""
+def weights_of(state, prefix: str, dropped, keyless: bool = False) -> dict:
+    """timm-named weights of the names below `prefix` that are known; the others stay unasked for, and are refused.
+
+    keyless: the keys may have no bias, which is then 0."""
     weights, stacks = {}, {}
     for name, key in state.below(prefix).items():
         match = LAYER.fullmatch(name)
@@ -67,18 +69,18 @@ def weights_of(state, prefix: str, dropped) -> dict:
             part, place = STACKED[match[2]]
             stacks.setdefault(f"blocks.{int(match[1])}.{part}.{match[3]}", {})[place] = key
     for name, places in stacks.items():
-        weights[name] = _stack(state, name, places)
+        weights[name] = _stack(state, name, places, keyless)
     return weights
 
 
-def _stack(state, name: str, places: dict[int, str]):
-    """query, key and value, or gate and up, one after the other. DINOv3's keys have no bias: zeros."""
+def _stack(state, name: str, places: dict[int, str], keyless: bool):
+    """query, key and value, or gate and up, one after the other."""
     if name.endswith("mlp.fc1.weight") or name.endswith("mlp.fc1.bias"):
         wanted = {0, 1} if 0 in places else {1}  # `up` alone is a plain MLP's first layer
     else:
         wanted = {0, 1, 2}
     parts = {i: state[key] for i, key in places.items()}
-    if name.endswith("qkv.bias") and wanted - set(parts) == {1}:
+    if keyless and name.endswith("qkv.bias") and wanted - set(parts) == {1}:
         parts[1] = torch.zeros_like(parts[0])
     if set(parts) != wanted:
         raise UserError(f"{name}: of query, key and value (or gate and up) one is missing")
@@ -92,10 +94,10 @@ def facts_of(meta, eps: float) -> dict:
     """norm_eps and act by config.json. Raises UserError for an activation that is not there."""
     config = meta.get("config.json")
     config = config if isinstance(config, dict) else {}
-    act = config.get("hidden_act", "gelu")
+    act = str(config.get("hidden_act", "gelu"))
     gated = bool(config.get("use_swiglu_ffn") or config.get("use_gated_mlp"))
     if act not in ACTS and not gated:
-        raise UserError(f"config.json: hidden_act {act} is not supported: {', '.join(ACTS)} are")
+        raise UserError(f"config.json: hidden_act {shorten(act)} is not supported: {', '.join(ACTS)} are")
     facts = {} if gated or act == "gelu" else {"act": ACTS[act]}
     value = config.get("layer_norm_eps", eps)
     return facts | {"norm_eps": float(value) if isinstance(value, (int, float)) and 0 < value < 1 else eps}

@@ -15,6 +15,8 @@ from ._transformers import BESIDE, HEADS, example_names, facts_of, prefix_of, we
 
 HUB = "embeddings.patch_embeddings.weight"
 TIMM = {"reg_token", "cls_token", "patch_embed.proj.weight", "blocks.0.gamma_1", "blocks.0.attn.qkv.weight"}
+ALWAYS = {"layer_scale": True, "final_norm": True}
+USUAL = {"registers": 4}
 BIASES = (".attn.q_bias", ".attn.k_bias", ".attn.v_bias")
 
 
@@ -35,7 +37,7 @@ def convert(state, meta):
     if is_hub(state):
         prefix = prefix_of(state, HUB)
         dropped = drop(state, {prefix + k: why for k, why in BESIDE.items()} | HEADS)
-        weights, facts = weights_of(state, prefix, dropped), facts_of(meta, 1e-5)
+        weights, facts = weights_of(state, prefix, dropped, keyless=True), facts_of(meta, 1e-5)
     else:
         dropped, facts = drop(state, {"head.": "head"}), {"norm_eps": 1e-5}
         weights = _from_timm(take(state, "", dropped)[0])
