@@ -66,6 +66,8 @@ def convert_command(
 
 def _write(checkpoint: Checkpoint, file: Path, out: Path, trusted: bool) -> int:
     ready(checkpoint)
+    for warning in checkpoint.warnings:
+        print(f"warning: {warning}")
     about = {"file": file.name, "format": checkpoint.reading.format, "trusted_pickle": trusted}
     selfpatch_bench.write(out, checkpoint.reading.weights, checkpoint.card, about)
     again = open_checkpoint(out)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import zoo
+from . import completeness, zoo
 from .card import Card, heads_from, normalisation_from, parse_field
 from .encoder import Encoder, encoder_for
 from .errors import UserError, shorten
@@ -88,6 +88,7 @@ def look_untrained(weights: Mapping[str, Tensor]) -> str | None:
 def _check_shapes(path: Path, weights: Mapping[str, Tensor], card: Card) -> None:
     """Names and shapes against the network that the card describes, which is built without memory."""
     try:
+        completeness.check_blocks(card, weights)
         with torch.device("meta"):
             wanted = encoder_for(card).named_shapes()
     except UserError as error:
@@ -150,10 +151,10 @@ def open_checkpoint(
         state, meta = read_file(path)
     state.wanted = weights
     known = zoo.look_up(path, state.content(path))
-    first, *rest = readings(path, state, meta, format or known.get("format"))
+    first, *rest = readings(path, state, meta, format or known.get("format"), overrides)
     full, facts, why = _complete(first, meta, known, overrides)
     rivals = [r for r in rest if _complete(r, meta, known, overrides)[0] != full or not _same(r.weights, first.weights)]
-    lacking, warnings = [], list(first.odd)
+    lacking, warnings = [], [*first.odd, *completeness.unusual(first.card)]
     if full.family != "vit":
         if "heads" in overrides:
             kept = f"those of the weights are used: {full.heads}" if full.heads else "it has none"

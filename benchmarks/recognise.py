@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import plugins
+from . import completeness, plugins
 from .card import Card
 from .errors import UserError, shorten
 from .formats import Mismatch
@@ -53,8 +53,9 @@ def _one_line(plugin: plugins.Plugin, path: Path):
         raise UserError(f"{path}: as format {plugin.name} ({plugin.path.name}): {text}") from error
 
 
-def _read_as(plugin: plugins.Plugin, state: State, meta: dict, path: Path) -> Reading:
-    """One format's reading, checked: every tensor is used or dropped, and the weights are exactly the network's."""
+def _read_as(plugin: plugins.Plugin, state: State, meta: dict, path: Path, given: Mapping) -> Reading:
+    """One format's reading, checked: every tensor is used or dropped, the weights are exactly the network's, and no
+    part of it was lost. given: fields of the card that the user gave."""
     view = State(state.refs, state.wanted)
     with _one_line(plugin, path):
         weights, card, dropped = plugin.module.convert(view, meta)
@@ -71,11 +72,14 @@ def _read_as(plugin: plugins.Plugin, state: State, meta: dict, path: Path) -> Re
     for key, value in weights.items():
         if not value.is_floating_point():
             raise UserError(f"{path}: {key} holds {value.dtype}, not floating-point weights")
+    with _one_line(plugin, path):
+        doubts = completeness.doubts(plugin.module, state, view, meta, (weights, card, dropped))
+        odd = completeness.refuse(doubts, card, given)
     weights = {k: v.detach().float() for k, v in weights.items()}
-    return Reading(plugin.name, weights, card, dict(dropped), view.network)
+    return Reading(plugin.name, weights, card, dict(dropped), view.network, odd)
 
 
-def readings(path: Path, state: State, meta: dict, format: str | None) -> list[Reading]:
+def readings(path: Path, state: State, meta: dict, format: str | None, given: Mapping) -> list[Reading]:
     """The readings of the formats with the highest claim.
 
     Training state is set aside; where no format knows the names, segments that all of them begin with are peeled off. A
@@ -86,7 +90,7 @@ def readings(path: Path, state: State, meta: dict, format: str | None) -> list[R
     level, peeled, refusal, broken = plain, dict(aside), None, {}
     for _ in range(MAX_WRAPPING):
         for claims in _claims(candidates, level, meta, broken):
-            found, errors = _read_all(claims, level, meta, path)
+            found, errors = _read_all(claims, level, meta, path, given)
             for reading in found:
                 reading.dropped |= peeled
                 reading.odd += broken.values()
@@ -102,7 +106,7 @@ def readings(path: Path, state: State, meta: dict, format: str | None) -> list[R
     if refusal:
         raise refusal
     if format:  # the user insists: the format says what it misses
-        reading = _read_as(candidates[format], plain, meta, path)
+        reading = _read_as(candidates[format], plain, meta, path, given)
         reading.dropped |= aside
         return [reading]
     known = ", ".join(candidates)
@@ -112,12 +116,14 @@ def readings(path: Path, state: State, meta: dict, format: str | None) -> list[R
     raise UserError(f"{path}: no format knows these {len(state)} tensors ({shown}); there are: {known}{failed}")
 
 
-def _read_all(claims: list[plugins.Plugin], state: State, meta: dict, path: Path) -> tuple[list[Reading], list]:
+def _read_all(
+    claims: list[plugins.Plugin], state: State, meta: dict, path: Path, given: Mapping
+) -> tuple[list[Reading], list]:
     """(readings, errors of the formats that have none)"""
     found, errors = [], []
     for plugin in claims:
         try:
-            found.append(_read_as(plugin, state, meta, path))
+            found.append(_read_as(plugin, state, meta, path, given))
         except UserError as error:
             errors.append(error)
     return found, errors

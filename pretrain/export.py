@@ -218,8 +218,10 @@ def _arguments(cfg: Config, card: Card, options: dict) -> Namespace:
     """The official scripts' arguments, as far as this run has them, and the number of heads."""
     sizes = [f"vit_{name}" for name, pair in ARCHITECTURES.items() if pair == (card.dim, card.heads)]
     dino, patch = options["dino"], options.get("selfpatch")
+    # A name stands for a depth, against which readers hold the file.
+    other = cfg.network.backbone if "depth" not in cfg.network.overrides else f"vit of {card.depth} blocks"
     return Namespace(
-        arch=sizes[0] if sizes and card.depth == 12 else cfg.network.backbone,
+        arch=sizes[0] if sizes and card.depth == 12 else other,
         patch_size=card.patch,
         num_heads=card.heads,
         out_dim=dino.outputs,

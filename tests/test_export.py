@@ -139,6 +139,13 @@ def test_official_layouts_come_back_bit_for_bit(case, tmp_path, capsys):
     assert (tree["args"].num_heads, tree["args"].patch_size, tree["epoch"]) == (3, 8, 10)
 
 
+def test_an_official_layout_names_no_architecture_of_another_depth(tmp_path):
+    """A ViT-Ti with two blocks: a file that says vit_tiny would be refused, for ten of them would seem lost."""
+    run, _ = make_run(tmp_path / "run", width=["network.overrides.depth=2"])
+    found = open_checkpoint(export(run.folder, format="selfpatch"))
+    assert (found.card.dim, found.card.depth, found.card.heads) == (192, 2, 3)
+
+
 @pytest.mark.shared
 @pytest.mark.parametrize("case", ["selfpatch", "dino"])
 def test_official_layouts_have_the_official_names(case, need, tmp_path):

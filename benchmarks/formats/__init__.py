@@ -16,8 +16,9 @@ A format defines
         first of `networks` unless the user asked for another with `--weights`. Raises UserError for what cannot be
         read, and Mismatch where a look at the values shows that the file is of another format.
 
-and may define `example(folder) -> (path, card overrides)`, a tiny file for the tests. Modules whose name begins with an
-underscore are shared helpers.
+and may define `ALWAYS` and `USUAL`, fields of the card -> their value in every network of this code base (another is
+refused, unless the user gives it), or in nearly every one (another is said); and `example(folder) -> (path, card
+overrides)`, a tiny file for the tests. Modules whose name begins with an underscore are shared helpers.
 """
 
 from collections.abc import Iterable, Mapping

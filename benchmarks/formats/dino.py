@@ -15,6 +15,7 @@ NETWORKS = {
 }
 PREFIXES = tuple(p for prefixes in NETWORKS.values() for p in prefixes)
 HEADS = ("head.mlp.", "head.last_layer.", "projection_head.")
+ALWAYS = {"qkv_bias": True}
 
 
 def claims(shapes, meta) -> int:

@@ -18,6 +18,7 @@ NETWORKS = {
 MASK = "mask_token"
 HEADS = ("dino_head.", "ibot_head.", "head.")
 NAMES = {"register_tokens": "reg_token", ".mlp.w12.": ".mlp.fc1.", ".mlp.w3.": ".mlp.fc2."}
+USUAL = {"qkv_bias": True}
 CHUNK = re.compile(r"^blocks\.\d+\.(\d+)\.")
 
 

@@ -19,6 +19,8 @@ NETWORKS = {
 }
 PERIODS = "rope_embed.periods"
 MARKS = {PERIODS, "cls_token", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "norm.weight"}
+ALWAYS = {"layer_scale": True}
+USUAL = {"qkv_bias": True, "registers": 4}
 BESIDE = {"mask_token": "mask token", "local_cls_norm.": "norm of local crops", "head.": "head"}
 
 

@@ -9,6 +9,9 @@ from ..card import IMAGENET_MEAN, IMAGENET_STD, normalisation_from, vit_card
 from . import drop, example_vit, save_example
 from ._transformers import BESIDE, HEADS, example_names, facts_of, prefix_of, weights_of
 
+ALWAYS = {"class_token": True, "final_norm": True, "layer_scale": True}
+USUAL = {"qkv_bias": True}
+
 
 def claims(shapes, meta) -> int:
     found = prefix_of(shapes) is not None and any(k.endswith(".0.layer_scale1.lambda1") for k in shapes)

@@ -9,6 +9,9 @@ from ..card import normalisation_from, vit_card
 from . import drop, example_vit, save_example
 from ._transformers import BESIDE, HEADS, example_names, facts_of, prefix_of, weights_of
 
+ALWAYS = {"class_token": True, "final_norm": True}
+USUAL = {"qkv_bias": True}
+
 
 def claims(shapes, meta) -> int:
     prefix = prefix_of(shapes)

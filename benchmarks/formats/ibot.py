@@ -12,6 +12,7 @@ FILES = NETWORKS | {None: ("state_dict.", "backbone.", "")}
 PREFIXES = tuple(p for prefixes in FILES.values() for p in prefixes)
 HEADS = {"head.mlp.": "head", "head.last_layer.": "head", "head.last_layer2.": "head"}
 MASK = "masked_embed"
+ALWAYS = {"qkv_bias": True}
 
 
 def claims(shapes, meta) -> int:

@@ -11,6 +11,7 @@ from . import Mismatch, _sincos, below, drop, example_vit, find, fits, is_dino, 
 PREFIXES = ("model.", "")
 DECODER = {f"decoder_{n}": "decoder" for n in ("pos_embed", "embed.", "blocks.", "norm.", "pred.")}
 BESIDE = DECODER | {"mask_token": "mask token"}
+ALWAYS = {"qkv_bias": True}
 
 
 def claims(shapes, meta) -> int:
@@ -27,11 +28,11 @@ def convert(state, meta):
     dropped = drop(state, {prefix + name: why for name, why in BESIDE.items()})
     weights, shapes = take(state, prefix, dropped)
     kind = _sincos.order(weights["pos_embed"])
-    if kind != "columns" and not dropped:
+    if kind != "columns":
         found = "MoCo v3's" if kind else "learned"
         raise Mismatch(f"its positions are {found}, not the fixed ones that MAE stores")
     card = vit_card(shapes, pos_resize="square", mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    return weights, card.override({"pos": f"sincos {card.grid}x{card.grid}, stored"}) if kind else card, dropped
+    return weights, card.override({"pos": f"sincos {card.grid}x{card.grid}, stored"}), dropped
 
 
 def example(folder):

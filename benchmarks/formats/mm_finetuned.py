@@ -17,6 +17,7 @@ from .mmpretrain_vit import OTHERS, normalisation
 
 PREFIXES = ("state_dict.backbone.", "backbone.")
 INNER = ("encoder.vit.", "encoder.", "net.", "")  # ours keep the network in these
+USUAL = {"qkv_bias": True}
 RESCALE = ("fpn1.", "fpn2.", "fpn3.", "fpn4.")
 
 

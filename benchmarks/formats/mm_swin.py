@@ -14,6 +14,7 @@ from ._examples import swin_weights
 MARK = {"patch_embed.projection.weight", "stages.0.blocks.0.attn.w_msa.relative_position_bias_table"}
 PREFIXES = ("state_dict.", "")
 OUTPUT = tuple(f"norm{i}." for i in range(4))
+USUAL = {"qkv_bias": True, "patch_norm": True}
 NAMES = (
     ("patch_embed.projection.", "patch_embed.proj."),
     (".attn.w_msa.", ".attn."),

@@ -18,6 +18,7 @@ MARK = {"patch_embed.projection.weight", "layers.0.ln1.weight", "pos_embed"}
 MMSEG = "layers.0.attn.attn.in_proj_weight"
 HEADS = ("head.", "neck.")
 OTHERS = ("decode_head.", "auxiliary_head.", "rpn_head.", "roi_head.", "bbox_head.", "mask_head.", "panoptic_head.")
+USUAL = {"qkv_bias": True}
 NAMES = (
     (r"^patch_embed\.projection\.", "patch_embed.proj."),
     (r"^layers\.(\d+)\.ln([12])\.", r"blocks.\1.norm\2."),

@@ -13,6 +13,7 @@ from ._examples import swin_weights
 NETWORKS = {"online": ("encoder.",), "teacher": ("encoder_k.",)}
 VIT = {"pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "cls_token"}
 OTHERS = {"projector.": "head", "projector_k.": "head", "predictor.": "head", "queue": "queue"}
+ALWAYS = {"qkv_bias": True, "final_norm": True, "patch_norm": True}
 NEIGHBOURS = ("encoder_k.", "projector.", "projector_k.", "predictor.", "queue1", "queue2")
 
 

@@ -15,6 +15,7 @@ NETWORKS = {
     None: ("model.", ""),
 }
 HEADS = {384: ("vit_small", 12), 768: ("vit_base", 12)}  # width -> `arch`, heads (vits.py)
+ALWAYS = {"qkv_bias": True}
 
 
 def claims(shapes, meta) -> int:
@@ -36,10 +37,10 @@ def convert(state, meta):
         dropped = drop(state, reasons)
     weights, shapes = take(state, prefix, dropped)
     kind = _sincos.order(weights["pos_embed"])
-    if kind != "rows" and not dropped:
+    if kind != "rows":
         raise Mismatch(f"its positions are {'MAEs' if kind else 'learned'}, not the fixed ones that MoCo v3 stores")
     card = vit_card(shapes, pos_resize="stored", mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    facts = {"pos": f"sincos {card.grid}x{card.grid}, stored"} if kind else {}
+    facts = {"pos": f"sincos {card.grid}x{card.grid}, stored"}
     arch, heads = HEADS.get(card.dim, (None, None))
     if heads and meta.get("arch") == arch:
         facts["heads"] = heads

@@ -5,7 +5,7 @@ DINO's; only the loss's centre differs, with a row for each token of a global vi
 """
 
 from . import below, example_vit, find, fits, is_dino, save_example
-from .dino import HEADS, NETWORKS, PREFIXES, example_tree, per_token, read
+from .dino import ALWAYS, HEADS, NETWORKS, PREFIXES, example_tree, per_token, read  # noqa: F401
 
 
 def claims(shapes, meta) -> int:

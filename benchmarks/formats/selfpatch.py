@@ -5,10 +5,12 @@ teacher's backbone; its class-attention head gives the image vector. Backbone: n
 """
 
 from ..card import IMAGENET_MEAN, IMAGENET_STD, vit_card
+from ..errors import UserError
 from . import find, fits, is_vit, take
 from .dino import NETWORKS, PREFIXES, beside
 
 HEADS = {"c_head.": "head", "p_head.": "head"}
+ALWAYS = {"qkv_bias": True}
 
 
 def is_selfpatch(keys) -> bool:
@@ -30,6 +32,8 @@ def convert(state, meta):
     around = prefix.removesuffix("backbone.")  # where ca_head lies
     dropped = beside(state, prefix, HEADS)
     readout = state.below(around + "ca_head.")
+    if not readout and any(key.startswith(tuple(around + head for head in HEADS)) for key in state):
+        raise UserError("it has no ca_head, which gives the image vector, although its other heads are there")
     weights, _ = take(state, prefix, dict.fromkeys(readout.values(), "") | dropped)
     weights |= {f"readout.{name}": state[key] for name, key in readout.items()}
     shapes = {k: tuple(v.shape) for k, v in weights.items()}

@@ -10,6 +10,7 @@ from .dino import example_tree, read
 from .ibot import FILES, HEADS, MASK, PREFIXES, extracted
 
 RELATIONS = ("pixel_sere.", "channel_sere.", "pixel_sere_local.", "channel_sere_local.")
+ALWAYS = {"qkv_bias": True}
 
 
 def claims(shapes, meta) -> int:

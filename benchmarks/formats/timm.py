@@ -10,6 +10,7 @@ from . import VIT_ROOTS, below, drop, find, fits, is_vit, take
 PREFIXES = ("state_dict.", "model.", "")
 HEAD = ("head.", "fc_norm.")
 NORMS = {"norm.weight", "fc_norm.weight"}
+USUAL = {"qkv_bias": True, "class_token": True}
 
 
 def is_timm(keys) -> bool:

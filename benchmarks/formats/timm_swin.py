@@ -11,6 +11,7 @@ from ._examples import swin_weights
 
 NETWORKS = {None: ("",)}
 HEAD = ("head.",)
+USUAL = {"qkv_bias": True, "final_norm": True, "patch_norm": True}
 
 
 def claims(shapes, meta) -> int:

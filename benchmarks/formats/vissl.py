@@ -15,6 +15,8 @@ NETWORKS = {
     "student": (f"{CLASSY}base_model.model.trunk.",),
 }
 
+ALWAYS = {"qkv_bias": True}
+
 
 def claims(shapes, meta) -> int:
     return 3 if find(shapes, [p for prefixes in NETWORKS.values() for p in prefixes], is_dino) else 0
