@@ -10,6 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
 
+import numpy as np
+from torch import Tensor
+
 from .card import ARCHITECTURES, Card, arch_names, vit_size
 from .errors import UserError, shorten
 from .sources import State
@@ -249,3 +252,16 @@ def check_blocks(card: Card, names) -> None:
         if len(there) != count:
             stage = f" in stage {i + 1}" if isinstance(said, tuple) else ""
             raise UserError(f"its card has {_is(card, key)}, its tensors are of {len(there)} blocks{stage}")
+
+
+def not_finite(weights: Mapping[str, Tensor]) -> str | None:
+    """The tensors that hold NaN or inf, and how many of each; None if there are none."""
+    bad = []
+    for name, value in weights.items():
+        array = value.numpy()  # whose test is faster here than torch's, which starts threads for every tensor
+        if not np.isfinite(array).all():
+            counts = {"NaN": np.isnan(array).sum(), "inf": np.isinf(array).sum()}
+            bad.append(f"{name} ({' and '.join(f'{n} {what}' for what, n in counts.items() if n)})")
+    if not bad:
+        return None
+    return ", ".join(bad[:4]) + (f" and {len(bad) - 4} more tensors" if len(bad) > 4 else "")

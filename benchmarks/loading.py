@@ -170,6 +170,8 @@ def open_checkpoint(
             "(0.5 and 0.5 for AugReg; 0.485,0.456,0.406 and 0.229,0.224,0.225 for DeiT and DINO)"
         )
     _check_shapes(path, first.weights, full if full.heads or full.family != "vit" else full.override({"heads": 1}))
+    if bad := completeness.not_finite(first.weights):
+        lacking.append(f"its weights hold NaN or inf, so that no number of it would mean anything: {bad}")
     if first.network:
         facts["weights"] = first.network
     if warnings:

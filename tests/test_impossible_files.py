@@ -1,4 +1,4 @@
-"""What no file can be right in: sizes that no network has; and inputs that once failed."""
+"""What no file can be right in: sizes that no network has, numbers that are none; and inputs that once failed."""
 
 import json
 import subprocess
@@ -13,7 +13,8 @@ from selfpatch_bench.benchmarks import UserError
 from selfpatch_bench.benchmarks.formats.selfpatch_bench import KEY
 from selfpatch_bench.benchmarks.inspect import report
 from selfpatch_bench.benchmarks.loading import open_checkpoint
-from test_completeness import example
+from selfpatch_bench.benchmarks.scenes import make_videos
+from test_completeness import example, save
 
 # -- sizes that a card claims
 
@@ -98,6 +99,35 @@ def test_sizes_given_by_hand_are_held_against_the_names_too(tmp_path):
     for depth, words in ((900, "900 blocks"), (3, "of 2 blocks")):
         with pytest.raises(UserError, match=words):
             open_checkpoint(path, card=card | {"depth": depth})
+
+
+# -- NaN and inf
+
+
+def test_numbers_that_are_none_are_named(tmp_path):
+    """inspect names the tensors and how many of each; run and convert refuse. What is dropped does not matter."""
+    path, card, tensors, meta = example("dino", tmp_path)
+    odd = dict(tensors)
+    odd["student.backbone.norm.bias"] = odd["student.backbone.norm.bias"] * float("nan")
+    assert not open_checkpoint(save(tmp_path / "a.pth", odd, meta), card=card).lacking
+    odd["teacher.backbone.blocks.1.mlp.fc1.bias"] = torch.full((48,), float("nan"))
+    odd["teacher.backbone.norm.weight"] = torch.ones(24).index_fill(0, torch.tensor([3]), -float("inf"))
+    save(path, odd, meta)
+    words = "blocks.1.mlp.fc1.bias (48 NaN), norm.weight (1 inf)"
+    assert words in report(path, None, card)
+    videos = make_videos(tmp_path / "videos", sequences=1, frames=2, size=(72, 96), objects=1)
+    out = tmp_path / "x.safetensors"
+    for command in (["run", str(path), "--task", "davis", "--data", str(videos)], ["convert", str(path), str(out)]):
+        line = [sys.executable, "-m", "selfpatch_bench.benchmarks", *command, "--heads", "2"]
+        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert words in done.stderr
+    assert not out.exists()
+    assert not (tmp_path / "results" / "records").exists()
+    everywhere = {k: v * float("nan") if k.startswith("teacher.") else v for k, v in tensors.items()}
+    (line,) = open_checkpoint(save(path, everywhere, meta), card=card).lacking
+    assert "and 26 more tensors" in line
+    assert len(line) < 600
 
 
 # -- inputs that once failed
