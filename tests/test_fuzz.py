@@ -12,7 +12,7 @@ def test_300_damaged_files_of_all_formats(tmp_path):
     assert counts["loaded"] > 10, counts
 
 
-GOOD = {"loaded": "sha256:1", "names": ["a", "b"], "format": "x", "seen": []}
+GOOD = {"loaded": "sha256:1", "names": ["a", "b"], "format": "x", "warnings": ["unusual: depth 2"], "seen": []}
 
 
 @pytest.mark.parametrize(
@@ -24,12 +24,18 @@ GOOD = {"loaded": "sha256:1", "names": ["a", "b"], "format": "x", "seen": []}
         (GOOD | {"names": ["a"]}, "bytes"),
         (GOOD | {"loaded": "sha256:2"}, "lose"),
         (GOOD | {"seen": ["os.system"]}, "bytes"),
+        (GOOD | {"names": ["a"], "loaded": "sha256:2"}, "block lost"),
         ({"refused": "two\nlines", "seen": []}, "bytes"),
     ],
 )
 def test_the_judge_sees_what_is_wrong(answer, kind):
     assert judge(answer, GOOD, kind)
     assert judge(GOOD, GOOD, kind) is None
+
+
+def test_a_smaller_network_that_is_said_is_no_failure():
+    smaller = GOOD | {"names": ["a"], "loaded": "sha256:2", "warnings": ["unusual: depth 1"]}
+    assert judge(smaller, GOOD, "block lost") is None
 
 
 def test_a_worker_that_dies_or_hangs_is_noticed_and_replaced(tmp_path):

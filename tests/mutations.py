@@ -1,0 +1,188 @@
+"""Ways to damage a checkpoint file, for `fuzz_checkpoints.py`: its bytes, its tensors, what it says of itself."""
+
+import io
+import json
+import random
+import re
+from pathlib import Path
+
+ODD = (  # values that a config or a card is not meant to have
+    *(None, True, False, 0, -1, 1, 2, 3, 24, 10**9, 10**30, 1e308, -0.5, "", "gelu", "x" * 3000, "learned 9999x9999"),
+    *([], [1], [1000] * 16, [[1, 2], 3], {}, {"a": {"b": []}}, ["gelu"], {"depth": 7}, "rotary", "class_attention"),
+)
+CONFIG = (
+    *("hidden_act", "layer_norm_eps", "num_attention_heads", "num_heads", "hidden_size", "num_hidden_layers"),
+    *("qkv_bias", "num_register_tokens", "image_size", "rope_theta", "use_gated_mlp", "mean", "std", "image_mean"),
+    *("image_std", "pretrained_cfg", "model_args", "architecture", "arch", "model"),
+)
+SAID = ("args", "arch", "meta", "config", "epoch", "author", "__metadata__", "__author__", "num_heads", "model_args")
+ABSURD = {  # a card of any size, which costs nothing to write
+    "vit": {"depth": 1000, "dim": 65536, "mlp_ratio": 64, "registers": 1024, "heads": 65536, "patch": 1024},
+    "swin": {"depths": [1000] * 16, "heads": [1] * 16, "dim": 65536, "window": 32, "patch": 1024},
+    "resnet": {"blocks": [4000] * 4, "widths": [65536] * 4, "stem_channels": 65536, "groups": 65536},
+}
+BLOCK = re.compile(r"^(.*?(?:blocks|layers?|layer\d|res\d)\.)(\d+)(\..+)$")
+
+
+def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
+    out, kind = bytearray(data), rng.randrange(5)
+    at = rng.randrange(len(out))
+    if kind == 0:
+        return bytes(out[:at])
+    if kind == 1:  # an opcode or a name
+        at = rng.randrange(min(len(out), 2000)) if rng.random() < 0.5 else at
+        opcodes = [
+            b".",
+            b"(",
+            b"R",
+            b"\x81",
+            b"b",
+            b"0",
+            b"Q",
+            b"cos\nsystem\n",
+            b"cpwned\nrun\n",
+            b"\x8f",
+            b"u",
+            b"\xff" * 8,
+        ]
+        out[at:at] = rng.choice(opcodes)
+    elif kind == 2:
+        del out[at : at + rng.randrange(1, 30)]
+    else:
+        for _ in range(rng.choice([1, 1, 4, 20])):
+            out[rng.randrange(len(out))] = rng.randrange(256)
+    return bytes(out)
+
+
+def holders(node, found=None) -> list[dict]:
+    """All dicts of a tree that hold tensors directly."""
+    import torch
+
+    found = [] if found is None else found
+    if isinstance(node, dict):
+        if any(isinstance(v, torch.Tensor) for v in node.values()):
+            found.append(node)
+        for value in node.values():
+            holders(value, found)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            holders(value, found)
+    return found
+
+
+def mutate_tensor(table: dict, kind: str, rng: random.Random) -> None:
+    """Change one tensor of a table, or two."""
+    import torch
+
+    names = [k for k, v in table.items() if isinstance(v, torch.Tensor)]
+    name, other = rng.choice(names), rng.choice(names)
+    tensor = table[name]
+    if kind == "swap":
+        table[name], table[other] = table[other], tensor
+    elif kind == "rename":
+        table[rng.choice([f"{name}x", f"module.{name}", name[1:], name.replace("0", "7"), ""])] = table.pop(name)
+    elif kind == "lose":
+        del table[name]
+    elif kind == "add":
+        table[f"{name}.more"] = tensor.clone()
+    elif kind == "shape":
+        less = tensor[..., :-1] if tensor.ndim else tensor.new_zeros(2)
+        table[name] = rng.choice([less, tensor[None], tensor.reshape(-1), tensor.new_zeros(0)])
+    elif kind == "type":
+        casts = [tensor.half(), tensor.bfloat16(), tensor.int(), tensor.bool(), tensor.to(torch.float8_e4m3fn)]
+        table[name] = rng.choice([*casts, tensor.tolist(), "text"])
+    elif kind == "nest":
+        table[name] = {"value": tensor}
+    elif kind == "transpose":
+        table[name] = tensor.transpose(0, -1) if tensor.ndim else tensor
+    elif kind == "expand":
+        table[name] = tensor.reshape(-1)[0].clone().expand(tensor.shape) if tensor.numel() else tensor
+
+
+def mutate_network(table: dict, kind: str, rng: random.Random) -> None:
+    """Take a block or a family of tensors out of a network, or exchange two blocks; blocks stay numbered from 0."""
+    found = {k: m for k in table if isinstance(k, str) and (m := BLOCK.match(k))}
+    if kind == "family lost":  # of all blocks, or of the network's own where it has no number
+        ends = sorted({re.sub(r"\d+", "#", k) for k in table if str(k).endswith((".bias", ".weight", ".gamma"))})
+        gone = rng.choice(ends) if ends else None
+        for key in [k for k in table if re.sub(r"\d+", "#", str(k)) == gone]:
+            del table[key]
+        return
+    if not found:
+        return
+    stage = rng.choice(sorted({m[1] for m in found.values()}))
+    inside = {k: m for k, m in found.items() if m[1] == stage}
+    numbers = sorted({int(m[2]) for m in inside.values()})
+    one, two = rng.choice(numbers), rng.choice(numbers)
+    values = {k: table[k] for k in inside}
+    for key in inside if kind == "block lost" else ():
+        del table[key]
+    for key, match in inside.items():
+        number, rest = int(match[2]), match[3]
+        if kind == "block lost":
+            if number != one:  # those behind it move up
+                table[f"{stage}{number - (number > one)}{rest}"] = values[key]
+        elif number in (one, two):
+            place = f"{stage}{two if number == one else one}{rest}"
+            if place in table:
+                table[place] = values[key]
+
+
+TENSOR = ("swap", "rename", "lose", "add", "shape", "type", "nest", "transpose", "expand")
+NETWORK = ("block lost", "family lost", "blocks exchanged")
+
+
+def mutate_tree(tree, rng: random.Random) -> str:
+    """Change a tree of tensors in place; -> what was done."""
+    kind = rng.choice([*TENSOR, *NETWORK, *NETWORK, "said"])
+    if kind == "said" and isinstance(tree, dict):
+        tree[rng.choice(SAID)] = rng.choice(ODD)
+        return kind
+    table = rng.choice(holders(tree))
+    if kind in NETWORK:
+        mutate_network(table, kind, rng)
+    else:
+        mutate_tensor(table, rng.choice(TENSOR) if kind == "said" else kind, rng)
+    return kind
+
+
+def mutate_card(metadata: dict, rng: random.Random) -> str:
+    """Absurd sizes or odd values in the card of a file of ours, in place."""
+    about = json.loads(metadata["selfpatch_bench"])
+    card = about["card"]
+    if rng.random() < 0.5:
+        family = rng.choice(list(ABSURD))
+        sizes = {k: v for k, v in ABSURD[family].items() if rng.random() < 0.7}
+        more = {"resnet": {"block": "basic", "bn_eps": 1e-5, "blocks": [1] * 4, "widths": [4] * 4, "stem_channels": 64}}
+        more |= {"swin": {"window": 7, "depths": [2, 2], "heads": [1, 2], "patch_norm": True, "absolute_pos": False}}
+        card |= {"family": family, "sizes": "padded"} | more.get(family, {}) | sizes
+    else:
+        card[rng.choice([*card, "depths", "blocks", "family"])] = rng.choice(ODD)
+    metadata["selfpatch_bench"] = json.dumps(about)
+    return "card"
+
+
+def damaged(path: Path, rng: random.Random) -> tuple[bytes, str, str | None]:
+    """A damaged copy of a file, as bytes, how it was damaged, and the text of a config.json to lie beside it."""
+    import torch
+
+    if rng.random() < 0.1:
+        config = {key: rng.choice(ODD) for key in rng.sample(CONFIG, rng.randrange(1, 4))}
+        return path.read_bytes(), "config", json.dumps(config if rng.random() < 0.9 else rng.choice(ODD))
+    if rng.random() < 0.4 or path.suffix == ".pkl":  # which torch does not write
+        return mutate_bytes(path.read_bytes(), rng), "bytes", None
+    if path.suffix == ".safetensors":
+        from safetensors import safe_open
+        from safetensors.torch import load_file, save
+
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        tree = load_file(path)
+        kind = mutate_card(metadata, rng) if rng.random() < 0.6 else mutate_tree(tree, rng)
+        flat = {k: v.contiguous().clone() for k, v in tree.items() if isinstance(v, torch.Tensor)}
+        return save(flat, metadata), kind, None
+    tree = torch.load(path, weights_only=False)
+    kind = mutate_tree(tree, rng)
+    buffer = io.BytesIO()
+    torch.save(tree, buffer, _use_new_zipfile_serialization=rng.random() < 0.7)
+    return buffer.getvalue(), kind, None
