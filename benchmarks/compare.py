@@ -13,6 +13,7 @@ from rich.console import Console
 from . import record, runner
 from .collect import ORDER, distinct, plain
 from .errors import UserError
+from .processes import refuse_in_child
 from .significance import Verdict, mcnemar, sign_flip, unpack, welch
 from .table_text import NAMES
 from .task import Metric
@@ -130,6 +131,7 @@ def _words(gap: float, metric: Metric, verdict: Verdict | None) -> str:
 
 def compare_command(models: list[Path], tasks: list[str], options: runner.Options) -> int:
     """Run what is missing, print the comparison; -> exit status. Raises UserError as `runner.plan` does."""
+    refuse_in_child()
     files = runner.expand(runner.gather(models, options), options.every)
     if len({str(f) for f in files}) < 2:
         raise UserError("compare: give two checkpoints or more")
