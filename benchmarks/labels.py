@@ -12,7 +12,6 @@ from functools import cache
 from pathlib import Path
 
 from .atomic import replacing
-from .errors import UserError
 
 SUFFIX = ".label.json"
 SCHEMA = 1
@@ -80,9 +79,6 @@ def write(record: Path, given: Mapping[str, str], created: str) -> Path:
     kept = {k: before.get(k) for k in ("name", "row", "created")}
     history = [*before.get("history", []), *([kept] if before else [])]
     label = {"schema": SCHEMA} | kept | given | {"created": created, "history": history}
-    try:
-        with replacing(path, sync=True) as temporary:
-            temporary.write_text(json.dumps(label, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}", 1) from None
+    with replacing(path, sync=True) as temporary:
+        temporary.write_text(json.dumps(label, indent=1) + "\n", encoding="utf-8")
     return path

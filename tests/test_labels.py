@@ -211,7 +211,7 @@ def test_a_disk_that_refuses_is_one_line(toy):
     job = go(toy)
     path = labels.label_file(record.done(toy / "out", "toy", job.key)[0])
     (path / "in the way").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"cannot write .*label\.json: "):
+    with pytest.raises(UserError, match=r"label\.json cannot be written: "):
         go(toy, name="mine")
     assert shown(toy) == [(job.model.name, None)]
     assert [p.name for p in path.parent.iterdir() if p.name.endswith(".tmp")] == []

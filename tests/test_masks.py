@@ -44,7 +44,7 @@ def test_write_keeps_the_old_file_when_it_fails(tmp_path, labels, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(Image.Image, "save", half)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="cannot be written: disk full"):
         write_mask(path, labels + 1)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["m.png"]
