@@ -1,5 +1,5 @@
 """`python -m selfpatch_bench.benchmarks` is `selfpatch`."""
 
-from .cli import main
+from .cli.app import main
 
 main()

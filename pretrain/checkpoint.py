@@ -5,7 +5,7 @@ RUN/log.jsonl                       see log.py
 RUN/checkpoints/step-00000100.pt    after 100 optimiser steps (trainer.Trainer.state)
 RUN/exports/                        see export.py
 RUN/watch/step-00000100/            pictures, see watch.py
-RUN/.lock                           says which process works on it, see benchmarks/locks.py
+RUN/.lock                           says which process works on it, see pretrain/common/locks.py
 """
 
 import contextlib
@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from ..benchmarks.atomic import TEMPORARY, write_atomic
-from ..benchmarks.errors import UserError
-from ..benchmarks.locks import Busy, lock
+from .common.atomic import TEMPORARY, write_atomic
+from .common.errors import UserError
+from .common.locks import Busy, lock
 from .config import Config, from_dict, to_dict
 
 log = logging.getLogger(__name__)

@@ -11,11 +11,11 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..benchmarks import plugins
-from ..benchmarks.errors import UserError
-from .ranges import bounded, check_number, check_numbers
+from .common import plugins
+from .common.errors import UserError
+from .common.ranges import bounded, check_number, check_numbers
+from .data.views import PIXELS, Views
 from .schedules import LR_RULES
-from .views import PIXELS, Views
 
 PRECISIONS = ("auto", "float32", "bf16", "fp16", "float64")
 STEPS = 10**8  # of a run: its schedules are tables

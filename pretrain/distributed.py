@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..benchmarks.errors import UserError
+from .common.errors import UserError
 
 # What a launcher that starts a run again counts by, and the seconds that its former processes get to end.
 RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")

@@ -8,17 +8,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..benchmarks.atomic import replacing
-from ..benchmarks.card import ARCHITECTURES, Card, vit_card
-from ..benchmarks.encoder import Encoder, encoder_for
-from ..benchmarks.errors import UserError
+from ..benchmarks.backbones.encoder import Encoder, encoder_for
+from ..benchmarks.checkpoints.open import fingerprint, names, open_checkpoint
 from ..benchmarks.formats import selfpatch_bench
 from ..benchmarks.formats._conv import swin_card
-from ..benchmarks.loading import fingerprint, names, open_checkpoint
-from .backbone import build_backbone
 from .checkpoint import Run, read
+from .common.atomic import replacing
+from .common.card import ARCHITECTURES, Card, vit_card
+from .common.errors import UserError
 from .config import Config, from_dict
-from .swin import Swin
+from .model.backbone import build_backbone
+from .model.swin import Swin
 
 ENDINGS = {"teacher": "safetensors", "student": "student.safetensors"}
 OFFICIAL = ("selfpatch", "dino")

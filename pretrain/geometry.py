@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..benchmarks.errors import UserError
+from .common.errors import UserError
 
 
 def neighbours(

@@ -9,11 +9,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..benchmarks import plugins
-from .backbone import build_backbone, check_size, set_fused_attention
+from .common import plugins
 from .config import Config
-from .group import Group, normalise
-from .network import Network, own_stream
+from .data.group import Group, normalise
+from .model.backbone import build_backbone, check_size, set_fused_attention
+from .model.network import Network, own_stream
 from .objectives import Net, Step, merge
 from .optim import Ema
 

@@ -9,9 +9,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from ..benchmarks.errors import UserError
-from ..benchmarks.processes import safe_path
 from .checkpoint import JOBS, Run
+from .common.errors import UserError
+from .common.processes import safe_path
 from .config import Config, from_dict, to_dict
 
 # submitit's own names; others are Slurm's and get its prefix, as in partition -> slurm_partition.

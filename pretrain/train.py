@@ -12,20 +12,20 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..benchmarks.atomic import write_atomic
-from ..benchmarks.errors import UserError
-from ..benchmarks.processes import refuse_in_child
 from .checkpoint import Run, identity, read
-from .collapse import Collapse
+from .common.atomic import write_atomic
+from .common.errors import UserError
+from .common.machine import keep_memory
+from .common.processes import refuse_in_child
 from .config import Config, load_recipe
-from .data import Batch, batches, steps_per_epoch
+from .data.images import ImageSource, open_source
+from .data.loader import Batch, batches, steps_per_epoch
 from .distributed import PATIENCE, Ranks, Told, restarted
-from .host import keep_memory
-from .initial import load_initial
-from .log import Log, check_tensorboard, entries, plain
-from .sources import ImageSource, open_source
-from .trainer import NotFinite, Outcome, Trainer
-from .watch import Watch, due, evaluate, missed
+from .model.initial import load_initial
+from .monitor.collapse import Collapse
+from .monitor.log import Log, check_tensorboard, entries, plain
+from .monitor.watch import Watch, due, evaluate, missed
+from .step import NotFinite, Outcome, Trainer
 
 
 def pretrain_command(

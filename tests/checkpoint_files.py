@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from selfpatch_bench.benchmarks import torchfile
-from selfpatch_bench.benchmarks.errors import UserError
-from selfpatch_bench.benchmarks.torchfile import read_checkpoint
+from selfpatch_bench.benchmarks.checkpoints import torchfile
+from selfpatch_bench.benchmarks.checkpoints.torchfile import read_checkpoint
+from selfpatch_bench.pretrain.common.errors import UserError
 
 
 def save(obj, path, zipped=True, protocol=2):

@@ -33,8 +33,8 @@ def worker() -> None:
     """One line of JSON in, {path, format, card}; one out, {"refused": text} or {"loaded": ..., "names": ...}."""
     import torch
 
-    from selfpatch_bench.benchmarks.errors import UserError
-    from selfpatch_bench.benchmarks.loading import open_checkpoint
+    from selfpatch_bench.benchmarks.checkpoints.open import open_checkpoint
+    from selfpatch_bench.pretrain.common.errors import UserError
 
     torch.set_num_threads(1)
     seen: list[str] = []
@@ -111,7 +111,7 @@ class Worker:
 
 def examples(folder: Path, only: list[str] | None) -> dict[str, tuple[Path, dict]]:
     """format -> (its example file, card overrides); folders and formats without an example are left out."""
-    from selfpatch_bench.benchmarks import plugins
+    from selfpatch_bench.pretrain.common import plugins
 
     found = {}
     for name, plugin in plugins.scan("formats").items():

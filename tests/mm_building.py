@@ -6,9 +6,9 @@ import importlib.util
 import pytest
 
 from conftest import REPO
-from selfpatch_bench.benchmarks.card import IMAGENET_MEAN, IMAGENET_STD, Card
 from selfpatch_bench.benchmarks.mm import ops, recipe
 from selfpatch_bench.benchmarks.mm.job import Job
+from selfpatch_bench.pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD, Card
 
 HAVE = all(importlib.util.find_spec(name) for name in ops.PACKAGES)
 mm = pytest.mark.skipif(not HAVE, reason="the extra mm is not installed")

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from selfpatch_bench.pretrain.config import load_recipe
-from selfpatch_bench.pretrain.group import Group
+from selfpatch_bench.pretrain.data.group import Group
 from selfpatch_bench.pretrain.learner import Learner
 from selfpatch_bench.pretrain.objectives import Step
 

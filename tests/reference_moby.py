@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from selfpatch_bench.pretrain.backbone import tokens
+from selfpatch_bench.pretrain.model.backbone import tokens
 
 
 def plain_head(head):

@@ -9,9 +9,9 @@ methods.md 1.3, 1.4, 2.3 and 2.4; only the transformer blocks themselves (timm's
 import torch
 import torch.nn.functional as F
 
-from selfpatch_bench.pretrain.backbone import set_fused_attention, tokens
+from selfpatch_bench.pretrain.data.group import normalise
 from selfpatch_bench.pretrain.geometry import neighbours
-from selfpatch_bench.pretrain.group import normalise
+from selfpatch_bench.pretrain.model.backbone import set_fused_attention, tokens
 from selfpatch_bench.pretrain.optim import param_groups
 
 

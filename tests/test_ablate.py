@@ -7,9 +7,10 @@ import sys
 import pytest
 import yaml
 
-from selfpatch_bench.benchmarks import UserError, plugins
-from selfpatch_bench.benchmarks.ablate import Grid, Sweep, read_grid
-from selfpatch_bench.benchmarks.scenes import make_pictures, make_videos
+from selfpatch_bench.benchmarks import UserError
+from selfpatch_bench.benchmarks.commands.ablate import Grid, Sweep, read_grid
+from selfpatch_bench.benchmarks.synthetic.scenes import make_pictures, make_videos
+from selfpatch_bench.pretrain.common import plugins
 from selfpatch_bench.pretrain.config import load_recipe, to_dict
 
 POSTER = "selfpatch_poster"

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from selfpatch_bench.benchmarks import atomic
-from selfpatch_bench.benchmarks.atomic import replacing, temporary_name, write_atomic
-from selfpatch_bench.benchmarks.card import Card
-from selfpatch_bench.benchmarks.encoder import Encoder
-from selfpatch_bench.benchmarks.errors import UserError
+from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
-from selfpatch_bench.benchmarks.scenes import make_videos
+from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
+from selfpatch_bench.pretrain.common import atomic
+from selfpatch_bench.pretrain.common.atomic import replacing, temporary_name, write_atomic
+from selfpatch_bench.pretrain.common.card import Card
+from selfpatch_bench.pretrain.common.errors import UserError
 from training import DINO, environment, pictures
 
 
@@ -48,7 +48,7 @@ def test_names_are_unique(tmp_path, monkeypatch):
 def test_writers_of_one_file(tmp_path):
     """Four processes write it again and again: it is whole at any time, and nothing else is left."""
     code = (
-        "import sys; from pathlib import Path; from selfpatch_bench.benchmarks.atomic import write_atomic\n"
+        "import sys; from pathlib import Path; from selfpatch_bench.pretrain.common.atomic import write_atomic\n"
         "for i in range(100):\n"
         "    write_atomic(Path(sys.argv[1]), lambda f: f.write(bytes([int(sys.argv[2])]) * 300_000), sync=False)\n"
     )
@@ -88,10 +88,10 @@ import os, sys
 from pathlib import Path
 os.umask(0o027)
 place, out, options = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
-from selfpatch_bench.benchmarks import zoo
-from selfpatch_bench.benchmarks.convert import convert_command
-from selfpatch_bench.benchmarks.runner import Options, run_command
-from selfpatch_bench.benchmarks.scenes import make_videos
+from selfpatch_bench.benchmarks.hub import zoo
+from selfpatch_bench.benchmarks.commands.convert import convert_command
+from selfpatch_bench.benchmarks.run.runner import Options, run_command
+from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.pretrain.export import export
 from selfpatch_bench.pretrain.train import pretrain_command
 if __name__ == "__main__":
@@ -163,7 +163,7 @@ def test_a_full_disk_is_one_line(full, network, tmp_path):
     folder, prefix, words = full
     path = folder / "out.safetensors"
     path.write_bytes(b"old")
-    line = [sys.executable, "-c", "import sys; from selfpatch_bench.benchmarks.cli import main; main()"]
+    line = [sys.executable, "-c", "import sys; from selfpatch_bench.benchmarks.cli.app import main; main()"]
     line = [*prefix, *line, "convert", str(network), str(folder / "new.safetensors")]
     done = subprocess.run(line, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, f"error: {folder}/new.safetensors cannot be written: {words}\n")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from conftest import REPO
-from selfpatch_bench.benchmarks.cli import app, card_fields, spell_out_card, split_arguments
-from selfpatch_bench.benchmarks.errors import UserError
+from selfpatch_bench.benchmarks.cli.app import app, card_fields, spell_out_card, split_arguments
+from selfpatch_bench.pretrain.common.errors import UserError
 
 
 def selfpatch(*arguments, cwd=None, env=None) -> subprocess.CompletedProcess:
@@ -35,7 +35,7 @@ def test_help_imports_nothing_heavy():
     """Instant help: neither torch nor pandas, numpy or cv2 is loaded to print it."""
     code = (
         "import sys; sys.argv = ['selfpatch', 'run', '--help']\n"
-        "from selfpatch_bench.benchmarks.cli import main\n"
+        "from selfpatch_bench.benchmarks.cli.app import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "heavy = {'torch', 'pandas', 'numpy', 'cv2', 'timm', 'matplotlib', 'omegaconf'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
@@ -118,12 +118,14 @@ def test_every_dependency_is_pinned_and_every_pin_is_exact():
 
 def test_demo_runs_and_runs_again(tmp_path):
     """The first time it makes everything; the second time it finds it done. The numbers are those of its records."""
-    from selfpatch_bench.benchmarks import demo, record
+    from selfpatch_bench.benchmarks.commands import demo
+    from selfpatch_bench.benchmarks.results import record
     from selfpatch_bench.pretrain.config import load_recipe
 
     # Everything as it is, but few steps and pictures: the process sets these numbers before the command runs.
     code = (
-        "import sys; from selfpatch_bench.benchmarks import cli, demo\n"
+        "import sys; from selfpatch_bench.benchmarks.cli import app as cli\n"
+        "from selfpatch_bench.benchmarks.commands import demo\n"
         "demo.SMALL = (*demo.SMALL, 'loop.steps=3', 'loop.batch=4'); demo.PICTURES = 8\n"
         f"sys.argv = ['selfpatch', 'demo', '--out', {str(tmp_path)!r}]; cli.main()"
     )

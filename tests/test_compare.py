@@ -10,15 +10,16 @@ import pytest
 import torch
 from scipy import stats
 
-from selfpatch_bench.benchmarks import UserError, significance
-from selfpatch_bench.benchmarks.card import Card
-from selfpatch_bench.benchmarks.compare import compare_command, compare_text, describe_differences, verdict_of
-from selfpatch_bench.benchmarks.encoder import Encoder
+from selfpatch_bench.benchmarks import UserError
+from selfpatch_bench.benchmarks.backbones.encoder import Encoder
+from selfpatch_bench.benchmarks.commands.compare import compare_command, compare_text, describe_differences, verdict_of
 from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
-from selfpatch_bench.benchmarks.runner import Options
-from selfpatch_bench.benchmarks.scenes import make_videos
-from selfpatch_bench.benchmarks.significance import mcnemar, pack, sign_flip, unpack, welch
-from selfpatch_bench.benchmarks.task import Metric
+from selfpatch_bench.benchmarks.metrics import significance
+from selfpatch_bench.benchmarks.metrics.significance import mcnemar, pack, sign_flip, unpack, welch
+from selfpatch_bench.benchmarks.run.runner import Options
+from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
+from selfpatch_bench.benchmarks.tasks import Metric
+from selfpatch_bench.pretrain.common.card import Card
 
 
 def t_tail(t: float, df: float) -> float:

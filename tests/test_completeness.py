@@ -11,17 +11,19 @@ import torch
 from rich.console import Console
 
 from conftest import shared_cases
-from selfpatch_bench.benchmarks import UserError, load, plugins, record
-from selfpatch_bench.benchmarks.card import Card
-from selfpatch_bench.benchmarks.completeness import stated, unusual
-from selfpatch_bench.benchmarks.convert import convert_command
-from selfpatch_bench.benchmarks.encoder import Encoder
+from selfpatch_bench.benchmarks import UserError, load
+from selfpatch_bench.benchmarks.backbones.encoder import Encoder
+from selfpatch_bench.benchmarks.checkpoints.completeness import stated, unusual
+from selfpatch_bench.benchmarks.checkpoints.open import open_checkpoint
+from selfpatch_bench.benchmarks.checkpoints.state import read_file
+from selfpatch_bench.benchmarks.commands.convert import convert_command
+from selfpatch_bench.benchmarks.commands.inspect import report
 from selfpatch_bench.benchmarks.formats import example_vit
-from selfpatch_bench.benchmarks.inspect import report
-from selfpatch_bench.benchmarks.loading import open_checkpoint
-from selfpatch_bench.benchmarks.runner import Options, plan, run
-from selfpatch_bench.benchmarks.scenes import make_videos
-from selfpatch_bench.benchmarks.sources import read_file
+from selfpatch_bench.benchmarks.results import record
+from selfpatch_bench.benchmarks.run.runner import Options, plan, run
+from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
+from selfpatch_bench.pretrain.common import plugins
+from selfpatch_bench.pretrain.common.card import Card
 
 BLOCK = re.compile(r"((?:^|.*\.)(?:blocks|layers?|layer\d|res\d)\.)(\d+)(\..*)")
 

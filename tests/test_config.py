@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from selfpatch_bench.benchmarks import plugins
-from selfpatch_bench.benchmarks.errors import UserError
+from selfpatch_bench.pretrain.common import plugins
+from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.config import Config, from_dict, load_recipe, to_dict
-from selfpatch_bench.pretrain.views import ViewSpec
+from selfpatch_bench.pretrain.data.views import ViewSpec
 
 
 def test_selfpatch_is_the_published_recipe():

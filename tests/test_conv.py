@@ -10,16 +10,18 @@ import torchvision
 from rich.console import Console
 from timm.models.swin_transformer import SwinTransformer
 
-from selfpatch_bench.benchmarks import UserError, load, plugins, record
-from selfpatch_bench.benchmarks.card import Card, parse_field
-from selfpatch_bench.benchmarks.collect import backbone_name
-from selfpatch_bench.benchmarks.conv import ConvEncoder, timm_network
+from selfpatch_bench.benchmarks import UserError, load
+from selfpatch_bench.benchmarks.backbones.conv import ConvEncoder, timm_network
+from selfpatch_bench.benchmarks.checkpoints.open import build, open_checkpoint
+from selfpatch_bench.benchmarks.commands.inspect import report
 from selfpatch_bench.benchmarks.formats import _examples as examples
 from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
-from selfpatch_bench.benchmarks.inspect import report
-from selfpatch_bench.benchmarks.loading import build, open_checkpoint
-from selfpatch_bench.benchmarks.runner import Options, plan, run
-from selfpatch_bench.benchmarks.scenes import make_videos
+from selfpatch_bench.benchmarks.results import record
+from selfpatch_bench.benchmarks.results.collect import backbone_name
+from selfpatch_bench.benchmarks.run.runner import Options, plan, run
+from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
+from selfpatch_bench.pretrain.common import plugins
+from selfpatch_bench.pretrain.common.card import Card, parse_field
 from test_formats import PARITY, relative
 from test_formats_conv import NAMES, conv_layouts, tiny_file
 
@@ -384,7 +386,7 @@ def test_davis_on_another_stage(videos, tmp_path):
 
 def test_davis_with_patch_14(videos, tmp_path):
     """DINOv2's patches: both sides rounded down to multiples of 14, and the id says so."""
-    from selfpatch_bench.benchmarks.encoder import Encoder
+    from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 
     card = Card("vit", 14, 24, 2, 2, pos="learned 4x4", mean=(0.5,) * 3, std=(0.5,) * 3)
     torch.manual_seed(0)

@@ -7,9 +7,10 @@ import sys
 import pytest
 import torch
 
-from selfpatch_bench.benchmarks import UserError, load, plugins
-from selfpatch_bench.benchmarks.convert import convert_command
-from selfpatch_bench.benchmarks.loading import open_checkpoint
+from selfpatch_bench.benchmarks import UserError, load
+from selfpatch_bench.benchmarks.checkpoints.open import open_checkpoint
+from selfpatch_bench.benchmarks.commands.convert import convert_command
+from selfpatch_bench.pretrain.common import plugins
 
 EXAMPLES = [name for name, p in plugins.scan("formats").items() if hasattr(p.module, "example")]
 

@@ -17,12 +17,12 @@ from PIL import Image
 
 import reference_views as reference
 from conftest import SHARED
-from selfpatch_bench.benchmarks.errors import UserError
-from selfpatch_bench.pretrain import sources
-from selfpatch_bench.pretrain.data import batches, steps_per_epoch
-from selfpatch_bench.pretrain.pixels import apply, pre_resize
-from selfpatch_bench.pretrain.sources import Unreadable, decode, open_source
-from selfpatch_bench.pretrain.views import Views, ViewSpec, draw_all
+from selfpatch_bench.pretrain.common.errors import UserError
+from selfpatch_bench.pretrain.data import images as sources
+from selfpatch_bench.pretrain.data.images import Unreadable, decode, open_source
+from selfpatch_bench.pretrain.data.loader import batches, steps_per_epoch
+from selfpatch_bench.pretrain.data.pixels import apply, pre_resize
+from selfpatch_bench.pretrain.data.views import Views, ViewSpec, draw_all
 
 SMALL = Views([ViewSpec(1, 32, blur_p=1.0), ViewSpec(1, 32, solarize_p=0.2), ViewSpec(3, 16, (0.05, 0.4))])
 COUNT = 23
@@ -231,9 +231,9 @@ def test_a_failure_in_a_worker_is_one_line(folder):
 
 RUN = """
 import sys, time
-from selfpatch_bench.pretrain.data import batches
-from selfpatch_bench.pretrain.sources import open_source
-from selfpatch_bench.pretrain.views import Views, ViewSpec
+from selfpatch_bench.pretrain.data.loader import batches
+from selfpatch_bench.pretrain.data.images import open_source
+from selfpatch_bench.pretrain.data.views import Views, ViewSpec
 
 if __name__ == "__main__":
     items = batches(open_source(sys.argv[1]), Views([ViewSpec(1, 8)]), seed=0, epochs=10**6, batch=5, workers=2)

@@ -9,11 +9,12 @@ import pytest
 from PIL import Image
 
 from conftest import SHARED, shared_cases
-from selfpatch_bench.benchmarks import datasets, files
-from selfpatch_bench.benchmarks.datasets import VAL_NAMES, data_roots, open_davis, read_frame, result_masks, truth
-from selfpatch_bench.benchmarks.errors import UserError
-from selfpatch_bench.benchmarks.masks import read_mask, write_mask
-from selfpatch_bench.benchmarks.scenes import make_videos
+from selfpatch_bench.benchmarks.datasets import davis as datasets
+from selfpatch_bench.benchmarks.datasets import files
+from selfpatch_bench.benchmarks.datasets.davis import VAL_NAMES, data_roots, open_davis, read_frame, result_masks, truth
+from selfpatch_bench.benchmarks.datasets.masks import read_mask, write_mask
+from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
+from selfpatch_bench.pretrain.common.errors import UserError
 
 FRAMES, MASKS, LIST = "JPEGImages/480p", "Annotations/480p", "ImageSets/2017/val.txt"
 H, W = 48, 80

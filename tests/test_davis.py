@@ -14,15 +14,16 @@ import torch
 from rich.console import Console
 
 from conftest import SHARED, shared_cases
-from selfpatch_bench.benchmarks import UserError, load, record
-from selfpatch_bench.benchmarks.card import Card
-from selfpatch_bench.benchmarks.datasets import open_davis
-from selfpatch_bench.benchmarks.encoder import Encoder
+from selfpatch_bench.benchmarks import UserError, load
+from selfpatch_bench.benchmarks.backbones.encoder import Encoder
+from selfpatch_bench.benchmarks.datasets.davis import open_davis
+from selfpatch_bench.benchmarks.datasets.masks import read_mask, write_mask
 from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
-from selfpatch_bench.benchmarks.masks import read_mask, write_mask
-from selfpatch_bench.benchmarks.runner import Options, plan, run
-from selfpatch_bench.benchmarks.scenes import make_videos
+from selfpatch_bench.benchmarks.results import record
+from selfpatch_bench.benchmarks.run.runner import Options, plan, run
+from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.benchmarks.tasks import davis
+from selfpatch_bench.pretrain.common.card import Card
 
 CASES = shared_cases("golden/*/scores.json")
 QUIET = Console(quiet=True)

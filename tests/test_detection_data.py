@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from selfpatch_bench.benchmarks import detection_data, files, segmentation_data
-from selfpatch_bench.benchmarks.detection_data import CATEGORIES, look_at_picture, open_coco
-from selfpatch_bench.benchmarks.errors import UserError
-from selfpatch_bench.benchmarks.segmentation_data import open_ade20k
-from selfpatch_bench.benchmarks.small_sets import ADE_CLASSES, COCO_CLASSES, make_ade20k, make_coco
+from selfpatch_bench.benchmarks.datasets import ade20k as segmentation_data
+from selfpatch_bench.benchmarks.datasets import coco as detection_data
+from selfpatch_bench.benchmarks.datasets import files
+from selfpatch_bench.benchmarks.datasets.ade20k import open_ade20k
+from selfpatch_bench.benchmarks.datasets.coco import CATEGORIES, look_at_picture, open_coco
+from selfpatch_bench.benchmarks.synthetic.small_sets import ADE_CLASSES, COCO_CLASSES, make_ade20k, make_coco
+from selfpatch_bench.pretrain.common.errors import UserError
 
 TRAIN, VAL = "annotations/instances_train2017.json", "annotations/instances_val2017.json"
 

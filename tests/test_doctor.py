@@ -8,15 +8,15 @@ import cv2
 import numpy as np
 import pytest
 
-from selfpatch_bench.benchmarks.doctor import Report, check_data
-from selfpatch_bench.benchmarks.scenes import make_videos
-from selfpatch_bench.benchmarks.small_sets import make_ade20k, make_coco
+from selfpatch_bench.benchmarks.commands.doctor import Report, check_data
+from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
+from selfpatch_bench.benchmarks.synthetic.small_sets import make_ade20k, make_coco
 
 TASK = """
 from dataclasses import dataclass
 from pathlib import Path
 from selfpatch_bench.benchmarks import UserError
-from selfpatch_bench.benchmarks.task import Data, Metric, Task
+from selfpatch_bench.benchmarks.tasks import Data, Metric, Task
 
 @dataclass
 class Protocol:

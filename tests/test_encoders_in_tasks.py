@@ -19,19 +19,22 @@ import test_conv
 import test_formats_vit
 from conftest import SHARED, shared_cases
 from mm_building import CARDS, CONFIGS, build, mm
-from selfpatch_bench.benchmarks import UserError, loading, plugins, record
-from selfpatch_bench.benchmarks.card import Card
-from selfpatch_bench.benchmarks.classes import open_classes
-from selfpatch_bench.benchmarks.cli import app
-from selfpatch_bench.benchmarks.encoder import encoder_for
+from selfpatch_bench.benchmarks import UserError
+from selfpatch_bench.benchmarks.backbones.encoder import encoder_for
+from selfpatch_bench.benchmarks.checkpoints import open as loading
+from selfpatch_bench.benchmarks.cli.app import app
+from selfpatch_bench.benchmarks.datasets.imagenet import open_classes
 from selfpatch_bench.benchmarks.formats.selfpatch_bench import write
-from selfpatch_bench.benchmarks.image_features import Crop, image_vector
 from selfpatch_bench.benchmarks.metrics.scoring import ScorePool
 from selfpatch_bench.benchmarks.mm.job import Job
-from selfpatch_bench.benchmarks.models import Entry
-from selfpatch_bench.benchmarks.runner import Options, plan, run
-from selfpatch_bench.benchmarks.scenes import make_videos
+from selfpatch_bench.benchmarks.results import record
+from selfpatch_bench.benchmarks.run.models import Entry
+from selfpatch_bench.benchmarks.run.runner import Options, plan, run
+from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.benchmarks.tasks import davis as davis_task
+from selfpatch_bench.benchmarks.tasks._features import Crop, image_vector
+from selfpatch_bench.pretrain.common import plugins
+from selfpatch_bench.pretrain.common.card import Card
 
 NAMES = list(plugins.scan("formats"))
 FLOAT32 = 1e-5  # max|a-b| / max|b|: the same sums in batches of another size

@@ -5,21 +5,22 @@ from argparse import Namespace
 import pytest
 import torch
 
-from selfpatch_bench.benchmarks import UserError, load, record
-from selfpatch_bench.benchmarks.card import Card
-from selfpatch_bench.benchmarks.encoder import Encoder, resize_positions
-from selfpatch_bench.benchmarks.loading import open_checkpoint
-from selfpatch_bench.benchmarks.runner import Options, run_command
-from selfpatch_bench.benchmarks.scenes import make_videos
-from selfpatch_bench.benchmarks.torchfile import read_checkpoint
-from selfpatch_bench.pretrain.backbone import tokens
+from selfpatch_bench.benchmarks import UserError, load
+from selfpatch_bench.benchmarks.backbones.encoder import Encoder, resize_positions
+from selfpatch_bench.benchmarks.checkpoints.open import open_checkpoint
+from selfpatch_bench.benchmarks.checkpoints.torchfile import read_checkpoint
+from selfpatch_bench.benchmarks.results import record
+from selfpatch_bench.benchmarks.run.runner import Options, run_command
+from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.pretrain.checkpoint import Run
+from selfpatch_bench.pretrain.common.card import Card
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.distributed import Ranks
 from selfpatch_bench.pretrain.export import export, export_command, exports
-from selfpatch_bench.pretrain.initial import load_initial
 from selfpatch_bench.pretrain.learner import Learner
-from selfpatch_bench.pretrain.trainer import Trainer
+from selfpatch_bench.pretrain.model.backbone import tokens
+from selfpatch_bench.pretrain.model.initial import load_initial
+from selfpatch_bench.pretrain.step import Trainer
 
 SMALL = [
     "views.rows.0.size=32", "views.rows.1.size=32", "views.rows.2.size=16", "views.rows.2.count=2", "loop.batch=4",

@@ -11,13 +11,15 @@ import pytest
 import torch
 
 from conftest import SHARED, shared_cases
-from selfpatch_bench.benchmarks import UserError, load, loading, plugins
-from selfpatch_bench.benchmarks.card import Card, vit_card
-from selfpatch_bench.benchmarks.encoder import Encoder, resize_positions
+from selfpatch_bench.benchmarks import UserError, load
+from selfpatch_bench.benchmarks.backbones.encoder import Encoder, resize_positions
+from selfpatch_bench.benchmarks.checkpoints import open as loading
+from selfpatch_bench.benchmarks.checkpoints.open import build, open_checkpoint, ready
+from selfpatch_bench.benchmarks.checkpoints.state import State, read_file
+from selfpatch_bench.benchmarks.commands.inspect import report
 from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
-from selfpatch_bench.benchmarks.inspect import report
-from selfpatch_bench.benchmarks.loading import build, open_checkpoint, ready
-from selfpatch_bench.benchmarks.sources import State, read_file
+from selfpatch_bench.pretrain.common import plugins
+from selfpatch_bench.pretrain.common.card import Card, vit_card
 
 # Right code is at 6e-7 in float32 (another order of the same sums); a norm eps of 1e-5 for 1e-6 shows at 1e-5.
 PARITY = 3e-6

@@ -12,17 +12,19 @@ from timm.models.vision_transformer import VisionTransformer
 
 import reference_vit as plain
 from conftest import shared_cases
-from selfpatch_bench.benchmarks import UserError, load, plugins, record
-from selfpatch_bench.benchmarks.card import Card, heads_from
-from selfpatch_bench.benchmarks.encoder import Encoder, resize_positions
+from selfpatch_bench.benchmarks import UserError, load
+from selfpatch_bench.benchmarks.backbones.encoder import Encoder, resize_positions
+from selfpatch_bench.benchmarks.checkpoints.open import build, open_checkpoint
+from selfpatch_bench.benchmarks.checkpoints.state import State
+from selfpatch_bench.benchmarks.commands.inspect import report
 from selfpatch_bench.benchmarks.formats import _sincos, example_vit, hf_vit
-from selfpatch_bench.benchmarks.inspect import report
-from selfpatch_bench.benchmarks.loading import build, open_checkpoint
 from selfpatch_bench.benchmarks.metrics.scoring import ScorePool
-from selfpatch_bench.benchmarks.runner import Options, describe, plan, run
-from selfpatch_bench.benchmarks.scenes import make_videos
-from selfpatch_bench.benchmarks.sources import State
+from selfpatch_bench.benchmarks.results import record
+from selfpatch_bench.benchmarks.run.runner import Options, describe, plan, run
+from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.benchmarks.tasks import davis as davis_task
+from selfpatch_bench.pretrain.common import plugins
+from selfpatch_bench.pretrain.common.card import Card, heads_from
 from test_formats import PARITY, layouts, relative, tiny
 
 SIZES = ((32, 32), (48, 48), (24, 56))  # the examples' stored grid, a larger square one, another shape

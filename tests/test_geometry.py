@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from plain_pretrain import window
-from selfpatch_bench.benchmarks.errors import UserError
+from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.geometry import neighbours
 
 # What the official code gathers, recorded by running it: (side, patch) -> neighbours.

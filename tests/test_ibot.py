@@ -20,15 +20,15 @@ from plain_pretrain import (  # noqa: F401
     set_centres,
     tiny,
 )
-from selfpatch_bench.benchmarks.errors import UserError
-from selfpatch_bench.pretrain.backbone import tokens
+from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.config import from_dict, load_recipe, to_dict
-from selfpatch_bench.pretrain.data import batches
+from selfpatch_bench.pretrain.data.images import open_source
+from selfpatch_bench.pretrain.data.loader import batches
+from selfpatch_bench.pretrain.data.masks import draw_mask
+from selfpatch_bench.pretrain.data.views import Mask, Views, ViewSpec
 from selfpatch_bench.pretrain.learner import Learner
-from selfpatch_bench.pretrain.masks import draw_mask
+from selfpatch_bench.pretrain.model.backbone import tokens
 from selfpatch_bench.pretrain.objectives import Step
-from selfpatch_bench.pretrain.sources import open_source
-from selfpatch_bench.pretrain.views import Mask, Views, ViewSpec
 from training import pictures
 
 BLOCK = Mask("block")

@@ -17,8 +17,8 @@ from PIL import Image
 
 import reference_jf as plain
 from conftest import SHARED, shared_cases
-from selfpatch_bench.benchmarks.errors import UserError
 from selfpatch_bench.benchmarks.metrics import jf, scoring
+from selfpatch_bench.pretrain.common.errors import UserError
 
 TESTS = Path(__file__).parent
 OFFICIAL = 1e-9  # the recorded values are float64; those of golden/*/scores.json per frame are rounded to 9 digits

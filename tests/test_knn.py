@@ -11,15 +11,16 @@ import torch.nn.functional as F
 from PIL import Image
 
 from conftest import shared_cases
-from selfpatch_bench.benchmarks import UserError, load, record
-from selfpatch_bench.benchmarks.card import Card
-from selfpatch_bench.benchmarks.classes import open_classes
-from selfpatch_bench.benchmarks.encoder import Encoder
+from selfpatch_bench.benchmarks import UserError, load
+from selfpatch_bench.benchmarks.backbones.encoder import Encoder
+from selfpatch_bench.benchmarks.datasets.imagenet import open_classes
 from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
-from selfpatch_bench.benchmarks.image_features import Crop, features, image_vector
-from selfpatch_bench.benchmarks.runner import Options, plan, run_command
-from selfpatch_bench.benchmarks.significance import unpack
+from selfpatch_bench.benchmarks.metrics.significance import unpack
+from selfpatch_bench.benchmarks.results import record
+from selfpatch_bench.benchmarks.run.runner import Options, plan, run_command
+from selfpatch_bench.benchmarks.tasks._features import Crop, features, image_vector
 from selfpatch_bench.benchmarks.tasks.knn import accuracies, vote
+from selfpatch_bench.pretrain.common.card import Card
 from test_davis import rescaled
 
 COLOURS = {"blue": (40, 60, 190), "green": (50, 160, 60), "red": (200, 50, 40)}
@@ -242,7 +243,7 @@ def test_cases_that_once_failed(need, tmp_path, capsys):
 
 
 def test_features_are_computed_once_and_survive_damage(coloured, network, monkeypatch, tmp_path):
-    monkeypatch.setattr("selfpatch_bench.benchmarks.image_features.CHUNK", 5)
+    monkeypatch.setattr("selfpatch_bench.benchmarks.tasks._features.CHUNK", 5)
     encoder, split = load(network), open_classes(coloured).train
     calls = []
 
@@ -278,10 +279,10 @@ def test_features_are_computed_once_and_survive_damage(coloured, network, monkey
 
 def test_several_devices_share_the_work(coloured, network, monkeypatch):
     encoder, split = load(network), open_classes(coloured).train
-    monkeypatch.setattr("selfpatch_bench.benchmarks.image_features.BATCH", 3)
+    monkeypatch.setattr("selfpatch_bench.benchmarks.tasks._features.BATCH", 3)
     alone = features(encoder, split, image_vector, "x", Crop(32, 32), "cpu", "float32")
     monkeypatch.setenv("SELFPATCH_CACHE", str(coloured / "other_cache"))
-    monkeypatch.setattr("selfpatch_bench.benchmarks.image_features.devices", lambda _: ["cpu", "cpu"])
+    monkeypatch.setattr("selfpatch_bench.benchmarks.tasks._features.devices", lambda _: ["cpu", "cpu"])
     assert torch.equal(features(encoder, split, image_vector, "x", Crop(32, 32), "cuda", "float32"), alone)
 
 

@@ -11,15 +11,16 @@ import pytest
 import torch
 from rich.console import Console
 
-from selfpatch_bench.benchmarks import demo, labels, record
-from selfpatch_bench.benchmarks.ablate import Cell, Grid, Sweep
-from selfpatch_bench.benchmarks.card import Card
-from selfpatch_bench.benchmarks.collect import load_records
-from selfpatch_bench.benchmarks.encoder import Encoder
-from selfpatch_bench.benchmarks.errors import UserError
+from selfpatch_bench.benchmarks.backbones.encoder import Encoder
+from selfpatch_bench.benchmarks.commands import demo
+from selfpatch_bench.benchmarks.commands.ablate import Cell, Grid, Sweep
+from selfpatch_bench.benchmarks.commands.ls import listing
 from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
-from selfpatch_bench.benchmarks.listing import listing
-from selfpatch_bench.benchmarks.runner import Options, plan, run
+from selfpatch_bench.benchmarks.results import labels, record
+from selfpatch_bench.benchmarks.results.collect import load_records
+from selfpatch_bench.benchmarks.run.runner import Options, plan, run
+from selfpatch_bench.pretrain.common.card import Card
+from selfpatch_bench.pretrain.common.errors import UserError
 from test_runner import TASK
 
 CARD = Card("vit", 8, 24, 1, 2, pos="learned 4x4", mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -131,7 +132,7 @@ def test_a_models_file_gives_them_as_well(toy):
     go(toy)
     (toy / "models.yaml").write_text(f"- {{path: a.safetensors, name: listed, row: {ROW}}}\n")
     options = Options(data=[str(toy / "data")], out=toy / "out", device="cpu", models=toy / "models.yaml")
-    from selfpatch_bench.benchmarks.runner import run_command
+    from selfpatch_bench.benchmarks.run.runner import run_command
 
     assert run_command([], ["toy"], options) == 0
     assert shown(toy) == [("listed", ROW)]
@@ -153,7 +154,7 @@ def test_two_processes_at_once_lose_nothing(toy):
     """Ten labels from two processes that write as fast as they can, each under the key's lock; and two commands."""
     job = go(toy)
     code = (
-        "import sys; from pathlib import Path; from selfpatch_bench.benchmarks import labels, record\n"
+        "import sys; from pathlib import Path; from selfpatch_bench.benchmarks.results import labels, record\n"
         "out, key, who = Path(sys.argv[1]), sys.argv[2], sys.argv[3]\n"
         "for i in range(5):\n"
         "    with record.lock(out, 'toy', key):\n"

@@ -16,14 +16,16 @@ from pathlib import Path
 
 import pytest
 
-from selfpatch_bench.benchmarks import download, locks, record
-from selfpatch_bench.benchmarks.errors import UserError
-from selfpatch_bench.benchmarks.locks import Busy, lock
+from selfpatch_bench.benchmarks.hub import download
+from selfpatch_bench.benchmarks.results import record
+from selfpatch_bench.pretrain.common import locks
+from selfpatch_bench.pretrain.common.errors import UserError
+from selfpatch_bench.pretrain.common.locks import Busy, lock
 
 HOLD = """
 import os, subprocess, sys, time
 from pathlib import Path
-from selfpatch_bench.benchmarks import locks
+from selfpatch_bench.pretrain.common import locks
 with locks.lock(Path(sys.argv[1])):
     {then}
     print(os.getpid(), flush=True)

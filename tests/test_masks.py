@@ -3,8 +3,8 @@ import pytest
 from PIL import Image
 
 from conftest import shared_cases
-from selfpatch_bench.benchmarks.errors import UserError
-from selfpatch_bench.benchmarks.masks import binary_to_object, davis_palette, read_mask, write_mask
+from selfpatch_bench.benchmarks.datasets.masks import binary_to_object, davis_palette, read_mask, write_mask
+from selfpatch_bench.pretrain.common.errors import UserError
 
 
 @pytest.fixture

@@ -7,13 +7,14 @@ import re
 import pytest
 import torch
 
-from selfpatch_bench.benchmarks import load, record
-from selfpatch_bench.benchmarks.runner import Options, run_command
-from selfpatch_bench.benchmarks.scenes import make_videos
-from selfpatch_bench.pretrain.backbone import tokens
+from selfpatch_bench.benchmarks import load
+from selfpatch_bench.benchmarks.results import record
+from selfpatch_bench.benchmarks.run.runner import Options, run_command
+from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.pretrain.config import from_dict
 from selfpatch_bench.pretrain.export import export
 from selfpatch_bench.pretrain.learner import Learner
+from selfpatch_bench.pretrain.model.backbone import tokens
 from training import METHODS, Jobs, difference, final, lines, pictures, same
 from training import one_thread as one_thread
 

@@ -11,18 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from selfpatch_bench.benchmarks.card import Card
-from selfpatch_bench.benchmarks.conv import timm_network
-from selfpatch_bench.benchmarks.encoder import Encoder
-from selfpatch_bench.benchmarks.errors import UserError
+from selfpatch_bench.benchmarks.backbones.conv import timm_network
+from selfpatch_bench.benchmarks.backbones.encoder import Encoder
+from selfpatch_bench.benchmarks.checkpoints.open import load, open_checkpoint
 from selfpatch_bench.benchmarks.formats.selfpatch_bench import write
-from selfpatch_bench.benchmarks.loading import load, open_checkpoint
 from selfpatch_bench.benchmarks.mm import ops, quiet
+from selfpatch_bench.pretrain.common.card import Card
+from selfpatch_bench.pretrain.common.errors import UserError
 
 if not all(importlib.util.find_spec(name) for name in ops.PACKAGES):
     pytest.skip("the extra mm is not installed", allow_module_level=True)
 
-from selfpatch_bench.benchmarks.mm.backbone import TimmResNet, TimmSwin, TimmViT
+from selfpatch_bench.benchmarks.mm.backbones import TimmResNet, TimmSwin, TimmViT
 
 FLOAT32 = 1e-5  # the same sums in another order
 BN = {"type": "BN"}

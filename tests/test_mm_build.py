@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from mm_building import CARDS, CONFIGS, STATS, build, configured, mm, model_of, optimiser
-from selfpatch_bench.benchmarks.card import Card
-from selfpatch_bench.benchmarks.errors import UserError
 from selfpatch_bench.benchmarks.mm import recipe
 from selfpatch_bench.benchmarks.mm.job import Job
-from selfpatch_bench.benchmarks.small_sets import ADE_CLASSES, COCO_CLASSES, make_ade20k, make_coco
+from selfpatch_bench.benchmarks.synthetic.small_sets import ADE_CLASSES, COCO_CLASSES, make_ade20k, make_coco
+from selfpatch_bench.pretrain.common.card import Card
+from selfpatch_bench.pretrain.common.errors import UserError
 
 NAMES = sorted(p.stem for p in CONFIGS.glob("[a-z]*.py"))
 pytestmark = mm
@@ -377,7 +377,7 @@ def test_one_step_on_real_pictures(name, data, need):
 
 def test_weights_of_an_export(tmp_path):
     """They arrive in the model: strictly, all of them, and unchanged by mm's own initialisation."""
-    from selfpatch_bench.benchmarks.encoder import Encoder
+    from selfpatch_bench.benchmarks.backbones.encoder import Encoder
     from selfpatch_bench.benchmarks.formats.selfpatch_bench import write
 
     card = Card("vit", patch=16, dim=48, depth=12, heads=6, class_token=False, final_norm=False, **STATS)

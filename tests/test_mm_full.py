@@ -19,15 +19,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from selfpatch_bench.benchmarks import record
-from selfpatch_bench.benchmarks.card import Card
-from selfpatch_bench.benchmarks.demo_full import SMALL_ADE, SMALL_COCO, SMALL_FPN
-from selfpatch_bench.benchmarks.encoder import Encoder
-from selfpatch_bench.benchmarks.errors import UserError
+from selfpatch_bench.benchmarks.backbones.encoder import Encoder
+from selfpatch_bench.benchmarks.commands.demo_full import SMALL_ADE, SMALL_COCO, SMALL_FPN
 from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
 from selfpatch_bench.benchmarks.mm import task as mm_task
-from selfpatch_bench.benchmarks.runner import Options, plan, run
-from selfpatch_bench.benchmarks.small_sets import make_ade20k, make_coco
+from selfpatch_bench.benchmarks.results import record
+from selfpatch_bench.benchmarks.run.runner import Options, plan, run
+from selfpatch_bench.benchmarks.synthetic.small_sets import make_ade20k, make_coco
+from selfpatch_bench.pretrain.common.card import Card
+from selfpatch_bench.pretrain.common.errors import UserError
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("mmengine") is None, reason="the extra `mm` is not installed")
 COCO, ADE = "coco_maskrcnn_1x", "ade20k_semfpn_40k"
@@ -72,7 +72,7 @@ TOY = '''
 """Nothing, for the tests."""
 from dataclasses import dataclass
 from pathlib import Path
-from selfpatch_bench.benchmarks.task import Data, Metric, Task
+from selfpatch_bench.benchmarks.tasks import Data, Metric, Task
 
 @dataclass
 class Protocol:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from selfpatch_bench.benchmarks.detection_data import CATEGORIES
-from selfpatch_bench.benchmarks.small_sets import COCO_CLASSES, make_coco
+from selfpatch_bench.benchmarks.datasets.coco import CATEGORIES
+from selfpatch_bench.benchmarks.synthetic.small_sets import COCO_CLASSES, make_coco
 
 if importlib.util.find_spec("mmdet") is None:
     pytest.skip("the extra `mm` is not installed", allow_module_level=True)

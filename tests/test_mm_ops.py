@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from conftest import REPO
-from selfpatch_bench.benchmarks.errors import UserError
 from selfpatch_bench.benchmarks.mm import ops
+from selfpatch_bench.pretrain.common.errors import UserError
 
 HAVE = all(importlib.util.find_spec(name) for name in ops.PACKAGES)
 mm = pytest.mark.skipif(not HAVE, reason="the extra mm is not installed")
@@ -332,9 +332,9 @@ class Without(PathFinder):
 sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 for name in {modules!r}:
     importlib.import_module(name)
-from selfpatch_bench.benchmarks.errors import UserError
+from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.benchmarks.mm import ops
-for entry in (ops.require, ops.install, lambda: importlib.import_module("selfpatch_bench.benchmarks.mm.backbone")):
+for entry in (ops.require, ops.install, lambda: importlib.import_module("selfpatch_bench.benchmarks.mm.backbones")):
     try:
         entry()
     except UserError as error:

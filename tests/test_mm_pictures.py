@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from selfpatch_bench.benchmarks.files import read_frame
-from selfpatch_bench.benchmarks.masks import read_mask
-from selfpatch_bench.benchmarks.mm.pictures import Objects, detections, draw_pictures, palette, segmentation
-from selfpatch_bench.benchmarks.small_sets import ADE_CLASSES, COCO_CLASSES, make_ade20k, make_coco
+from selfpatch_bench.benchmarks.datasets.files import read_frame
+from selfpatch_bench.benchmarks.datasets.masks import read_mask
+from selfpatch_bench.benchmarks.pictures.predictions import Objects, detections, draw_pictures, palette, segmentation
+from selfpatch_bench.benchmarks.synthetic.small_sets import ADE_CLASSES, COCO_CLASSES, make_ade20k, make_coco
 
 # pycocotools 2.0.11 with numpy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

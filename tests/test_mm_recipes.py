@@ -8,8 +8,8 @@ import torch
 
 from conftest import REPO
 from mm_building import CARDS, CONFIGS, built, configured, mm, optimiser
-from selfpatch_bench.benchmarks.errors import UserError
 from selfpatch_bench.benchmarks.mm import recipe
+from selfpatch_bench.pretrain.common.errors import UserError
 
 VIT, SWIN, RESNET = (
     ("pos_embed", "cls_token", "norm"),

@@ -13,19 +13,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from selfpatch_bench.benchmarks import plugins
-from selfpatch_bench.benchmarks.card import Card
-from selfpatch_bench.benchmarks.encoder import Encoder
-from selfpatch_bench.benchmarks.errors import UserError
+from selfpatch_bench.benchmarks.backbones.encoder import Encoder
+from selfpatch_bench.benchmarks.commands.ls import listing
 from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
-from selfpatch_bench.benchmarks.listing import listing
 from selfpatch_bench.benchmarks.mm import ops
 from selfpatch_bench.benchmarks.mm import task as mm_task
 from selfpatch_bench.benchmarks.mm.job import Job, read_json, write_json
-from selfpatch_bench.benchmarks.runner import Options, plan
-from selfpatch_bench.benchmarks.small_sets import make_ade20k, make_coco
-from selfpatch_bench.benchmarks.task import Config, Crash
-from selfpatch_bench.benchmarks.training import launched
+from selfpatch_bench.benchmarks.run.launchers import launched
+from selfpatch_bench.benchmarks.run.runner import Options, plan
+from selfpatch_bench.benchmarks.synthetic.small_sets import make_ade20k, make_coco
+from selfpatch_bench.benchmarks.tasks import Config, Crash
+from selfpatch_bench.pretrain.common import plugins
+from selfpatch_bench.pretrain.common.card import Card
+from selfpatch_bench.pretrain.common.errors import UserError
 
 with_mm = pytest.mark.skipif(importlib.util.find_spec("mmengine") is None, reason="the extra `mm` is not installed")
 CARD = Card("vit", 16, 24, 6, 2, False, False, pos="learned 4x4", readout="mean", mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -53,8 +53,8 @@ def test_recipes_are_tasks_and_listed_without_mm():
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from selfpatch_bench.benchmarks.listing import listing\n"
-        "from selfpatch_bench.benchmarks.tables import _declarations\n"
+        "from selfpatch_bench.benchmarks.commands.ls import listing\n"
+        "from selfpatch_bench.benchmarks.results.layout import _declarations\n"
         "print(listing('tasks', Path()))\n"
         "task = _declarations(['coco_maskrcnn_1x'])['coco_maskrcnn_1x']\n"
         "print([m.name for m in task.metrics], task.published)\n"
@@ -126,7 +126,7 @@ def test_an_evaluation_is_one_job_whatever_the_seeds(place, tmp_path, monkeypatc
 def test_a_job_for_a_machine_with_gpus_is_submitted_from_one_without(place, monkeypatch):
     """What the submission checks comes to the data (a wrong number of classes), not to the GPUs that are not here."""
     pytest.importorskip("submitit", reason="submitit (extra `slurm`) is not installed")
-    from selfpatch_bench.benchmarks.slurm import start
+    from selfpatch_bench.benchmarks.run.slurm import start
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     chosen = options(place, "classes=7", device="auto", gpus=2)
@@ -280,7 +280,7 @@ PARENT = """
 import sys
 from pathlib import Path
 from selfpatch_bench.benchmarks.mm import task
-from selfpatch_bench.benchmarks.task import Config
+from selfpatch_bench.benchmarks.tasks import Config
 task.MODULE = "stand_in"
 task.work(Path(sys.argv[1]), Path(sys.argv[1]).parent, Config(None))
 """
@@ -316,13 +316,13 @@ def test_a_record_that_was_not_written_any_more_is_made_of_the_result(place, mon
 def test_a_run_as_a_slurm_job(place, tmp_path, monkeypatch):
     """By submitit's local executor, with relative paths; what is wrong is said before it queues."""
     pytest.importorskip("submitit", reason="submitit (extra `slurm`) is not installed")
-    from selfpatch_bench.benchmarks.slurm import start
+    from selfpatch_bench.benchmarks.run.slurm import start
 
     (tmp_path / "plug/tasks").mkdir(parents=True)
     (tmp_path / "plug/tasks/toy.py").write_text(
         "from dataclasses import dataclass\n"
         "from pathlib import Path\n"
-        "from selfpatch_bench.benchmarks.task import Data, Metric, Task\n"
+        "from selfpatch_bench.benchmarks.tasks import Data, Metric, Task\n"
         "@dataclass\nclass Protocol:\n    value: float = 1.0\n"
         'TASK = Task(1, "toy-v1", Protocol, (Metric("toy"),), "toy")\n'
         'check = lambda cfg: Data("toy", Path("."), "sha256:0", False, "a toy", "nothing")\n'

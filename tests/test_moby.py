@@ -16,18 +16,19 @@ from torch import nn
 from conftest import shared_cases
 from plain_pretrain import aggregate, chosen, gradients, groups, one_thread, relative  # noqa: F401
 from reference_moby import PlainMoby, learning_rate, plain_head
-from selfpatch_bench.benchmarks.errors import UserError
-from selfpatch_bench.pretrain import batchnorm, optim, schedules
-from selfpatch_bench.pretrain.backbone import tokens
-from selfpatch_bench.pretrain.batchnorm import BatchNorm
+from selfpatch_bench.pretrain import optim, schedules
+from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.config import load_recipe
+from selfpatch_bench.pretrain.data.group import Group
 from selfpatch_bench.pretrain.distributed import Ranks
-from selfpatch_bench.pretrain.group import Group
-from selfpatch_bench.pretrain.heads import BatchNormMlp
 from selfpatch_bench.pretrain.learner import Learner
+from selfpatch_bench.pretrain.model import batchnorm
+from selfpatch_bench.pretrain.model.backbone import tokens
+from selfpatch_bench.pretrain.model.batchnorm import BatchNorm
+from selfpatch_bench.pretrain.model.heads import BatchNormMlp
 from selfpatch_bench.pretrain.objectives import Step, _contrast
 from selfpatch_bench.pretrain.objectives.moby_patch import one_each
-from selfpatch_bench.pretrain.trainer import Trainer
+from selfpatch_bench.pretrain.step import Trainer
 
 NARROW = "network.overrides={embed_dim: 24, depth: 2, num_heads: 2}"
 TINY = ["network.backbone=vit_tiny_patch8", NARROW, "network.drop_path=0", "loop.device=cpu"]

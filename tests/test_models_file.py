@@ -9,14 +9,17 @@ import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
-from selfpatch_bench.benchmarks import UserError, plugins, record, slurm
-from selfpatch_bench.benchmarks.card import Card
-from selfpatch_bench.benchmarks.cli import app
-from selfpatch_bench.benchmarks.compare import compare_command
-from selfpatch_bench.benchmarks.encoder import Encoder
+from selfpatch_bench.benchmarks import UserError
+from selfpatch_bench.benchmarks.backbones.encoder import Encoder
+from selfpatch_bench.benchmarks.cli.app import app
+from selfpatch_bench.benchmarks.commands.compare import compare_command
 from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
-from selfpatch_bench.benchmarks.models import Entry, read_models
-from selfpatch_bench.benchmarks.runner import Options, describe, expand, gather, plan, run, run_command
+from selfpatch_bench.benchmarks.results import record
+from selfpatch_bench.benchmarks.run import slurm
+from selfpatch_bench.benchmarks.run.models import Entry, read_models
+from selfpatch_bench.benchmarks.run.runner import Options, describe, expand, gather, plan, run, run_command
+from selfpatch_bench.pretrain.common import plugins
+from selfpatch_bench.pretrain.common.card import Card
 from test_runner import TASK
 
 CARD = Card("vit", 8, 24, 1, 2, pos="learned 4x4", mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -248,7 +251,7 @@ def test_no_list(place):
 
 def test_the_list_of_a_fetch_is_used(place):
     """An entry without heads whose file a list beside it knows by its sha256."""
-    from selfpatch_bench.benchmarks.zoo import Public, remember
+    from selfpatch_bench.benchmarks.hub.zoo import Public, remember
 
     path = place / "zoo/dino.pth"
     sha = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -22,11 +22,11 @@ from plain_pretrain import (
     tiny,
     views,
 )
-from selfpatch_bench.benchmarks import plugins
-from selfpatch_bench.benchmarks.errors import UserError
-from selfpatch_bench.pretrain.backbone import tokens
+from selfpatch_bench.pretrain.common import plugins
+from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.learner import Learner
+from selfpatch_bench.pretrain.model.backbone import tokens
 from selfpatch_bench.pretrain.objectives import HeadSpec, Spec, Step, merge
 from selfpatch_bench.pretrain.objectives._prototypes import cross_entropy
 

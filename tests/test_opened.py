@@ -9,12 +9,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from selfpatch_bench.benchmarks import opened, plugins, record, runner
-from selfpatch_bench.benchmarks.card import Card
-from selfpatch_bench.benchmarks.encoder import Encoder
+from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
-from selfpatch_bench.benchmarks.runner import Options, plan, run
-from selfpatch_bench.benchmarks.scenes import make_videos
+from selfpatch_bench.benchmarks.results import record
+from selfpatch_bench.benchmarks.run import opened, runner
+from selfpatch_bench.benchmarks.run.runner import Options, plan, run
+from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
+from selfpatch_bench.pretrain.common import plugins
+from selfpatch_bench.pretrain.common.card import Card
 
 CARD = Card("vit", 8, 24, 1, 2, pos="learned 4x4", mean=(0.5,) * 3, std=(0.5,) * 3)
 # A task whose number depends on the seed, and which leaves its network in ruins; another whose number does not.
@@ -23,7 +25,7 @@ TASK = '''
 from dataclasses import dataclass
 from pathlib import Path
 import torch
-from selfpatch_bench.benchmarks.task import Data, Metric, Task
+from selfpatch_bench.benchmarks.tasks import Data, Metric, Task
 
 @dataclass
 class Protocol:
@@ -131,7 +133,7 @@ def hook(event, arguments):
     if event == "open" and str(arguments[0]).endswith(("a.safetensors", "b.pth", "folder/model.safetensors")):
         opened.append(str(arguments[0]))
 sys.addaudithook(hook)
-from selfpatch_bench.benchmarks.cli import main
+from selfpatch_bench.benchmarks.cli.app import main
 try:
     main()
 finally:

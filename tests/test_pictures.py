@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from selfpatch_bench.benchmarks.datasets import open_davis, read_frame
-from selfpatch_bench.benchmarks.errors import UserError
-from selfpatch_bench.benchmarks.masks import read_mask, write_mask
-from selfpatch_bench.benchmarks.pictures import animation, contact_sheet, overlay
-from selfpatch_bench.benchmarks.scenes import make_videos
+from selfpatch_bench.benchmarks.datasets.davis import open_davis, read_frame
+from selfpatch_bench.benchmarks.datasets.masks import read_mask, write_mask
+from selfpatch_bench.benchmarks.pictures.masks import animation, contact_sheet, overlay
+from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
+from selfpatch_bench.pretrain.common.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -14,15 +14,15 @@ import torch
 
 from conftest import shared_cases
 from plain_pretrain import one_thread, relative  # noqa: F401
-from selfpatch_bench.benchmarks.encoder import resize_positions
-from selfpatch_bench.benchmarks.errors import UserError
-from selfpatch_bench.benchmarks.loading import load
+from selfpatch_bench.benchmarks.backbones.encoder import resize_positions
+from selfpatch_bench.benchmarks.checkpoints.open import load
 from selfpatch_bench.pretrain import optim, schedules
-from selfpatch_bench.pretrain.backbone import tokens
+from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.config import load_recipe
-from selfpatch_bench.pretrain.group import Group
-from selfpatch_bench.pretrain.initial import load_initial
+from selfpatch_bench.pretrain.data.group import Group
 from selfpatch_bench.pretrain.learner import Learner
+from selfpatch_bench.pretrain.model.backbone import tokens
+from selfpatch_bench.pretrain.model.initial import load_initial
 from selfpatch_bench.pretrain.objectives import Step
 
 pytestmark = pytest.mark.shared

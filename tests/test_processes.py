@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from selfpatch_bench.benchmarks.ablate import Grid, Sweep
-from selfpatch_bench.benchmarks.card import Card
-from selfpatch_bench.benchmarks.encoder import Encoder
+from selfpatch_bench.benchmarks.backbones.encoder import Encoder
+from selfpatch_bench.benchmarks.commands.ablate import Grid, Sweep
 from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
 from selfpatch_bench.benchmarks.mm import task as mm_task
-from selfpatch_bench.benchmarks.processes import environment, python
-from selfpatch_bench.benchmarks.scenes import make_videos
+from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.pretrain import slurm
 from selfpatch_bench.pretrain.checkpoint import Run
+from selfpatch_bench.pretrain.common.card import Card
+from selfpatch_bench.pretrain.common.processes import environment, python
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.train import settle
 from training import DINO, difference, final, pictures
@@ -63,7 +63,7 @@ def selfpatch(tmp_path):
     Python not to."""
     entry = tmp_path / "entry/selfpatch"
     entry.parent.mkdir()
-    entry.write_text("from selfpatch_bench.benchmarks.cli import main\nif __name__ == '__main__':\n    main()\n")
+    entry.write_text("from selfpatch_bench.benchmarks.cli.app import main\nif __name__ == '__main__':\n    main()\n")
 
     def run(*arguments) -> subprocess.CompletedProcess:
         line = [sys.executable, entry, *map(str, arguments)]
@@ -140,7 +140,7 @@ def test_pythonpath_still_counts(trap, tmp_path):
 # ------------------------------------------------------------------------------------------- the caller's main module
 CALLS = {
     "score": (
-        "from selfpatch_bench.benchmarks.runner import Options, run_command\n"
+        "from selfpatch_bench.benchmarks.run.runner import Options, run_command\n"
         "values = ['size=64', 'multiple=8']\n"
         "options = Options(data=[place + '/videos'], out=Path('out'), device='cpu', overrides=values)\n"
         "status = run_command([place + '/net.safetensors'], ['davis'], options)\n"

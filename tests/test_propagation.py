@@ -12,9 +12,9 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 import reference_propagation as reference
-from selfpatch_bench.benchmarks import propagation
-from selfpatch_bench.benchmarks.errors import UserError
-from selfpatch_bench.benchmarks.propagation import Propagator, first_labels, labels_to_mask, normalise
+from selfpatch_bench.benchmarks.tasks import _propagation as propagation
+from selfpatch_bench.benchmarks.tasks._propagation import Propagator, first_labels, labels_to_mask, normalise
+from selfpatch_bench.pretrain.common.errors import UserError
 
 # h, w, radius, n, C, topk: both tiling branches, grids smaller than a tile or the window, one row or column, windows
 # of one patch, fewer candidates than k.
@@ -187,7 +187,7 @@ def test_cost_grows_with_the_window_not_with_the_square():
 
 MEMORY = """
 import re, torch
-from selfpatch_bench.benchmarks.propagation import Propagator, normalise
+from selfpatch_bench.benchmarks.tasks._propagation import Propagator, normalise
 def resident(field):  # KiB; the usual ru_maxrss starts from the parent's
     return int(re.search(field + r":\\s*(\\d+)", open("/proc/self/status").read())[1])
 features = [normalise(torch.randn(60, 104, 384)) for _ in range(9)]

@@ -22,17 +22,17 @@ from plain_pretrain import (  # noqa: F401
     views,
 )
 from plain_pretrain import tiny as tiny_of
-from selfpatch_bench.benchmarks.errors import UserError
-from selfpatch_bench.pretrain import patch_pixels, pixels
+from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.config import load_recipe
-from selfpatch_bench.pretrain.data import batches
+from selfpatch_bench.pretrain.data import patch_pixels, pixels
+from selfpatch_bench.pretrain.data.group import Group
+from selfpatch_bench.pretrain.data.images import open_source
+from selfpatch_bench.pretrain.data.loader import batches
+from selfpatch_bench.pretrain.data.views import Views, ViewSpec, draw, draw_all, draw_patches, uniforms
 from selfpatch_bench.pretrain.geometry import match
-from selfpatch_bench.pretrain.group import Group
 from selfpatch_bench.pretrain.learner import Learner
 from selfpatch_bench.pretrain.objectives import Net, Step
 from selfpatch_bench.pretrain.objectives.pwself import Config, Objective
-from selfpatch_bench.pretrain.sources import open_source
-from selfpatch_bench.pretrain.views import Views, ViewSpec, draw, draw_all, draw_patches, uniforms
 from training import pictures
 
 

@@ -8,13 +8,14 @@ import sys
 import pytest
 import torch
 
-from selfpatch_bench.benchmarks import UserError, plugins
+from selfpatch_bench.benchmarks import UserError
+from selfpatch_bench.benchmarks.checkpoints.open import open_checkpoint
+from selfpatch_bench.benchmarks.commands.inspect import report
 from selfpatch_bench.benchmarks.formats import example_vit
-from selfpatch_bench.benchmarks.inspect import report
-from selfpatch_bench.benchmarks.loading import open_checkpoint
+from selfpatch_bench.pretrain.common import plugins
 
 LOOKS = "def claims(shapes, meta):\n    return 3 if 'mine' in shapes else 0\n\n\n"
-CARD = "from selfpatch_bench.benchmarks.card import Card\n"
+CARD = "from selfpatch_bench.pretrain.common.card import Card\n"
 BROKEN = {  # how a user's format fails once it has claimed a file -> words of the message
     "raises": ("def convert(state, meta):\n    return meta['absent']['too']\n", "KeyError: 'absent'"),
     "nothing": ("def convert(state, meta):\n    pass\n", "TypeError: "),

@@ -12,11 +12,11 @@ import types
 import pytest
 import torch
 
-from selfpatch_bench.benchmarks import locks
-from selfpatch_bench.benchmarks.errors import UserError
-from selfpatch_bench.benchmarks.torchfile import read_checkpoint
+from selfpatch_bench.benchmarks.checkpoints.torchfile import read_checkpoint
 from selfpatch_bench.pretrain.checkpoint import Run, read, write_atomic
-from selfpatch_bench.pretrain.log import cut
+from selfpatch_bench.pretrain.common import locks
+from selfpatch_bench.pretrain.common.errors import UserError
+from selfpatch_bench.pretrain.monitor.log import cut
 from selfpatch_bench.pretrain.train import pretrain_command
 from training import SELFPATCH, Jobs, environment, final, lines, pictures, same, tensors
 from training import one_thread as one_thread
@@ -180,7 +180,7 @@ def test_resumed_right_after_a_kill(data, undisturbed, tmp_path):
 def test_a_restarted_run_waits_for_the_former(whole, tmp_path, monkeypatch, count):
     """A launcher's restart meets processes that are about to end; the first start does not."""
     run, _ = damaged_copy(whole, tmp_path, lambda c: c)
-    hold = "import sys, time; from pathlib import Path; from selfpatch_bench.benchmarks.locks import lock\n"
+    hold = "import sys, time; from pathlib import Path; from selfpatch_bench.pretrain.common.locks import lock\n"
     hold += "with lock(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)\n"
     former = subprocess.Popen([sys.executable, "-c", hold, run / ".lock"], stdout=subprocess.PIPE, text=True)
     try:

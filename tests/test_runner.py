@@ -12,11 +12,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from selfpatch_bench.benchmarks import UserError, plugins, record
-from selfpatch_bench.benchmarks.card import Card
-from selfpatch_bench.benchmarks.encoder import Encoder
+from selfpatch_bench.benchmarks import UserError
+from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
-from selfpatch_bench.benchmarks.runner import Options, plan, run
+from selfpatch_bench.benchmarks.results import record
+from selfpatch_bench.benchmarks.run.runner import Options, plan, run
+from selfpatch_bench.pretrain.common import plugins
+from selfpatch_bench.pretrain.common.card import Card
 
 # A task as a user would add it: slow enough to meet another runner, and without any data set to speak of.
 TASK = '''
@@ -25,8 +27,8 @@ import os, time
 from dataclasses import dataclass
 from pathlib import Path
 import torch
-from selfpatch_bench.benchmarks.errors import UserError
-from selfpatch_bench.benchmarks.task import Data, Metric, Task
+from selfpatch_bench.pretrain.common.errors import UserError
+from selfpatch_bench.benchmarks.tasks import Data, Metric, Task
 
 @dataclass
 class Protocol:
@@ -121,7 +123,7 @@ def test_two_fingerprints_under_one_name_are_an_error(toy):
 
 SCRIPT = """
 import sys
-from selfpatch_bench.benchmarks.cli import main
+from selfpatch_bench.benchmarks.cli.app import main
 main()
 """
 
@@ -149,7 +151,7 @@ def test_kill_at_any_moment_leaves_the_old_state_or_a_whole_record(tmp_path):
         """
         import sys
         from pathlib import Path
-        from selfpatch_bench.benchmarks import record
+        from selfpatch_bench.benchmarks.results import record
         text = {"schema": 1, "key": "k", "task": "t", "filling": "x" * 200_000}
         print("ready", flush=True)
         while True:
@@ -170,7 +172,7 @@ def test_kill_at_any_moment_leaves_the_old_state_or_a_whole_record(tmp_path):
 
 def test_writers_never_share_a_name(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from selfpatch_bench.benchmarks import record\n"
+        "import sys; from pathlib import Path; from selfpatch_bench.benchmarks.results import record\n"
         "for i in range(50):\n"
         "    record.write(Path(sys.argv[1]), {'schema': 1, 'key': 'k', 'task': 't', 'who': sys.argv[2] + str(i)})"
     )
@@ -194,7 +196,7 @@ def test_unwritable_out_is_one_line(toy):
 
 def test_one_file_of_each_kind_is_found_and_used(toy, monkeypatch):
     """A format dropped into a folder, next to the task of the fixture; both run, and `ls` says where they come from."""
-    from selfpatch_bench.benchmarks.listing import listing
+    from selfpatch_bench.benchmarks.commands.ls import listing
 
     folder = toy / "plug"
     (folder / "formats").mkdir()
@@ -202,7 +204,7 @@ def test_one_file_of_each_kind_is_found_and_used(toy, monkeypatch):
         textwrap.dedent(
             '''
             """Everything in capitals."""
-            from selfpatch_bench.benchmarks.card import vit_card
+            from selfpatch_bench.pretrain.common.card import vit_card
 
             def claims(shapes, meta):
                 return 3 if "POS_EMBED" in shapes else 0
@@ -227,7 +229,7 @@ def test_one_file_of_each_kind_is_found_and_used(toy, monkeypatch):
 
 
 def test_a_broken_plugin_is_listed_and_hinders_nobody(toy):
-    from selfpatch_bench.benchmarks.listing import listing
+    from selfpatch_bench.benchmarks.commands.ls import listing
 
     folder = toy / "plug" / "formats"
     folder.mkdir()
@@ -251,7 +253,7 @@ def test_a_plugin_folder_that_is_not_there(monkeypatch):
 
 
 def test_records_are_listed(toy):
-    from selfpatch_bench.benchmarks.listing import listing
+    from selfpatch_bench.benchmarks.commands.ls import listing
 
     assert "selfpatch run" in listing("records", toy / "out")
     go(toy, "a")
@@ -279,11 +281,11 @@ def test_peak_memory_is_the_process_own():
     """A small program that a large one starts is small: its record must not carry its parent's peak."""
     parent = """
 import subprocess, sys
-from selfpatch_bench.benchmarks.record import process_peak
+from selfpatch_bench.benchmarks.results.record import process_peak
 filled = bytearray(b"1") * 300_000_000
 print(process_peak(), subprocess.run([sys.executable, "-c", sys.argv[1]], capture_output=True, text=True).stdout)
 """
-    child = "from selfpatch_bench.benchmarks.record import process_peak; print(process_peak())"
+    child = "from selfpatch_bench.benchmarks.results.record import process_peak; print(process_peak())"
     done = subprocess.run([sys.executable, "-c", parent, child], capture_output=True, text=True, check=True)
     large, small = map(int, done.stdout.split())
     assert large > 300_000_000

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from selfpatch_bench.benchmarks import scenes
-from selfpatch_bench.benchmarks.errors import UserError
-from selfpatch_bench.benchmarks.masks import read_mask
-from selfpatch_bench.benchmarks.scenes import STUFF, THINGS, draw_scene, make_pictures, make_videos
-from selfpatch_bench.benchmarks.textures import TEXTURES, noise, palette, texture
+from selfpatch_bench.benchmarks.datasets.masks import read_mask
+from selfpatch_bench.benchmarks.synthetic import scenes
+from selfpatch_bench.benchmarks.synthetic.scenes import STUFF, THINGS, draw_scene, make_pictures, make_videos
+from selfpatch_bench.benchmarks.synthetic.textures import TEXTURES, noise, palette, texture
+from selfpatch_bench.pretrain.common.errors import UserError
 
 
 def _tree(root):

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from selfpatch_bench.benchmarks.errors import UserError
 from selfpatch_bench.pretrain import schedules
+from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.config import Schedule, load_recipe, total_steps
 
 

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 
 from conftest import shared_cases
 from plain_pretrain import gradients, groups, heads, one_thread, relative, tiny  # noqa: F401
-from selfpatch_bench.benchmarks.errors import UserError
 from selfpatch_bench.pretrain import optim
-from selfpatch_bench.pretrain.backbone import tokens
+from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.config import load_recipe
+from selfpatch_bench.pretrain.data.group import Group
 from selfpatch_bench.pretrain.geometry import overlap_grid, sampling
-from selfpatch_bench.pretrain.group import Group
 from selfpatch_bench.pretrain.learner import Learner
+from selfpatch_bench.pretrain.model.backbone import tokens
 from selfpatch_bench.pretrain.objectives import Step
 
 STEPS = shared_cases("golden/sere_step*.npz") or [

@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from selfpatch_bench.benchmarks.errors import UserError
 from selfpatch_bench.pretrain import slurm
 from selfpatch_bench.pretrain.checkpoint import Run
+from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.train import launch, settle
 from training import DINO, final, lines, pictures, same

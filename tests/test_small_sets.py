@@ -4,11 +4,18 @@ import cv2
 import numpy as np
 import pytest
 
-from selfpatch_bench.benchmarks import small_sets
-from selfpatch_bench.benchmarks.errors import UserError
-from selfpatch_bench.benchmarks.files import read_frame
-from selfpatch_bench.benchmarks.masks import read_mask
-from selfpatch_bench.benchmarks.small_sets import ADE_CLASSES, COCO_CLASSES, COCO_IDS, make_ade20k, make_coco, outlines
+from selfpatch_bench.benchmarks.datasets.files import read_frame
+from selfpatch_bench.benchmarks.datasets.masks import read_mask
+from selfpatch_bench.benchmarks.synthetic import small_sets
+from selfpatch_bench.benchmarks.synthetic.small_sets import (
+    ADE_CLASSES,
+    COCO_CLASSES,
+    COCO_IDS,
+    make_ade20k,
+    make_coco,
+    outlines,
+)
+from selfpatch_bench.pretrain.common.errors import UserError
 
 # pycocotools 2.0.11 with numpy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -9,18 +9,19 @@ from timm.models.swin_transformer import SwinTransformer, WindowAttention
 
 from conftest import shared_cases
 from plain_pretrain import groups, one_thread, relative, window  # noqa: F401
-from selfpatch_bench.benchmarks import load, record
-from selfpatch_bench.benchmarks.errors import UserError
-from selfpatch_bench.benchmarks.loading import open_checkpoint
-from selfpatch_bench.benchmarks.runner import Options, run_command
-from selfpatch_bench.benchmarks.scenes import make_videos
-from selfpatch_bench.pretrain.backbone import build_backbone, tokens
+from selfpatch_bench.benchmarks import load
+from selfpatch_bench.benchmarks.checkpoints.open import open_checkpoint
+from selfpatch_bench.benchmarks.results import record
+from selfpatch_bench.benchmarks.run.runner import Options, run_command
+from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.pretrain.checkpoint import Run
+from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.export import export
 from selfpatch_bench.pretrain.geometry import neighbours
-from selfpatch_bench.pretrain.initial import load_initial
 from selfpatch_bench.pretrain.learner import Learner
+from selfpatch_bench.pretrain.model.backbone import build_backbone, tokens
+from selfpatch_bench.pretrain.model.initial import load_initial
 from selfpatch_bench.pretrain.objectives import Step
 from selfpatch_bench.pretrain.train import pretrain_command
 from training import final, pictures

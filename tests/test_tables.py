@@ -17,10 +17,10 @@ import pandas as pd
 import pytest
 
 from conftest import SHARED
-from selfpatch_bench.benchmarks import labels
-from selfpatch_bench.benchmarks.collect import load_records
-from selfpatch_bench.benchmarks.errors import UserError
-from selfpatch_bench.benchmarks.published import (
+from selfpatch_bench.benchmarks.results import labels
+from selfpatch_bench.benchmarks.results.collect import load_records
+from selfpatch_bench.benchmarks.results.layout import build_table, table_command
+from selfpatch_bench.benchmarks.results.published import (
     COLUMNS,
     NOT_PRINTED,
     find_table,
@@ -28,9 +28,9 @@ from selfpatch_bench.benchmarks.published import (
     load_published,
     load_sources,
 )
-from selfpatch_bench.benchmarks.table_text import latex_escape, number, render
-from selfpatch_bench.benchmarks.tables import build_table, table_command
-from selfpatch_bench.benchmarks.task import Metric
+from selfpatch_bench.benchmarks.results.render import latex_escape, number, render
+from selfpatch_bench.benchmarks.tasks import Metric
+from selfpatch_bench.pretrain.common.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
 PUBLISHED = Path(__file__).parent.parent / "results" / "published"

@@ -8,14 +8,14 @@ import sys
 import pytest
 import torch
 
-from selfpatch_bench.benchmarks.errors import UserError
 from selfpatch_bench.pretrain import schedules, train
+from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.config import load_recipe
-from selfpatch_bench.pretrain.data import batches
+from selfpatch_bench.pretrain.data.images import open_source
+from selfpatch_bench.pretrain.data.loader import batches
 from selfpatch_bench.pretrain.distributed import Ranks
-from selfpatch_bench.pretrain.sources import open_source
+from selfpatch_bench.pretrain.step import NotFinite, Trainer
 from selfpatch_bench.pretrain.train import pretrain_command
-from selfpatch_bench.pretrain.trainer import NotFinite, Trainer
 from training import DINO, SELFPATCH, difference, final, lines, pictures, same, tensors
 from training import one_thread as one_thread
 

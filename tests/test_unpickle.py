@@ -25,8 +25,8 @@ from checkpoint_files import (
     write,
 )
 from conftest import shared_cases
-from selfpatch_bench.benchmarks.tensorref import flatten
-from selfpatch_bench.benchmarks.torchfile import read_checkpoint
+from selfpatch_bench.benchmarks.checkpoints.tensorref import flatten
+from selfpatch_bench.benchmarks.checkpoints.torchfile import read_checkpoint
 
 FORMATS = [(True, 2), (True, 4), (False, 2), (False, 4)]
 SHOULD_FAIL = ("malicious", "truncated")  # checkpoints/README.md: files that must be refused

@@ -36,9 +36,9 @@ from checkpoint_files import (
     save,
     write,
 )
-from selfpatch_bench.benchmarks import tensorref, torchfile
-from selfpatch_bench.benchmarks.errors import UserError
-from selfpatch_bench.benchmarks.torchfile import read_checkpoint
+from selfpatch_bench.benchmarks.checkpoints import tensorref, torchfile
+from selfpatch_bench.benchmarks.checkpoints.torchfile import read_checkpoint
+from selfpatch_bench.pretrain.common.errors import UserError
 
 # -- what must be refused
 
@@ -402,8 +402,8 @@ def test_memory_does_not_follow_what_a_file_declares(tmp_path):
     code = f"""
         import resource, sys
         from pathlib import Path
-        from selfpatch_bench.benchmarks.errors import UserError
-        from selfpatch_bench.benchmarks.torchfile import read_checkpoint
+        from selfpatch_bench.pretrain.common.errors import UserError
+        from selfpatch_bench.benchmarks.checkpoints.torchfile import read_checkpoint
         now = int(next(l for l in open("/proc/self/status") if l.startswith("VmSize")).split()[1]) << 10
         for folder, limit in (({str(bombs)!r}, 128 << 20), ({str(heavy)!r}, 400 << 20)):
             resource.setrlimit(resource.RLIMIT_AS, (now + limit, resource.RLIM_INFINITY))

@@ -13,10 +13,10 @@ from torchvision.transforms import functional as F
 
 import reference_views as reference
 from conftest import SHARED
-from selfpatch_bench.benchmarks.errors import UserError
-from selfpatch_bench.pretrain import pixels
-from selfpatch_bench.pretrain.group import Group, normalise
-from selfpatch_bench.pretrain.views import Views, ViewSpec, _mix, draw, draw_all, permutation, uniforms
+from selfpatch_bench.pretrain.common.errors import UserError
+from selfpatch_bench.pretrain.data import pixels
+from selfpatch_bench.pretrain.data.group import Group, normalise
+from selfpatch_bench.pretrain.data.views import Views, ViewSpec, _mix, draw, draw_all, permutation, uniforms
 
 DINO = Views(
     [

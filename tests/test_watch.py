@@ -9,19 +9,19 @@ import torch
 from rich.console import Console
 
 from selfpatch_bench.benchmarks import UserError, load
-from selfpatch_bench.benchmarks.card import Card
-from selfpatch_bench.benchmarks.encoder import Encoder
-from selfpatch_bench.benchmarks.record import read as read_record
-from selfpatch_bench.benchmarks.runner import Options, run_command
-from selfpatch_bench.benchmarks.scenes import make_videos
-from selfpatch_bench.pretrain import watch as watching
-from selfpatch_bench.pretrain.backbone import tokens
+from selfpatch_bench.benchmarks.backbones.encoder import Encoder
+from selfpatch_bench.benchmarks.pictures.maps import GAP, attention, draw, similarity
+from selfpatch_bench.benchmarks.results.record import read as read_record
+from selfpatch_bench.benchmarks.run.runner import Options, run_command
+from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.pretrain.checkpoint import Run
+from selfpatch_bench.pretrain.common.card import Card
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.export import encoder_of, export
 from selfpatch_bench.pretrain.learner import Learner
-from selfpatch_bench.pretrain.log import Log
-from selfpatch_bench.pretrain.maps import GAP, attention, draw, similarity
+from selfpatch_bench.pretrain.model.backbone import tokens
+from selfpatch_bench.pretrain.monitor import watch as watching
+from selfpatch_bench.pretrain.monitor.log import Log
 from selfpatch_bench.pretrain.train import pretrain_command
 from training import DINO, SELFPATCH, SWIN, Jobs, final, lines, pictures, same
 from training import one_thread as one_thread

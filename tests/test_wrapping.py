@@ -14,11 +14,12 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
-from selfpatch_bench.benchmarks import UserError, load, remote
+from selfpatch_bench.benchmarks import UserError, load
+from selfpatch_bench.benchmarks.checkpoints.open import build, default_name, open_checkpoint
+from selfpatch_bench.benchmarks.checkpoints.state import read_file
 from selfpatch_bench.benchmarks.formats import example_vit
-from selfpatch_bench.benchmarks.loading import build, default_name, open_checkpoint
-from selfpatch_bench.benchmarks.runner import Options, describe
-from selfpatch_bench.benchmarks.sources import read_file
+from selfpatch_bench.benchmarks.hub import remote
+from selfpatch_bench.benchmarks.run.runner import Options, describe
 
 FACTS = {"heads": 2, "mean": 0.5, "std": 0.5}
 
@@ -446,7 +447,7 @@ def test_nothing_but_the_two_names_imports_a_client(tmp_path, vit):
         "import sys, socket\n"
         "def no(*a, **k): raise SystemExit('the network was asked')\n"
         "socket.socket.connect = socket.create_connection = socket.getaddrinfo = no\n"
-        "from selfpatch_bench.benchmarks.inspect import report\n"
+        "from selfpatch_bench.benchmarks.commands.inspect import report\n"
         "from pathlib import Path\n"
         f"print(report(Path({str(tmp_path / 'x.pth')!r}), None, {{}})[:40])\n"
     )

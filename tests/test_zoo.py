@@ -18,12 +18,14 @@ import pytest
 import yaml
 
 from conftest import REPO
-from selfpatch_bench.benchmarks import UserError, plugins, zoo
-from selfpatch_bench.benchmarks.download import _Redirect
-from selfpatch_bench.benchmarks.fetch import fetch
-from selfpatch_bench.benchmarks.loading import open_checkpoint, ready
-from selfpatch_bench.benchmarks.published import find_table
-from selfpatch_bench.benchmarks.zoo import LOCAL, Public
+from selfpatch_bench.benchmarks import UserError
+from selfpatch_bench.benchmarks.checkpoints.open import open_checkpoint, ready
+from selfpatch_bench.benchmarks.hub import zoo
+from selfpatch_bench.benchmarks.hub.download import _Redirect
+from selfpatch_bench.benchmarks.hub.fetch import fetch
+from selfpatch_bench.benchmarks.hub.zoo import LOCAL, Public
+from selfpatch_bench.benchmarks.results.published import find_table
+from selfpatch_bench.pretrain.common import plugins
 
 DATA = bytes(range(256)) * 1200  # 300 kB
 SHA = hashlib.sha256(DATA).hexdigest()
@@ -492,7 +494,7 @@ def test_several_names_one_of_which_fails(server, tmp_path, plug):
 
 def test_zoo_needs_no_torch_and_a_run_no_fetch():
     code = (
-        "import sys\nfrom selfpatch_bench.benchmarks import zoo, fetch\nzoo.listing([])\n"
+        "import sys\nfrom selfpatch_bench.benchmarks.hub import fetch, zoo\nzoo.listing([])\n"
         "sys.exit(', '.join({'torch', 'numpy', 'pandas', 'timm', 'cv2'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -62,9 +62,11 @@ METHODS = {  # recipe: its options; what every method can do is tested on all of
 DRIVER = r"""
 import json, os, resource, signal, sys, threading, time, traceback
 from pathlib import Path
-from selfpatch_bench.benchmarks import plugins
-from selfpatch_bench.benchmarks.errors import UserError
-from selfpatch_bench.pretrain import checkpoint, train, trainer, watch
+from selfpatch_bench.pretrain.common import plugins
+from selfpatch_bench.pretrain.common.errors import UserError
+from selfpatch_bench.pretrain import checkpoint, train
+from selfpatch_bench.pretrain import step as trainer
+from selfpatch_bench.pretrain.monitor import watch
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -147,7 +149,7 @@ for job in json.loads(sys.stdin.read()):
 """
 ONE = r"""
 import json, sys
-from selfpatch_bench.benchmarks.errors import UserError
+from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.train import pretrain_command
 if __name__ == "__main__":
     try:

@@ -24,7 +24,7 @@ overrides)`, a tiny file for the tests. Modules whose name begins with an unders
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ..errors import UserError
+from ...pretrain.common.errors import UserError
 
 
 class Mismatch(UserError):
@@ -86,8 +86,8 @@ def example_vit(**fields) -> dict:
     """Weights of a tiny random ViT (24 wide, 2 blocks and heads, 4x4 patches of 8) in timm's names, for examples."""
     import torch
 
-    from ..card import Card
-    from ..encoder import Encoder
+    from ...pretrain.common.card import Card
+    from ..backbones.encoder import Encoder
 
     sizes = {"patch": 8, "dim": 24, "depth": 2, "heads": 2, "pos": "learned 4x4", "mlp_ratio": 2.0}
     state = Encoder(Card("vit", **(sizes | fields))).vit.state_dict()

@@ -5,9 +5,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 
-from ..card import IMAGENET_MEAN, IMAGENET_STD, LIMITS, Card
-from ..errors import UserError
-from ..sources import broken
+from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD, LIMITS, Card
+from ...pretrain.common.errors import UserError
+from ..checkpoints.state import broken
 from . import drop  # noqa: F401  (with the rest of what these formats need)
 
 RESNET = {"conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight", "layer4.0.conv1.weight"}

@@ -2,8 +2,8 @@
 
 import torch
 
-from ..card import Card
-from ..conv import timm_network
+from ...pretrain.common.card import Card
+from ..backbones.conv import timm_network
 from ._conv import IMAGENET
 
 

@@ -4,7 +4,7 @@ import re
 
 import torch
 
-from ..errors import UserError, shorten
+from ...pretrain.common.errors import UserError, shorten
 
 MARK = "embeddings.patch_embeddings.projection.weight"
 LAYER = re.compile(r"(?:encoder\.)?layers?\.(\d+)\.(.+)\.(weight|bias|lambda1)")

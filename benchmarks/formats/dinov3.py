@@ -8,8 +8,8 @@ released models (`layernormbf16`); w1, w2, w3 are a SwiGLU. The norm of local cr
 
 import torch
 
-from ..card import IMAGENET_MEAN, IMAGENET_STD, vit_card
-from ..errors import UserError
+from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD, vit_card
+from ...pretrain.common.errors import UserError
 from . import drop, example_vit, save_example
 
 NETWORKS = {

@@ -8,8 +8,8 @@ heads is needed for them: of config.json, or of timm.
 
 import torch
 
-from ..card import IMAGENET_MEAN, IMAGENET_STD, heads_from, normalisation_from, vit_card
-from ..errors import UserError
+from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD, heads_from, normalisation_from, vit_card
+from ...pretrain.common.errors import UserError
 from . import below, drop, example_vit, find, save_example, take
 from ._transformers import BESIDE, HEADS, example_names, facts_of, prefix_of, weights_of
 

@@ -5,7 +5,7 @@ of it was at hand. Positions are resized to an output size, with antialiasing wh
 code's rules differ (see dinov2.py).
 """
 
-from ..card import IMAGENET_MEAN, IMAGENET_STD, normalisation_from, vit_card
+from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD, normalisation_from, vit_card
 from . import drop, example_vit, save_example
 from ._transformers import BESIDE, HEADS, example_names, facts_of, prefix_of, weights_of
 

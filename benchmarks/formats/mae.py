@@ -5,7 +5,7 @@ sine-cosine ones and stored, the column in the first half. The official code res
 Training checkpoints with decoder are unverified: no file of them was at hand.
 """
 
-from ..card import IMAGENET_MEAN, IMAGENET_STD, vit_card
+from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD, vit_card
 from . import Mismatch, _sincos, below, drop, example_vit, find, fits, is_dino, save_example, take
 
 PREFIXES = ("model.", "")

@@ -8,10 +8,10 @@ formats say.
 
 import re
 
-from .. import plugins
-from ..card import vit_card
-from ..errors import UserError
-from ..sources import State
+from ...pretrain.common import plugins
+from ...pretrain.common.card import vit_card
+from ...pretrain.common.errors import UserError
+from ..checkpoints.state import State
 from . import drop, example_vit, is_vit, save_example
 from .mmpretrain_vit import OTHERS, normalisation
 

@@ -7,7 +7,7 @@ norms `norm0` to `norm3` of the stages' outputs belong to the detector; there is
 
 import re
 
-from ..errors import UserError
+from ...pretrain.common.errors import UserError
 from ._conv import IMAGENET, SWIN_PARTS, drop, swin
 from ._examples import swin_weights
 

@@ -6,7 +6,7 @@ and stored, the row in the first half; the official code takes the stored grid o
 no file of it was at hand.
 """
 
-from ..card import IMAGENET_MEAN, IMAGENET_STD, vit_card
+from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD, vit_card
 from . import Mismatch, _sincos, below, drop, example_vit, find, fits, is_dino, save_example, take
 
 NETWORKS = {

@@ -4,8 +4,8 @@ Source: alinlab/SelfPatch 81aef14, main_selfpatch.py (save_dict), selfpatch_visi
 teacher's backbone; its class-attention head gives the image vector. Backbone: no class token, no final norm.
 """
 
-from ..card import IMAGENET_MEAN, IMAGENET_STD, vit_card
-from ..errors import UserError
+from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD, vit_card
+from ...pretrain.common.errors import UserError
 from . import find, fits, is_vit, take
 from .dino import NETWORKS, PREFIXES, beside
 
@@ -44,8 +44,8 @@ def example(folder):
     """A tiny full checkpoint."""
     import torch
 
-    from ..card import Card
-    from ..encoder import Encoder
+    from ...pretrain.common.card import Card
+    from ..backbones.encoder import Encoder
 
     card = Card("vit", 8, 24, 2, 3, False, False, pos="learned 4x4", mlp_ratio=2.0, readout="class_attention")
     encoder = Encoder(card)

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..atomic import replacing
-from ..card import FIELDS, Card, parse_field
-from ..errors import UserError, shorten
+from ...pretrain.common.atomic import replacing
+from ...pretrain.common.card import FIELDS, Card, parse_field
+from ...pretrain.common.errors import UserError, shorten
 
 KEY = "selfpatch_bench"
 UNKNOWN = {name for name, spec in FIELDS.items() if "None" in str(spec.type)}  # fields that may be null
@@ -47,7 +47,7 @@ def write(path: Path, weights: Mapping, card: Card, about: Mapping | None = None
 
 def example(folder):
     """A tiny export."""
-    from ..encoder import Encoder
+    from ..backbones.encoder import Encoder
 
     card = Card("vit", 8, 24, 2, 2, pos="learned 4x4", mean=(0.5,) * 3, std=(0.5,) * 3)
     write(folder / "own.safetensors", Encoder(card).vit.state_dict(), card)

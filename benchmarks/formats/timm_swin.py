@@ -5,7 +5,7 @@ swin_transformer.py, utils.py. All of them want ImageNet's mean and std. Unverif
 (the network is timm's itself, except at sizes of the official code's own rule; see conv.py).
 """
 
-from ..card import normalisation_from
+from ...pretrain.common.card import normalisation_from
 from ._conv import IMAGENET, SWIN, SWIN_PARTS, drop, find, only, pick, swin
 from ._examples import swin_weights
 

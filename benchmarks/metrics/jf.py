@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..errors import UserError
+from ...pretrain.common.errors import UserError
 
 BOUND = 0.008  # width of the tolerance band, as a part of the image diagonal
 VOID = 255  # annotators' "do not know"; the official semi-supervised evaluation turns it into background

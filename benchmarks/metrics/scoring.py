@@ -15,8 +15,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..errors import UserError
-from ..processes import context
+from ...pretrain.common.errors import UserError
+from ...pretrain.common.processes import context
 from .jf import BOUND, frame_scores, prepare, score_prepared, summarize
 
 

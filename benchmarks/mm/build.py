@@ -12,10 +12,14 @@ from mmengine.config import Config, ConfigDict
 from mmengine.config import config as mmengine_config
 from mmengine.config import utils as mmengine_utils
 
-from ..card import Card
-from ..encoder import rule_for
-from ..errors import UserError
-from . import backbone, metrics, optim  # noqa: F401 (these register what the recipes name)
+from ...pretrain.common.card import Card
+from ...pretrain.common.errors import UserError
+from ..backbones.encoder import rule_for
+from . import backbones as backbone  # noqa: F401 (these register what the recipes name)
+from . import (
+    metrics,  # noqa: F401 (these register what the recipes name)
+    optim,  # noqa: F401 (these register what the recipes name)
+)
 from .job import Job
 from .keys import override, plain, walk
 from .recipe import Recipe, batching, blocks_of, check_blocks, check_family, parse, read
@@ -195,9 +199,9 @@ def _data(cfg: Config, recipe: Recipe, job: Job, own: dict) -> None:
 def _classes(cfg: Config, recipe: Recipe, job: Job, number: int) -> None:
     """A set of its own with so many classes."""
     if recipe.dataset == "coco":
-        from ..detection_data import open_coco as opened
+        from ..datasets.coco import open_coco as opened
     else:
-        from ..segmentation_data import open_ade20k as opened
+        from ..datasets.ade20k import open_ade20k as opened
     names = opened(job.data, classes=number, train=False).classes
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.dataset.metainfo = {"classes": tuple(names)}

@@ -8,8 +8,8 @@ from faster_coco_eval.core import mask as coco_mask
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from ..masks import read_mask
-from . import pictures
+from ..datasets.masks import read_mask
+from ..pictures import predictions as pictures
 
 IMAGES = 8
 

@@ -21,7 +21,7 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS
 from mmengine.runner import CheckpointLoader
 from torch.utils.data import Dataset, Sampler
 
-from ..errors import UserError
+from ...pretrain.common.errors import UserError
 from .job import LAST, PROGRESS, write_json
 
 SCHEME = "selfpatch-own:"  # paths with it are read by `read_own`, not by mmengine's loader

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ..atomic import replacing
+from ...pretrain.common.atomic import replacing
 
 # Names in the result's folder (`Job.out`).
 LOG = "log.txt"  # everything that the processes print, of all attempts

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from mmengine.config import Config, ConfigDict
 
-from ..errors import UserError
+from ...pretrain.common.errors import UserError
 from .recipe import OWN
 
 # Keys of the config that follow from something else, and from what.

@@ -17,8 +17,8 @@ from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 
-from ..errors import UserError
-from ..locks import take
+from ...pretrain.common.errors import UserError
+from ...pretrain.common.locks import take
 from .job import ERROR, LAST, LOCK, RESULT, Job, read_json, write_json
 
 MODULE = f"{__package__}.launch"
@@ -98,8 +98,12 @@ def configure(job: Job, card, world: int):
 
     ops.install()
     with quiet.imports():
-        from . import backbone, build, metrics  # noqa: F401 (the classes that configurations name)
-        from .backbone_base import card_of
+        from . import backbones as backbone  # noqa: F401 (the classes that configurations name)
+        from . import (
+            build,
+            metrics,  # noqa: F401 (the classes that configurations name)
+        )
+        from .backbones.base import card_of
     return build.config(job, card_of(card), world, job.device)
 
 
@@ -117,7 +121,7 @@ def work(job: Job) -> None:
     # Held until this process ends. Not before the others are there: then the first parent has seen that all was quiet.
     lock = (Path(job.out) / LOCK).open("a")
     take(lock.fileno(), math.inf, shared=True)
-    from ..loading import open_checkpoint
+    from ..checkpoints.open import open_checkpoint
 
     began = time.monotonic()
     cfg, effective = configure(job, open_checkpoint(job.export, format="selfpatch_bench").card, world)
@@ -213,7 +217,7 @@ def _sizes(value):
 
 def load_model(model, path: str) -> str:
     """The weights of a fine-tuned model, strictly; -> accounting. Nothing in the file is executed."""
-    from ..loading import names, read_file
+    from ..checkpoints.open import names, read_file
 
     model = getattr(model, "module", model)
     state, _ = read_file(Path(path))
@@ -234,7 +238,7 @@ def load_model(model, path: str) -> str:
 
 
 def peak(cuda: bool) -> dict[str, int]:
-    from ..record import peak_memory
+    from ..results.record import peak_memory
 
     return peak_memory("cuda" if cuda else "cpu")
 

@@ -14,7 +14,7 @@ import torch
 import torchvision  # noqa: F401  (registers torch.ops.torchvision)
 from torch import Tensor
 
-from ..errors import UserError
+from ...pretrain.common.errors import UserError
 
 NAME = "mmcv._ext"
 # Import name -> distribution, all of the extra `mm`.

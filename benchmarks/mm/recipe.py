@@ -14,10 +14,10 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .. import plugins
-from ..card import POSITION_RULES, Card
-from ..errors import UserError
-from ..task import Metric
+from ...pretrain.common import plugins
+from ...pretrain.common.card import POSITION_RULES, Card
+from ...pretrain.common.errors import UserError
+from ..tasks import Metric
 
 FAMILIES = ("vit", "swin", "resnet")
 AMP = ("off", "fp16", "bf16")

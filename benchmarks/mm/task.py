@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from ..card import Card
-from ..errors import UserError
-from ..locks import take
-from ..processes import environment, python
-from ..task import Config, Crash, Data, Task
+from ...pretrain.common.card import Card
+from ...pretrain.common.errors import UserError
+from ...pretrain.common.locks import take
+from ...pretrain.common.processes import environment, python
+from ..tasks import Config, Crash, Data, Task
 from . import recipe
 from .job import ERROR, LOCK, LOG, PROGRESS, RESULT, Job, read_json
 
@@ -75,7 +75,7 @@ class MMTask:
         world = max(options.gpus, options.world)
         model = None
         if options.eval_only is not None:
-            from ..loading import fingerprint, read_file
+            from ..checkpoints.open import fingerprint, read_file
 
             state, _ = read_file(options.eval_only)
             model = fingerprint({k: state[k] for k in state if k.startswith("state_dict.")} or dict(state.items()))
@@ -104,17 +104,17 @@ class MMTask:
 
     def check_data(self, root: Path) -> Data:
         """The data set, to the last file, with whatever classes it has; the extra `mm` is not needed for that."""
-        from ..detection_data import ANY
+        from ..datasets.coco import ANY
 
         return self._open()(root, classes=ANY).task_data()
 
     def _open(self):
         """The function that opens and checks the recipe's kind of data set."""
         if self.recipe.dataset == "coco":
-            from ..detection_data import open_coco
+            from ..datasets.coco import open_coco
 
             return open_coco
-        from ..segmentation_data import open_ade20k
+        from ..datasets.ade20k import open_ade20k
 
         return open_ade20k
 

@@ -18,17 +18,17 @@ import cv2
 import numpy as np
 import torch
 
-from ..atomic import replacing
-from ..card import IMAGENET_MEAN, IMAGENET_STD
-from ..datasets import DavisSet, ResultMasks, Sequence, open_davis, result_masks
-from ..errors import UserError
-from ..files import read_frame
-from ..masks import write_mask
+from ...pretrain.common.atomic import replacing
+from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
+from ...pretrain.common.errors import UserError
+from ..datasets.davis import DavisSet, ResultMasks, Sequence, open_davis, result_masks
+from ..datasets.files import read_frame
+from ..datasets.masks import write_mask
 from ..metrics.jf import global_scores, summarize
 from ..metrics.scoring import ScorePool
-from ..pairs import annotation, read_pair
-from ..propagation import Propagator, first_labels, labels_to_mask, normalise
-from ..task import Config, Data, Metric, Task
+from . import Config, Data, Metric, Task
+from ._pairs import annotation, read_pair
+from ._propagation import Propagator, first_labels, labels_to_mask, normalise
 
 # The official scripts all have 0.228 for red; it is part of the protocol.
 OFFICIAL_STD = (0.228, 0.224, 0.225)
@@ -277,7 +277,7 @@ def _effective(encoder, cfg: Config) -> dict:
 
 def _pictures(cfg: Config, content: Content, out: Path) -> None:
     """A contact sheet and an animation for each sequence, in out/pictures."""
-    from ..pictures import animation, contact_sheet
+    from ..pictures.masks import animation, contact_sheet
 
     folder = out / "pictures"
     folder.mkdir(parents=True, exist_ok=True)

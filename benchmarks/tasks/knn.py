@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..classes import ClassSet, open_classes
-from ..errors import UserError
-from ..image_features import Crop, effective, features, image_vector
-from ..significance import pack
-from ..task import Config, Data, Metric, Task
+from ...pretrain.common.errors import UserError
+from ..datasets.imagenet import ClassSet, open_classes
+from ..metrics.significance import pack
+from . import Config, Data, Metric, Task
+from ._features import Crop, effective, features, image_vector
 
 
 @dataclass

@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...pretrain import pixels
-from ...pretrain.views import Views, ViewSpec, draw_all
-from .. import record
-from ..classes import ClassSet, open_classes
-from ..errors import UserError
-from ..image_features import BATCH, Crop, Replicas, ahead, effective, features, image_vector
-from ..probe import Plan, Probe, train
-from ..significance import pack
-from ..task import Config, Data, Metric, Task
+from ...pretrain.common.errors import UserError
+from ...pretrain.data import pixels
+from ...pretrain.data.views import Views, ViewSpec, draw_all
+from ..datasets.imagenet import ClassSet, open_classes
+from ..metrics.significance import pack
+from ..results import record
+from . import Config, Data, Metric, Task
+from ._features import BATCH, Crop, Replicas, ahead, effective, features, image_vector
+from ._probe import Plan, Probe, train
 from .knn import accuracies, by_class, check_images
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import record
-from ..classes import open_classes
-from ..errors import UserError
-from ..probe import Plan, Probe, train
-from ..task import Config, Data, Metric, Task
+from ...pretrain.common.errors import UserError
+from ..datasets.imagenet import open_classes
+from ..results import record
+from . import Config, Data, Metric, Task
+from ._probe import Plan, Probe, train
 from .knn import accuracies, extract_all
 from .linear import Frozen, check_probe, joined, result
 

@@ -57,7 +57,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from ...benchmarks.errors import UserError
+from ..common.errors import UserError
 
 INPUTS = ("image", "patch", "raw", "tokens", "masked")
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import schedules
-from ..heads import PrototypeHead
-from ..ranges import bounded
+from ..common.ranges import bounded
+from ..model.heads import PrototypeHead
 from . import Step
 
 CHUNK = {True: 2**18, False: 2**26}  # elements to work on at a time: on a CPU, elsewhere

@@ -11,9 +11,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ...benchmarks.errors import UserError
-from ..heads import PrototypeHead, WeightNormLinear
-from ..ranges import bounded
+from ..common.errors import UserError
+from ..common.ranges import bounded
+from ..model.heads import PrototypeHead, WeightNormLinear
 from . import HeadSpec, Net, Spec, Step
 from ._prototypes import PrototypeConfig, PrototypeObjective, cross_entropy, head_factory
 

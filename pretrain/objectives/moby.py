@@ -9,9 +9,9 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from ...benchmarks.errors import UserError
-from ..heads import BatchNormMlp
-from ..ranges import bounded
+from ..common.errors import UserError
+from ..common.ranges import bounded
+from ..model.heads import BatchNormMlp
 from . import HeadSpec, Net, Spec, Step
 from ._contrast import Queues, info_nce, likeness, report, shared_rows, unit
 

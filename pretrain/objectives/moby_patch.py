@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..ranges import bounded
-from ..views import hashed
+from ..common.ranges import bounded
+from ..data.views import hashed
 from . import Net, Spec, Step, selfpatch
 from ._contrast import Queues, info_nce, likeness, report, shared_rows, unit
 from .moby import Config as MobyConfig

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...benchmarks.errors import UserError
+from ..common.errors import UserError
 from ..geometry import match
 from . import HeadSpec, Net, Spec, Step
 from ._prototypes import PrototypeConfig, PrototypeObjective, cross_entropy, head_factory

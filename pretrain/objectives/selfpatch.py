@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...benchmarks.errors import UserError
+from ..common.errors import UserError
+from ..common.ranges import bounded
 from ..geometry import neighbours
-from ..ranges import bounded
 from . import Aggregated, HeadSpec, Net, Spec, Step
 from ._prototypes import PrototypeConfig, PrototypeObjective, cross_entropy, head_factory
 

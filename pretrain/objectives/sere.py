@@ -12,10 +12,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ...benchmarks.errors import UserError
-from ..batchnorm import BatchNorm
+from ..common.errors import UserError
+from ..common.ranges import bounded
 from ..geometry import overlap_grid, sampling
-from ..ranges import bounded
+from ..model.batchnorm import BatchNorm
 from . import HeadSpec, Net, Spec, Step
 from ._prototypes import CHUNK
 

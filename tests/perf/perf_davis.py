@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from selfpatch_bench.benchmarks.card import IMAGENET_MEAN, IMAGENET_STD, Card
-from selfpatch_bench.benchmarks.datasets import open_davis
-from selfpatch_bench.benchmarks.encoder import Encoder
+from selfpatch_bench.benchmarks.backbones.encoder import Encoder
+from selfpatch_bench.benchmarks.datasets.davis import open_davis
+from selfpatch_bench.benchmarks.datasets.masks import write_mask
 from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
-from selfpatch_bench.benchmarks.masks import write_mask
 from selfpatch_bench.benchmarks.metrics.jf import frame_scores
-from selfpatch_bench.benchmarks.propagation import Propagator, first_labels, labels_to_mask, normalise
-from selfpatch_bench.benchmarks.record import process_peak
-from selfpatch_bench.benchmarks.runner import Options, plan, run
-from selfpatch_bench.benchmarks.scenes import make_videos
+from selfpatch_bench.benchmarks.results.record import process_peak
+from selfpatch_bench.benchmarks.run.runner import Options, plan, run
+from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.benchmarks.tasks import davis
+from selfpatch_bench.benchmarks.tasks._propagation import Propagator, first_labels, labels_to_mask, normalise
+from selfpatch_bench.pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD, Card
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import reference_jf

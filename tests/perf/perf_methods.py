@@ -18,14 +18,14 @@ from pathlib import Path
 
 import torch
 
-from selfpatch_bench.benchmarks import plugins
-from selfpatch_bench.benchmarks.record import process_peak
-from selfpatch_bench.benchmarks.scenes import make_pictures
+from selfpatch_bench.benchmarks.results.record import process_peak
+from selfpatch_bench.benchmarks.synthetic.scenes import make_pictures
+from selfpatch_bench.pretrain.common import plugins
 from selfpatch_bench.pretrain.config import load_recipe
-from selfpatch_bench.pretrain.data import batches
+from selfpatch_bench.pretrain.data.images import open_source
+from selfpatch_bench.pretrain.data.loader import batches
 from selfpatch_bench.pretrain.distributed import Ranks
-from selfpatch_bench.pretrain.sources import open_source
-from selfpatch_bench.pretrain.trainer import Trainer
+from selfpatch_bench.pretrain.step import Trainer
 
 # Recipes that are for another backbone or other pictures by default are brought to the same.
 SAME = ["network.backbone=vit_tiny_patch16", "loop.device=cpu", "loop.precision=float32", "loop.steps=1000"]

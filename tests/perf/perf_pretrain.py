@@ -23,15 +23,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from perf_views import drawn
 
 from reference_pretrain import Plain
-from selfpatch_bench.benchmarks.record import process_peak
-from selfpatch_bench.pretrain import optim, pixels
+from selfpatch_bench.benchmarks.results.record import process_peak
+from selfpatch_bench.pretrain import optim
 from selfpatch_bench.pretrain.config import load_recipe
+from selfpatch_bench.pretrain.data import pixels
+from selfpatch_bench.pretrain.data.group import Group
+from selfpatch_bench.pretrain.data.images import decode
+from selfpatch_bench.pretrain.data.views import draw_all
 from selfpatch_bench.pretrain.distributed import Ranks
-from selfpatch_bench.pretrain.group import Group
 from selfpatch_bench.pretrain.objectives import Step
-from selfpatch_bench.pretrain.sources import decode
-from selfpatch_bench.pretrain.trainer import Trainer
-from selfpatch_bench.pretrain.views import draw_all
+from selfpatch_bench.pretrain.step import Trainer
 
 
 def now() -> float:

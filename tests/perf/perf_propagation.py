@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import reference_propagation as reference
-from selfpatch_bench.benchmarks.propagation import Propagator, labels_to_mask, normalise
+from selfpatch_bench.benchmarks.tasks._propagation import Propagator, labels_to_mask, normalise
 
 GRIDS = {16: (30, 52), 8: (60, 104)}
 FRAMES, CHANNELS = 8, 3

@@ -22,10 +22,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import reference_views as reference
-from selfpatch_bench.pretrain import pixels
-from selfpatch_bench.pretrain.group import normalise
-from selfpatch_bench.pretrain.sources import decode, open_source
-from selfpatch_bench.pretrain.views import Views, ViewSpec, draw_all
+from selfpatch_bench.pretrain.data import pixels
+from selfpatch_bench.pretrain.data.group import normalise
+from selfpatch_bench.pretrain.data.images import decode, open_source
+from selfpatch_bench.pretrain.data.views import Views, ViewSpec, draw_all
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -26,7 +26,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # ------------------------------------------------------------------------------------------------ of the project
 def examples(folder: Path) -> None:
     """Every built-in format's `example()`, in FOLDER/FORMAT/; FOLDER/examples.json: format -> [file, its facts]."""
-    from selfpatch_bench.benchmarks import plugins
+    from selfpatch_bench.pretrain.common import plugins
 
     found = {}
     for name, plugin in plugins.scan("formats").items():
@@ -43,8 +43,8 @@ def examples(folder: Path) -> None:
 
 def data(folder: Path) -> None:
     """Drawn sets of a few small pictures: FOLDER/davis, classes, coco, ade20k."""
-    from selfpatch_bench.benchmarks.scenes import make_pictures, make_videos
-    from selfpatch_bench.benchmarks.small_sets import make_ade20k, make_coco
+    from selfpatch_bench.benchmarks.synthetic.scenes import make_pictures, make_videos
+    from selfpatch_bench.benchmarks.synthetic.small_sets import make_ade20k, make_coco
 
     make_videos(folder / "davis", sequences=2, frames=4, size=(64, 96), objects=[2, 1])
     make_pictures(folder / "classes/train", 20, (48, 56), classes=4)

@@ -1,0 +1,243 @@
+"""ResNet and Swin over timm's networks: the same interface as `encoder.Encoder`, with stages in the place of blocks.
+
+Swin at any size: official pretraining code (Transformer-SSL 4510de1, models/swin_transformer.py) takes multiples of 224
+only; there a stage whose shorter side is one window is not shifted. Other sizes follow the rule `card.sizes`.
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, window_partition, window_reverse
+from torch import Tensor, nn
+
+from ...pretrain.common.card import BLOCKS, SIZE_RULES, Card
+from ...pretrain.common.errors import UserError
+from ...pretrain.model.readout import ClassAttentionReadout
+from .encoder import Encoder, Features
+
+
+class PaddedSwinBlock(SwinTransformerBlock):
+    """timm's block, whose windows and shift follow the official code at every size; no weights of its own.
+
+    timm shifts each axis that is longer than a window, and shifts before it pads, so that its masks miss the seam.
+    """
+
+    def _attn(self, x: Tensor) -> Tensor:
+        """x [B, H, W, C] -> [B, H, W, C]"""
+        h, w = x.shape[1:3]
+        side = self.window_size[0]
+        x = F.pad(x, (0, 0, 0, -w % side, 0, -h % side))
+        padded = x.shape[1:3]
+        shift = self.shift_size[0] if min(padded) > side else 0
+        if shift:
+            x = torch.roll(x, (-shift, -shift), (1, 2))
+        windows = window_partition(x, self.window_size).flatten(1, 2)
+        windows = self.attn(windows, mask=self.get_attn_mask(x) if shift else None)
+        x = window_reverse(windows.unflatten(1, self.window_size), self.window_size, *padded)
+        if shift:
+            x = torch.roll(x, (shift, shift), (1, 2))
+        return x[:, :h, :w]
+
+
+def timm_network(card: Card, **kwargs) -> nn.Module:
+    """timm's module of a ResNet's or Swin's card, without classifier: the converted weights have its names.
+
+    kwargs: passed to timm's class (`drop_path_rate`, `norm_layer` ...). Any input size. A ResNet's state dict also has
+    `num_batches_tracked`, which converted weights lack and `load_state_dict` does without. Raises UserError for a card
+    that timm has no network for.
+    """
+    if card.family == "resnet":
+        return _resnet(card, kwargs)
+    if card.family == "swin":
+        return _swin(card, kwargs)
+    raise UserError(f"no network of family {card.family}: there are vit, resnet and swin")
+
+
+def _resnet(card: Card, kwargs: dict) -> ResNet:
+    if card.block not in BLOCKS or len(card.blocks) != 4 or len(card.widths) != 4:
+        raise UserError(f"no ResNet of four stages: block {card.block}, blocks {card.blocks}, widths {card.widths}")
+    block = BasicBlock if card.block == "basic" else Bottleneck
+    if any(width % block.expansion for width in card.widths):
+        raise UserError(f"widths {card.widths} are not multiples of {block.expansion}")
+    options = {"norm_layer": partial(nn.BatchNorm2d, eps=card.bn_eps)} | kwargs
+    net = ResNet(
+        block,
+        card.blocks,
+        num_classes=0,
+        global_pool="",
+        channels=tuple(width // block.expansion for width in card.widths),
+        cardinality=card.groups or 1,
+        base_width=card.base_width or 64,
+        **options,
+    )
+    if card.stem_channels != 64:
+        _restem(net, card.stem_channels, options["norm_layer"])
+    if card.block == "bottleneck, stride on the 1x1":
+        for layer in (net.layer2, net.layer3, net.layer4):
+            layer[0].conv1.stride, layer[0].conv2.stride = (2, 2), (1, 1)
+    return net
+
+
+def _restem(net: ResNet, channels: int, norm_layer) -> None:
+    """Another width of the stem than timm's 64 (SwAV's wider ResNets): the layers that touch it are made anew."""
+    first = net.layer1[0]
+    net.conv1 = nn.Conv2d(3, channels, 7, 2, 3, bias=False)
+    net.bn1 = norm_layer(channels)
+    inner = first.conv1
+    size, padding = inner.kernel_size, inner.padding
+    first.conv1 = nn.Conv2d(channels, inner.out_channels, size, inner.stride, padding, bias=False)
+    out = (first.conv3 if isinstance(first, Bottleneck) else first.conv2).out_channels
+    first.downsample = None
+    if channels != out:
+        first.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, bias=False), norm_layer(out))
+
+
+def _swin(card: Card, kwargs: dict) -> SwinTransformer:
+    if card.act != "gelu (erf)" or card.absolute_pos or card.sizes not in SIZE_RULES:
+        facts = f"act={card.act}, absolute_pos={card.absolute_pos}, sizes={card.sizes}"
+        raise UserError(f"no such Swin is there ({facts}); only gelu (erf), no absolute positions, {list(SIZE_RULES)}")
+    heads = card.heads
+    if not isinstance(heads, tuple) or len(heads) != len(card.depths):
+        raise UserError(f"heads {heads} of a Swin with {len(card.depths)} stages")
+    for stage, number in enumerate(heads):
+        if (card.dim << stage) % number:
+            raise UserError(f"{number} heads do not divide stage {stage + 1}, which is {card.dim << stage} wide")
+    options = {"norm_layer": partial(nn.LayerNorm, eps=card.norm_eps), "drop_path_rate": 0.0} | kwargs
+    net = SwinTransformer(
+        img_size=card.patch * card.window << len(card.depths) - 1,
+        patch_size=card.patch,
+        num_classes=0,
+        global_pool="",
+        embed_dim=card.dim,
+        depths=card.depths,
+        num_heads=card.heads,
+        window_size=(card.window,) * len(card.depths),
+        always_partition=True,
+        dynamic_img_size=True,
+        mlp_ratio=card.mlp_ratio,
+        qkv_bias=card.qkv_bias,
+        **options,
+    )
+    net.patch_embed.dynamic_img_pad = True
+    if not card.patch_norm:
+        net.patch_embed.norm = nn.Identity()
+    if not card.final_norm:
+        net.norm = nn.Identity()
+    for stage in net.layers:
+        for block in stage.blocks:
+            block.__class__ = PaddedSwinBlock  # timm offers no place to pass a block's class
+    return net
+
+
+class ConvEncoder(nn.Module):
+    """A frozen ResNet or Swin with its card.
+
+    stages, strides, widths: name, stride and channels of each stage's map; a `block` of `encoder.Encoder` is a stage
+    here, 0-based. width: of the image vector. `encoder(images)`: images float [B, 3, H, W], RGB, normalised, any size
+    -> Features; the map of a stage is ceil(H / stride) x ceil(W / stride).
+    """
+
+    def __init__(self, card: Card):
+        super().__init__()
+        self.card = card
+        self.fingerprint: str | None = None  # set by loading.load, as are the next two
+        self.name: str | None = None
+        self.accounting: str | None = None
+        self.net = timm_network(card)
+        if card.family == "resnet":
+            self.stages = [f"layer{i + 1}" for i in range(len(card.blocks))]
+            self.strides = [4 << i for i in range(len(card.blocks))]
+            self.widths = list(card.widths)
+        else:
+            self.stages = [f"stage{i + 1}" for i in range(len(card.depths))]
+            self.strides = [card.patch << i for i in range(len(card.depths))]
+            self.widths = [card.dim << i for i in range(len(card.depths))]
+        self.width = self.widths[-1]
+        if card.readout == "class_attention":  # our own Swins pretrained with SelfPatch
+            self.readout = ClassAttentionReadout(self.width, card.heads[-1], 2, card.mlp_ratio, card.norm_eps)
+        self.eval().requires_grad_(False)
+
+    def assign(self, weights: dict[str, Tensor]) -> None:
+        """Take over timm-named weights (and `readout.*`) strictly; the caller has checked names and shapes."""
+        split = {"readout": {}, "net": {}}
+        for key, value in weights.items():
+            own = key.startswith("readout.")
+            split["readout" if own else "net"][key.removeprefix("readout.")] = value
+        self.net.load_state_dict(split["net"], strict=True, assign=True)
+        if split["readout"]:
+            self.readout.load_state_dict(split["readout"], strict=True, assign=True)
+        device = next(iter(weights.values())).device
+        for module in self.net.modules():
+            if (index := getattr(module, "relative_position_index", None)) is not None:
+                # not among the weights, so that a network built without memory does not have it yet
+                module.relative_position_index = torch.empty_like(index, device=device)
+                module.init_non_persistent_buffers()
+        self.eval().requires_grad_(False)
+
+    def named_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the weights that it takes; batch norm's counter is none."""
+        state = {k.removeprefix("net."): v for k, v in self.state_dict().items()}
+        return {k: tuple(v.shape) for k, v in state.items() if not k.endswith("num_batches_tracked")}
+
+    normalise = Encoder.normalise
+
+    def resolve(self, blocks: list[int]) -> list[int]:
+        """Stage numbers, negative ones counted from the end -> 0-based. Raises UserError for one that is not there."""
+        count = len(self.stages)
+        for stage in blocks:
+            if not -count <= stage < count:
+                raise UserError(f"stage {stage} does not exist: the network has {count} (0 to {count - 1})")
+        return [stage % count for stage in blocks]
+
+    def size_rule(self, size: tuple[int, int]) -> str:
+        """How an image of (H, W) pixels is taken: as the official code takes it, or by the rule that is assumed."""
+        if self.card.family == "resnet":
+            return "any"
+        whole = self.strides[-1] * self.card.window
+        return f"{self.card.sizes} (assumed)" if any(side % whole for side in size) else "official"
+
+    def maps(self, images: Tensor, last: int) -> list[Tensor]:
+        """Outputs of the stages 0 .. last, without final norm, [B, D, h, w] each"""
+        net, out = self.net, []
+        if self.card.family == "resnet":
+            x = net.maxpool(net.act1(net.bn1(net.conv1(images))))
+            for name in self.stages[: last + 1]:
+                x = getattr(net, name)(x)
+                out.append(x)
+            return out
+        x = net.patch_embed(images)  # [B, h, w, D]
+        for stage in net.layers[: last + 1]:
+            x = stage(x)
+            out.append(x.permute(0, 3, 1, 2))
+        return out
+
+    def normed(self, x: Tensor) -> Tensor:
+        """The last stage's map through Swin's final norm; a ResNet has none. [B, D, h, w]"""
+        return x if self.card.family == "resnet" else self.net.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def select(self, maps: list[Tensor], wanted: list[int], norm: bool) -> list[Tensor]:
+        """The wanted stages' maps; the final norm is as wide as the last stage, so it applies to that one only."""
+        last = len(self.stages) - 1
+        return [self.normed(maps[i]) if norm and i == last else maps[i] for i in wanted]
+
+    def patch_maps(self, images: Tensor, blocks: list[int] | None = None, norm: bool | None = None) -> list[Tensor]:
+        """images [B, 3, H, W] -> a map [B, D, h, w] for each stage; the cheaper part of `forward`, which see."""
+        wanted = self.resolve([-1] if blocks is None else blocks)
+        return self.select(self.maps(images, max(wanted)), wanted, blocks is None if norm is None else norm)
+
+    def forward(self, images: Tensor, blocks: list[int] | None = None, norm: bool | None = None) -> Features:
+        """images [B, 3, H, W] -> Features.
+
+        blocks: the stages whose maps to give, in this order; default the last one. norm: pass the last stage's map
+        through Swin's final norm (default: only for the default map). The image vector is the mean of the last map,
+        after that norm, or that of the card's class attention.
+        """
+        wanted = self.resolve([-1] if blocks is None else blocks)
+        maps = self.maps(images, len(self.stages) - 1)
+        if self.card.readout == "class_attention":
+            image = self.readout(maps[-1].flatten(2).transpose(1, 2))[0]
+        else:
+            image = self.normed(maps[-1]).mean((2, 3))
+        return Features(image, self.select(maps, wanted, blocks is None if norm is None else norm))

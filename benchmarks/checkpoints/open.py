@@ -1,0 +1,237 @@
+"""Checkpoint file -> encoder: safe read, the format's reading, facts from elsewhere, refusal, fingerprint."""
+
+import hashlib
+import re
+import warnings as python_warnings
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...pretrain.common.card import Card, heads_from, normalisation_from, parse_field
+from ...pretrain.common.errors import UserError, shorten
+from ..backbones.encoder import Encoder, encoder_for
+from ..hub import zoo
+from ..hub.remote import fetch, is_remote
+from . import completeness
+from .recognise import Reading, names, readings
+from .state import read_file
+
+NETWORKS = ("teacher", "student", "online")  # what --weights takes
+
+
+@dataclass
+class Checkpoint:
+    """A file that was read and understood, before it becomes a network.
+
+    reading: the format that won; `card` is its card completed by overrides, the file's own statements and the zoo, and
+    `facts` says where each of these came from, and repeats the warnings for the record. rivals: formats that claim the
+    file equally and read it differently (then `format` needs to be given). lacking: what keeps a task from running.
+    """
+
+    path: Path
+    reading: Reading
+    card: Card
+    facts: dict[str, str]
+    overrides: dict
+    rivals: list[Reading]
+    lacking: list[str]
+    fingerprint: str
+    row: str | None  # 'METHOD|BACKBONE' of the published row that this very file made, by the zoo
+    warnings: list[str] = field(default_factory=list)  # what is unusual, or was given and has no effect
+
+    @property
+    def accounting(self) -> str:
+        """`150/150 tensors, 21.7 M parameters, 0 missing, 14 dropped (8 head, 6 loss)`"""
+        weights, dropped = self.reading.weights, self.reading.dropped
+        n, count = len(weights), sum(w.numel() for w in weights.values())
+        size = f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count}"
+        reasons = Counter(dropped.values())
+        why = f" ({', '.join(f'{c} {r}' for r, c in reasons.most_common())})" if reasons else ""
+        return f"{n}/{n} tensors, {size} parameters, 0 missing, {len(dropped)} dropped{why}"
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """Hash of names, shapes and float32 values of the weights that a network takes."""
+    digest = hashlib.sha256()
+    for key in sorted(weights):
+        value = weights[key].detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{key} {list(value.shape)}\n".encode())
+        digest.update(value.numpy().reshape(-1).view("uint8").data)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def look_untrained(weights: Mapping[str, Tensor]) -> str | None:
+    """Why the weights look like an initialisation, or None.
+
+    A trained network has moved its LayerNorms off 1 and 0, and neighbouring positions have become alike; its batch
+    norms have seen pictures.
+    """
+    means = [v for k, v in weights.items() if k.endswith(".running_mean")]
+    if means and not any(v.any() for v in means):
+        return "every batch norm's running mean is still 0"
+    norms = {k: v for k, v in weights.items() if re.search(r"norm\d?\.(weight|bias)$", k)}
+    if norms and all(torch.all(v == (1 if k.endswith("weight") else 0)) for k, v in norms.items()):
+        return "every LayerNorm is still 1 and 0"
+    positions = weights.get("pos_embed")
+    if positions is not None and positions.shape[1] >= 9 and positions.any():
+        side = int(positions.shape[1] ** 0.5)
+        grid = positions[0, -side * side :].float().view(side, side, -1)
+        alike = torch.cosine_similarity(grid[:, 1:], grid[:, :-1], dim=-1).mean()
+        if alike < 0.1:
+            return f"neighbouring positions have nothing in common (mean cosine {alike:.2f})"
+    return None
+
+
+def _check_shapes(path: Path, weights: Mapping[str, Tensor], card: Card) -> None:
+    """Names and shapes against the network that the card describes, which is built without memory."""
+    try:
+        completeness.check_blocks(card, weights)
+        with torch.device("meta"):
+            wanted = encoder_for(card).named_shapes()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except Exception as error:  # sizes that no layer can have
+        text = f"{type(error).__name__}: {shorten(error)}"
+        raise UserError(f"{path}: no network can be made of its card ({shorten(card.size)}): {text}") from error
+    missing, surplus = wanted.keys() - weights.keys(), weights.keys() - wanted.keys()
+    wrong = [
+        f"{k} {list(weights[k].shape)} instead of {list(s)}"
+        for k, s in wanted.items()
+        if k in weights and tuple(weights[k].shape) != s
+    ]
+    problems = [f"{len(missing)} missing: {names(missing)}"] if missing else []
+    problems += [f"{len(surplus)} unexpected: {names(surplus)}"] if surplus else []
+    problems += [f"{len(wrong)} of another shape: {names(wrong, 4)}"] if wrong else []
+    if problems:
+        raise UserError(f"{path}: does not fit the network of its card ({card.size}): {'; '.join(problems)}")
+
+
+def _complete(reading: Reading, meta: dict, known: dict, overrides: dict) -> tuple[Card, dict[str, str], str]:
+    """The reading's card with every fact that can be had, where each came from, and why heads are unknown if they are.
+
+    Order: what the user gave, what the format knows, the file's own statements and the config beside it, the zoo.
+    """
+    own = reading.card
+    facts = {k: "format" for k in ("heads", "mean", "std") if getattr(own, k) is not None}
+    found = {} if own.mean and own.std else normalisation_from(meta)
+    facts |= dict.fromkeys(found, "timm" if "timm" in meta else "config.json")
+    why = ""
+    if own.heads is None and own.family == "vit":
+        heads, why = heads_from(meta, own.dim)
+        if heads:
+            found["heads"], facts["heads"] = heads, why
+    for key, value in known.items():
+        if key not in ("format", "row", "name") and key not in facts:
+            found[key], facts[key] = value, "zoo"
+    given = {k: v for k, v in overrides.items() if k != "heads" or own.family == "vit"}
+    return own.override(found).override(given), facts | dict.fromkeys(given, "given"), why
+
+
+def open_checkpoint(
+    path: str | Path, *, format: str | None = None, card: Mapping | None = None, weights: str | None = None
+) -> Checkpoint:
+    """Read, recognise and account for a checkpoint: file or folder (sources.read_file), `timm:NAME` or `hf:REPO`.
+
+    Nothing in it is executed. format: name of a format, instead of detection. card: fields of the card that override
+    what the file says (`{"heads": 6, "mean": 0.5}`). weights: teacher, student or online, instead of the network that
+    the format takes. Raises UserError for a file that is damaged, unsafe, unknown, or only partly used.
+    """
+    path = Path(path)
+    overrides = {k: parse_field(k, v) for k, v in (card or {}).items()}
+    if weights not in (None, *NETWORKS):
+        raise UserError(f"--weights {weights}: it is one of {', '.join(NETWORKS)}")
+    if is_remote(path):
+        local, told = fetch(str(path))
+        state, meta = read_file(local)
+        meta |= told
+    else:
+        state, meta = read_file(path)
+    state.wanted = weights
+    known = zoo.look_up(path, state.content(path))
+    first, *rest = readings(path, state, meta, format or known.get("format"), overrides)
+    full, facts, why = _complete(first, meta, known, overrides)
+    rivals = [r for r in rest if _complete(r, meta, known, overrides)[0] != full or not _same(r.weights, first.weights)]
+    lacking, warnings = [], [*first.odd, *completeness.unusual(first.card)]
+    if full.family != "vit":
+        if "heads" in overrides:
+            kept = f"those of the weights are used: {full.heads}" if full.heads else "it has none"
+            warnings.append(f"--heads {overrides.pop('heads')} is not for a {full.family}; {kept}")
+    elif full.heads is None:
+        usual = f"{full.dim}/64 = {full.dim / 64:g} is the usual number, and only a guess"
+        lacking.append(f"{why}: give --heads N ({usual})")
+    elif full.dim % full.heads:
+        raise UserError(f"{path}: {full.heads} heads ({facts['heads']}) do not divide a width of {full.dim}")
+    if full.mean is None or full.std is None:
+        lacking.append(
+            "nothing says how images are normalised: give --card mean=.. std=.. "
+            "(0.5 and 0.5 for AugReg; 0.485,0.456,0.406 and 0.229,0.224,0.225 for DeiT and DINO)"
+        )
+    _check_shapes(path, first.weights, full if full.heads or full.family != "vit" else full.override({"heads": 1}))
+    if bad := completeness.not_finite(first.weights):
+        lacking.append(f"its weights hold NaN or inf, so that no number of it would mean anything: {bad}")
+    if first.network:
+        facts["weights"] = first.network
+    if warnings:
+        facts["warnings"] = "; ".join(warnings)
+    row = known.get("row")
+    return Checkpoint(path, first, full, facts, overrides, rivals, lacking, fingerprint(first.weights), row, warnings)
+
+
+def _same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def differences(a: Reading, b: Reading) -> str:
+    """How two readings of a file differ, in a few words."""
+    left, right = a.card.as_dict(), b.card.as_dict()
+    parts = [f"{k} {left[k] or 'unknown'} or {right[k] or 'unknown'}" for k in left if left[k] != right[k]]
+    return "; ".join(parts) or "the tensors that they take"
+
+
+def ready(checkpoint: Checkpoint) -> None:
+    """Raise UserError if anything keeps a task from running: a tie between formats, unknown heads or normalisation."""
+    c = checkpoint
+    if c.rivals:
+        rivals = " or ".join(f"{r.format} ({differences(c.reading, r)})" for r in c.rivals)
+        raise UserError(f"{c.path}: could be {c.reading.format} or {rivals}: give --format NAME")
+    if c.lacking:
+        raise UserError(f"{c.path}: {'; '.join(c.lacking)}")
+
+
+def build(checkpoint: Checkpoint) -> Encoder:
+    """The network of an opened checkpoint. Raises UserError where `ready` does."""
+    ready(checkpoint)
+    with torch.device("meta"):
+        encoder = encoder_for(checkpoint.card)
+    encoder.assign(checkpoint.reading.weights)
+    encoder.fingerprint = checkpoint.fingerprint
+    encoder.name = default_name(checkpoint.path)
+    encoder.accounting = checkpoint.accounting
+    return encoder
+
+
+def default_name(path: Path) -> str:
+    """Parent folder + stem: `runs/ckpt.pth` is runs/ckpt. For an export in RUN/exports, RUN is the parent.
+
+    `timm:NAME` and `hf:REPO` are their own names.
+    """
+    if is_remote(path):
+        return str(path)
+    parent = path.resolve().parent
+    return f"{(parent.parent if parent.name == 'exports' else parent).name}/{path.stem}"
+
+
+def load(path: str | Path, *, format: str | None = None, weights: str | None = None, **overrides) -> Encoder:
+    """A checkpoint as an encoder: `load("file.pth", heads=6)`; see `open_checkpoint`.
+
+    overrides: fields of the card (heads, mean, std, pos_resize ...; see card.Card). Strict: every weight of the network
+    comes from the file and every tensor of the file is accounted for (`encoder.accounting`); else UserError.
+    """
+    checkpoint = open_checkpoint(path, format=format, card=overrides, weights=weights)
+    for text in checkpoint.warnings:
+        python_warnings.warn(f"{path}: {text}", stacklevel=2)
+    return build(checkpoint)

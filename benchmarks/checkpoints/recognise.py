@@ -1,0 +1,147 @@
+"""Which format a file is of, and what that format makes of it.
+
+Every tensor of a file is either used or dropped on purpose by its format; anything else is refused with its name.
+"""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...pretrain.common import plugins
+from ...pretrain.common.card import Card
+from ...pretrain.common.errors import UserError, shorten
+from ..formats import Mismatch
+from . import completeness
+from .state import SAME, State
+
+MAX_WRAPPING = 8  # nested dicts around a network
+LONGEST = 600  # characters of a format's own message, which may quote the file
+
+
+@dataclass
+class Reading:
+    """What one format makes of a file. `dropped`: name -> reason; network: which one was taken, where it says; odd:
+    what is unusual about it."""
+
+    format: str
+    weights: dict[str, Tensor]
+    card: Card
+    dropped: dict[str, str]
+    network: str | None = None
+    odd: list[str] = field(default_factory=list)
+
+
+def names(keys, limit: int = 8) -> str:
+    """A list of names, cut after `limit`."""
+    keys = sorted(keys)
+    return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
+
+
+@contextlib.contextmanager
+def _one_line(plugin: plugins.Plugin, path: Path):
+    """Whatever a format raises, as a UserError that names it and the file."""
+    try:
+        yield
+    except UserError as error:
+        kind = Mismatch if isinstance(error, Mismatch) else UserError
+        raise kind(f"{path}: as format {plugin.name}: {shorten(error, LONGEST)}") from None
+    except Exception as error:  # a fault of the format, or of a file that it did not expect
+        text = f"{type(error).__name__}: {shorten(error)}"
+        raise UserError(f"{path}: as format {plugin.name} ({plugin.path.name}): {text}") from error
+
+
+def _read_as(plugin: plugins.Plugin, state: State, meta: dict, path: Path, given: Mapping) -> Reading:
+    """One format's reading, checked: every tensor is used or dropped, the weights are exactly the network's, and no
+    part of it was lost. given: fields of the card that the user gave."""
+    view = State(state.refs, state.wanted)
+    with _one_line(plugin, path):
+        weights, card, dropped = plugin.module.convert(view, meta)
+        if not isinstance(card, Card) or not all(isinstance(w, torch.Tensor) for w in weights.values()):
+            raise TypeError("convert gave no (tensors by name, Card, reasons by name)")
+        loose = set(state) - view.used - set(dropped)
+    if state.wanted and view.network not in (state.wanted, SAME.get(state.wanted, state.wanted)):
+        raise UserError(f"{path}: --weights {state.wanted}: format {plugin.name} knows one network in such a file")
+    if loose:
+        raise UserError(
+            f"{path}: as format {plugin.name}: {len(loose)} tensors belong neither to the network nor to what the "
+            f"format drops: {names(loose)}. Give another --format, or remove them"
+        )
+    for key, value in weights.items():
+        if not value.is_floating_point():
+            raise UserError(f"{path}: {key} holds {value.dtype}, not floating-point weights")
+    with _one_line(plugin, path):
+        doubts = completeness.doubts(plugin.module, state, view, meta, (weights, card, dropped))
+        odd = completeness.refuse(doubts, card, given)
+    weights = {k: v.detach().float() for k, v in weights.items()}
+    return Reading(plugin.name, weights, card, dict(dropped), view.network, odd)
+
+
+def readings(path: Path, state: State, meta: dict, format: str | None, given: Mapping) -> list[Reading]:
+    """The readings of the formats with the highest claim.
+
+    Training state is set aside; where no format knows the names, segments that all of them begin with are peeled off. A
+    format whose claim the values contradict (Mismatch) stands back for the next lower claim.
+    """
+    candidates = {format: plugins.get("formats", format)} if format else plugins.scan("formats")
+    plain, aside = state.split()
+    level, peeled, refusal, broken = plain, dict(aside), None, {}
+    for _ in range(MAX_WRAPPING):
+        for claims in _claims(candidates, level, meta, broken):
+            found, errors = _read_all(claims, level, meta, path, given)
+            for reading in found:
+                reading.dropped |= peeled
+                reading.odd += broken.values()
+            if found:  # a format that cannot read all of the file is no candidate beside one that can
+                return found
+            if damaged := [error for error in errors if not isinstance(error, Mismatch)]:
+                raise damaged[0]
+            refusal = refusal or errors[0]
+        if (level := level.inside()) is None:
+            break
+        level, more = level.split()
+        peeled |= more
+    if refusal:
+        raise refusal
+    if format:  # the user insists: the format says what it misses
+        reading = _read_as(candidates[format], plain, meta, path, given)
+        reading.dropped |= aside
+        return [reading]
+    known = ", ".join(candidates)
+    parts = {k.partition(".")[0]: k for k in sorted(state, reverse=True)}  # a name of each part of the file
+    shown = names(parts.values() if len(parts) > 1 else state, 5)
+    failed = "".join(f"; {text}" for text in broken.values())
+    raise UserError(f"{path}: no format knows these {len(state)} tensors ({shown}); there are: {known}{failed}")
+
+
+def _read_all(
+    claims: list[plugins.Plugin], state: State, meta: dict, path: Path, given: Mapping
+) -> tuple[list[Reading], list]:
+    """(readings, errors of the formats that have none)"""
+    found, errors = [], []
+    for plugin in claims:
+        try:
+            found.append(_read_as(plugin, state, meta, path, given))
+        except UserError as error:
+            errors.append(error)
+    return found, errors
+
+
+def _claims(
+    candidates: Mapping[str, plugins.Plugin], state: State, meta: dict, broken: dict[str, str]
+) -> list[list[plugins.Plugin]]:
+    """Those with a claim above 0 by claim, the highest first. One that fails to look at the file hinders nobody, and is
+    added to `broken`: name -> what to say of it."""
+    claims: dict[int, list] = {}
+    for plugin in candidates.values():
+        try:
+            claims.setdefault(int(plugin.module.claims(state.shapes, meta)), []).append(plugin)
+        except Exception as error:
+            if plugin.package and isinstance(error, UserError):  # ours must import
+                raise
+            why = error if isinstance(error, UserError) else f"{type(error).__name__}: {shorten(error)}"
+            broken[plugin.name] = f"format {plugin.name} ({plugin.path}) could not look at the file: {why}"
+    return [claims[claim] for claim in sorted(claims, reverse=True) if claim > 0]

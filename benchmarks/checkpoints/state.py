@@ -1,0 +1,248 @@
+"""Where a checkpoint's tensors come from: a file, shards with an index, or one of several kinds of folder.
+
+Whatever the source, a format sees a `State` (tensors by dotted name) and everything else as one table.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from mmap import mmap
+from pathlib import Path
+
+from torch import Tensor
+
+from ...pretrain.common.errors import UserError
+from .tensorref import TensorRef, flatten, shorten
+from .torchfile import read_checkpoint
+
+# Segments that wrappers (DDP, torch.compile, FSDP, activation checkpointing, Lightning) put into names; they carry no
+# information.
+_SEGMENTS = "module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module"
+WRAPPERS = re.compile(rf"(?:^|(?<=\.))(?:{_SEGMENTS})\.")
+# What trainers keep beside the networks, by its first segment -> what it is.
+TRAINING = {
+    **dict.fromkeys(("optimizer", "optimizers", "optimizer_states", "optim"), "optimizer"),
+    **dict.fromkeys(("lr_scheduler", "lr_schedulers", "scheduler"), "scheduler"),
+    **dict.fromkeys(("scaler", "amp", "amp_scaler", "fp16_scaler", "grad_scaler", "loss_scaler"), "scaler"),
+    **dict.fromkeys(("rng_state", "rng", "random"), "random state"),
+    **dict.fromkeys(("callbacks", "loops", "message_hub"), "training state"),
+}
+SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".pkl", ".tar", ".torch", ".ckpt")
+SAME = {"online": "student", "student": "online"}  # two words for the network that is trained by gradients
+MAX_TEXT = 1 << 26  # bytes of a JSON file
+
+
+def broken(role: str, parts: int, other: str | None) -> UserError:
+    """What to say of a network that would be evaluated but is there only in part."""
+    take = f"--weights {other} takes its {other}" if other else "remove them to take the other network"
+    return UserError(f"its {role} ({parts} tensors) is no whole network; {take}")
+
+
+class State(Mapping):
+    """A checkpoint's tensors by dotted name, as a format sees them. A tensor is read when it is asked for.
+
+    shapes: name -> shape of all of them. Whatever a format has asked for counts as used. wanted: the network that the
+    user asked for (`--weights`), or None; network: the one that was taken, where the format has several.
+    """
+
+    def __init__(self, refs: Mapping[str, object], wanted: str | None = None):
+        self.refs = refs
+        self.shapes = {k: tuple(r.shape) for k, r in refs.items()}
+        self.used: set[str] = set()
+        self.wanted, self.network = wanted, None
+
+    def __getitem__(self, key: str) -> Tensor:
+        tensor = self.refs[key].load()
+        if tensor.is_floating_point() and tensor.dtype.itemsize == 1:
+            raise UserError(f"{key} holds {tensor.dtype}: weights of 8 bits are not read; give the file of 16 or 32")
+        self.used.add(key)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.refs)
+
+    def __len__(self) -> int:
+        return len(self.refs)
+
+    def content(self, path: Path) -> mmap | None:
+        """All bytes of a file that the tensors lie in, as it is mapped; None for another file."""
+        sources = (ref.storage.source for ref in self.refs.values() if isinstance(ref, TensorRef))
+        buffers = (s.buffer for s in sources if s.path == str(path))
+        return next((b for b in buffers if isinstance(b, mmap)), None)
+
+    def below(self, prefix: str) -> dict[str, str]:
+        """Names that start with `prefix`, without it -> full names."""
+        return {k.removeprefix(prefix): k for k in self.refs if k.startswith(prefix)}
+
+    def pick(self, networks: Mapping[str | None, Sequence[str]], test) -> str:
+        """The prefix of the network to evaluate: the one asked for, else the first there is.
+
+        networks: name (teacher, student, online; None where a file does not say) -> prefixes where it may lie, the
+        default first. test(names below the prefix) -> is it one? Raises UserError for a choice that the file lacks.
+        """
+        found = {}
+        for name, prefixes in networks.items():
+            fit = (p for p in prefixes if test(self.below(p)))
+            if (prefix := next(fit, None)) is not None:
+                found[name] = prefix
+        if not found:
+            raise UserError("it holds no network of this format")
+        name = next(iter(found))
+        if self.wanted:
+            name = next((n for n in (self.wanted, SAME.get(self.wanted)) if n in found), "")
+            if not name:
+                there = " and ".join(n for n in found if n) or "one network, and does not say which"
+                raise UserError(f"--weights {self.wanted}: it holds {there}")
+        else:
+            self._whole_before(name, networks)
+        self.network = name
+        return found[name]
+
+    def _whole_before(self, name: str | None, networks: Mapping[str | None, Sequence[str]]) -> None:
+        """Raise UserError where a network that comes before `name` is there in part: to take the next one instead would
+        be a silent exchange of networks."""
+        for other, prefixes in networks.items():
+            if other == name:
+                return
+            if other and (parts := max((len(self.below(p)) for p in prefixes if p), default=0)):
+                raise broken(other, parts, name)
+
+    def split(self) -> tuple["State", dict[str, str]]:
+        """(without training state, name -> what it is for each tensor of training state)"""
+        aside = {k: TRAINING[k.partition(".")[0]] for k in self.refs if k.partition(".")[0] in TRAINING and "." in k}
+        if not aside or len(aside) == len(self.refs):
+            return self, {}
+        return State({k: r for k, r in self.refs.items() if k not in aside}, self.wanted), aside
+
+    def inside(self) -> "State | None":
+        """Without the first segment, if it is the same for all names and names remain; else None."""
+        heads = {k.partition(".")[0] for k in self.refs}
+        if len(heads) != 1 or not all("." in k for k in self.refs):
+            return None
+        return State({k.partition(".")[2]: r for k, r in self.refs.items()}, self.wanted)
+
+
+def read_file(path: Path) -> tuple[State, dict]:
+    """All tensors and everything else of a checkpoint: file or folder. Wrapper prefixes are gone from the names.
+
+    Folders: a pretraining run of ours (its newest checkpoint, exported), a Hugging Face folder, shards with an index
+    (`*.index.json`), torch.distributed.checkpoint's, or one with a single checkpoint file. `config.json`,
+    `NAME.config.json` and `preprocessor_config.json` beside the tensors join the rest. Raises UserError for anything
+    else.
+    """
+    path = Path(path)
+    try:
+        return _read_file(path)
+    except OSError as error:  # a name that is too long, a folder that may not be listed
+        raise UserError(f"{shorten(path)}: cannot be read: {error.strerror or error}") from None
+
+
+def _read_file(path: Path) -> tuple[State, dict]:
+    file = locate(path) if path.is_dir() else path
+    if file.is_dir():
+        from .dcp import read_dcp
+
+        tensors, meta = read_dcp(file)
+    elif file.name.endswith(".index.json"):
+        tensors, meta = _read_shards(file)
+    else:
+        tensors, meta = _read_one(file)
+    refs: dict[str, object] = {}
+    for key, ref in tensors.items():
+        bare = WRAPPERS.sub("", key)
+        if bare in refs:
+            raise UserError(f"{path}: two tensors are called {bare} once `module.` and the like are stripped")
+        refs[bare] = ref
+    if not refs:
+        raise UserError(f"{path}: holds no tensors, so it is no checkpoint")
+    return State(refs), dict(meta) | _configs(file)
+
+
+def _read_one(file: Path) -> tuple[dict, dict]:
+    tree = read_checkpoint(file).tree
+    tensors, meta = flatten(tree, str(file))
+    if not tensors:  # torch.save of NumPy arrays, as converters to detectron2 write
+        tensors, meta = flatten(tree, str(file), arrays_too=True)
+    return tensors, dict(meta) if isinstance(meta, Mapping) else {}
+
+
+def _configs(file: Path) -> dict:
+    """The configs beside a checkpoint file, or in a checkpoint folder, by what they are."""
+    folder = file if file.is_dir() else file.parent
+    found = {}
+    own = [] if file.is_dir() else [file.with_suffix(".config.json")]
+    for kind, places in (
+        ("config.json", [*own, folder / "config.json"]),
+        ("preprocessor_config.json", [folder / "preprocessor_config.json"]),
+    ):
+        config = next((p for p in places if _is_name(p.name) and p.is_file()), None)
+        if config:
+            found[kind] = _json(config, f"{config} beside the checkpoint")
+    return found
+
+
+def _json(path: Path, what: str):
+    try:
+        if path.stat().st_size > MAX_TEXT:
+            raise UserError(f"{what} is absurdly large")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{what} is not JSON: {shorten(error)}") from None
+
+
+def locate(folder: Path) -> Path:
+    """The checkpoint in a folder: a file, an index of shards, or the folder itself (torch.distributed.checkpoint's).
+
+    Raises UserError that lists the files if there are several, or says that there is none.
+    """
+    if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
+        from ...pretrain.export import export
+
+        return export(folder)
+    if (folder / ".metadata").is_file():
+        return folder
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        for file in (folder / name, folder / f"{name}.index.json"):
+            if file.is_file():
+                return file
+    last = folder / "last_checkpoint"  # mmengine and fvcore: the newest one's name
+    if last.is_file() and last.stat().st_size < 4096:
+        name = Path(last.read_text(encoding="utf-8", errors="replace").strip()).name
+        if _is_name(name) and (folder / name).is_file():
+            return folder / name
+    indices = sorted(folder.glob("*.index.json"))
+    files = indices or sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file())
+    if len(files) > 1 and (newest := folder / "checkpoint.pth") in files:
+        return newest  # DINO and its relatives: the newest, beside numbered ones
+    if len(files) != 1:
+        there = ", ".join(p.name for p in files[:8]) + (" ..." if len(files) > 8 else "")
+        raise UserError(f"{folder}: a folder with {f'several checkpoints ({there}): name one' if files else 'none'}")
+    return files[0]
+
+
+def _is_name(name: str) -> bool:
+    """Can it be the name of a file in a folder, at any length that file systems take?"""
+    long = len(name.encode("utf-8", "surrogatepass")) > 255
+    return not long and name not in ("", ".", "..") and Path(name).name == name and not set("\\\0") & set(name)
+
+
+def _read_shards(index: Path) -> tuple[dict, dict]:
+    """Tensors of all files that a `weight_map` names. Raises UserError where files and index disagree."""
+    table = _json(index, str(index))
+    places = table.get("weight_map") if isinstance(table, dict) else None
+    if not isinstance(places, dict) or not places or any(type(v) is not str for v in places.values()):
+        raise UserError(f"{index}: no index of shards (it lacks a weight_map)")
+    tensors, files = {}, sorted(set(places.values()))
+    for name in files:
+        if not _is_name(name):
+            raise UserError(f"{index}: names the shard {shorten(name)}, which is not a file beside it")
+        if not (index.parent / name).is_file():
+            raise UserError(f"{index}: its shard {shorten(name)} is missing: download it again")
+    for name in files:
+        shard, _ = _read_one(index.parent / name)
+        listed = {k for k, v in places.items() if v == name}
+        if shard.keys() != listed:
+            off = sorted(shard.keys() ^ listed)
+            raise UserError(f"{index}: {shorten(name)} and the index disagree on {shorten(', '.join(off[:4]))}")
+        tensors |= shard
+    return tensors, {}

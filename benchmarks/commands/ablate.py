@@ -1,0 +1,242 @@
+"""`selfpatch ablate`: a grid of pretraining runs, evaluated on video, as a paper's tables with its numbers beside ours.
+
+Every cell is a run of its own folder, made and evaluated by the commands a user would type, in processes of their own:
+an interrupted grid goes on where it stopped, and a cell that fails is named and does not hinder the others.
+"""
+
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from ...pretrain.common import plugins
+from ...pretrain.common.errors import UserError
+from ...pretrain.common.processes import environment, python, refuse_in_child
+from ..results import record
+from ..results.published import load_published
+from ..run.launchers import check_gpus
+
+TASK, METRIC = "davis", "JF_m"
+PROGRAM = __package__.rpartition(".")[0]  # what `python -m` runs as `selfpatch`
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run: its recipe and the recipe's values."""
+
+    recipe: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: labels, the cell that fills it, the published number as printed ('' where there is none)."""
+
+    labels: tuple[str, ...]
+    cell: str
+    printed: str
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What an ablation file says. davis, limit: of the evaluation."""
+
+    cells: dict[str, Cell]
+    tables: list[Table]
+    davis: tuple[str, ...] = ()
+    limit: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def read_grid(name: str, quick: bool = False, overrides: tuple[str, ...] = ()) -> Grid:
+    """The ablation NAME. overrides: key=value for every run, after the file's own. Raises UserError for a file that is
+    not as `pretrain/ablations/__init__.py` says."""
+    path = plugins.get("ablations", name).path
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        extra = content.get("quick", {}) if quick else {}
+        cells = {}
+        for label, cell in content["cells"].items():
+            own = [*content.get("values", []), *cell.get("values", [])]
+            own += [*extra.get("values", []), *cell.get("quick", [])] if quick else []
+            cells[label] = Cell(cell["recipe"], (*own, *overrides))
+        tables = [_table(path, table, cells) for table in content["tables"]]
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not an ablation: {type(error).__name__}: {error}") from None
+    if quick and not extra:
+        raise UserError(f"--quick: {path} has no quick values")
+    return Grid(cells, tables, tuple(extra.get("davis", ())), extra.get("limit"))
+
+
+def _table(path: Path, table: dict, cells: dict[str, Cell]) -> Table:
+    rows = []
+    for row in table["rows"]:
+        if row["cell"] not in cells:
+            raise UserError(f"{path}: {table['title']}: no cell {row['cell']}")
+        printed = _printed(path, table, row["row"]) if "row" in row else ""
+        rows.append(Row(tuple(map(str, row["labels"])), row["cell"], printed))
+    return Table(table["title"], tuple(table["columns"]), tuple(rows))
+
+
+def _printed(path: Path, table: dict, row: list[str]) -> str:
+    """The one published number whose method, backbone and note fit, as printed."""
+    method, backbone, note = row
+    every = load_published()
+    fits = every[
+        (every.source == table["source"])
+        & (every.table == table["table"])
+        & (every.method == method)
+        & (every.backbone == backbone)
+        & (every.metric == METRIC)
+        & every.note.fillna("").str.contains(note, regex=False)
+    ]
+    if len(fits) != 1:
+        raise UserError(f"{path}: {len(fits)} published numbers are {row} in {table['source']}:{table['table']}")
+    return str(fits.value.iloc[0])
+
+
+@dataclass
+class Sweep:
+    """A grid being run in the folder `out`; data: training images; video: DAVIS root; gpus: processes of a run."""
+
+    grid: Grid
+    out: Path
+    data: str
+    video: str
+    gpus: int = 1
+    device: str | None = None
+
+    def folder(self, cell: str) -> Path:
+        return self.out / "runs" / cell
+
+    def commands(self, cell: str) -> list[list[str]]:
+        """Pretrain (or go on), then evaluate: argument lists without the program."""
+        folder, spec = self.folder(cell), self.grid.cells[cell]
+        if (folder / "config.yaml").is_file():
+            train = ["pretrain", "--resume", str(folder)]
+        else:
+            train = ["pretrain", spec.recipe, "--data", self.data, "--out", str(folder), *spec.values]
+        test = ["run", str(folder), "--task", TASK, "--data", self.video, "--out", str(self.out), "--name", cell]
+        test += ["--limit", str(self.grid.limit)] if self.grid.limit else []
+        where = ["--device", self.device] if self.device else []
+        return [train + where, test + where + list(self.grid.davis)]
+
+    def start(self, arguments: list[str]) -> int:
+        """Run one of our commands; -> exit status. Its output goes where ours goes."""
+        line = python(PROGRAM, *arguments)
+        if arguments[0] == "pretrain" and self.gpus > 1:
+            torchrun = ["--standalone", f"--nproc-per-node={self.gpus}", "--module", PROGRAM]
+            line = python("torch.distributed.run", *torchrun, *arguments)
+        return subprocess.run(line, env=environment(), check=False).returncode
+
+    def check(self, names: list[str]) -> None:
+        """Raise UserError for values that a recipe does not take, GPUs that are not there, or a folder that holds a run
+        with other values, whose numbers would else become this cell's."""
+        from ...pretrain.checkpoint import Run
+        from ...pretrain.config import load_recipe, to_dict
+
+        for name in names:
+            cell = self.grid.cells[name]
+            try:
+                wanted = load_recipe(cell.recipe, list(cell.values))
+            except UserError as error:
+                raise UserError(f"cell {name}: {error}") from None
+            check_gpus(self.gpus, self.device or wanted.loop.device)
+            run = Run(self.folder(name))
+            if run.config_file.is_file():
+                theirs, ours = to_dict(run.config([])), to_dict(wanted)
+                for key in ("data", "loop"):  # where a run lies and computes may differ
+                    for place in ("path", "root", "device", "workers"):
+                        theirs[key].pop(place, None), ours[key].pop(place, None)
+                if theirs != ours:
+                    raise UserError(f"{run.folder}: holds a run with other values than cell {name}; give another --out")
+
+    def run(self, console: Console, names: list[str]) -> int:
+        """Train and evaluate cells; -> 1 if any failed. Raises UserError when interrupted."""
+        failed = 0
+        for number, cell in enumerate(names, 1):
+            console.print(
+                f"[{number}/{len(names)}] {cell}: {self.grid.cells[cell].recipe}", highlight=False, markup=False
+            )
+            for arguments in self.commands(cell):
+                status = self.start(arguments)
+                if status in (130, 143) or status < 0:
+                    raise UserError("interrupted: the same command goes on from here", 130)
+                if status:
+                    failed += 1
+                    console.print(f"{cell}: failed (status {status})", style="red", highlight=False, markup=False)
+                    break
+        return int(failed > 0)
+
+    def scores(self) -> dict[str, float]:
+        """cell -> its metric, of the newest record with this evaluation's values.
+
+        Two cells whose weights came out equal share a record, which has had the names of both.
+        """
+        found: dict[str, tuple[str, float]] = {}
+        for path in record.files(self.out, TASK):
+            one = record.read(path)
+            given = one["protocol"].get("overridden") or {}
+            same = {k: str(v) for k, v in given.items()} == dict(v.split("=", 1) for v in self.grid.davis)
+            if one.get("status") != "done" or one.get("limit") != self.grid.limit or not same:
+                continue
+            names = one["_label"]["names"] if "_label" in one else [one["model"]["name"]]
+            for name in names:
+                if name in self.grid.cells and one["created"] > found.get(name, ("",))[0]:
+                    found[name] = one["created"], one["metrics"][METRIC]
+        return {name: value for name, (_, value) in found.items()}
+
+    def text(self) -> str:
+        """The tables in Markdown; a cell without a result shows as such."""
+        scores, parts = self.scores(), []
+        for table in self.grid.tables:
+            lines = [f"### {table.title}", "", *_rows([*table.columns, "published (J&F)_m", "ours"], header=True)]
+            for row in table.rows:
+                ours = f"{scores[row.cell]:.1f}" if row.cell in scores else "not run"
+                lines += _rows([*row.labels, row.printed or "-", ours])
+            parts.append("\n".join(lines))
+        if self.grid.limit or self.grid.davis:
+            shown = [f"--limit {self.grid.limit}"] if self.grid.limit else []
+            parts.append(f"Ours: {', '.join([*shown, *self.grid.davis])}; such numbers say nothing about the method.")
+        return "\n\n".join(parts)
+
+
+def _rows(cells: list[str], header: bool = False) -> list[str]:
+    lines = [f"| {' | '.join(cells)} |"]
+    return [*lines, f"|{'---|' * len(cells)}"] if header else lines
+
+
+def ablate_command(
+    name: str,
+    data: str,
+    video: str,
+    out: Path,
+    overrides: list[str],
+    quick: bool = False,
+    cells: list[str] | None = None,
+    gpus: int = 1,
+    device: str | None = None,
+) -> int:
+    """Run the ablation NAME (or only some of its cells), print its tables; -> exit status."""
+    refuse_in_child()
+    grid = read_grid(name, quick, tuple(overrides))
+    if unknown := [c for c in cells or [] if c not in grid.cells]:
+        raise UserError(f"--cells {','.join(unknown)}: there are {', '.join(grid.cells)}")
+    for what, path in (("--data", data), ("--video", video)):
+        if not Path(path).expanduser().exists():
+            raise UserError(f"{what} {path}: does not exist")
+    sweep = Sweep(grid, out, data, video, gpus, device)
+    chosen = cells or list(grid.cells)
+    sweep.check(chosen)
+    status = sweep.run(Console(stderr=True), chosen)
+    print(sweep.text())
+    return status

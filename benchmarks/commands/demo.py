@@ -1,0 +1,134 @@
+"""`selfpatch demo`: the whole way on small data that it makes itself, offline.
+
+Pictures of scenes, two short pretraining runs from the same initial weights (SelfPatch, and the same without its patch
+term), videos of scenes with exact masks, and all networks on them. Its numbers come from these minutes and say nothing
+about networks trained on ImageNet for weeks.
+"""
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from ...pretrain.checkpoint import Run
+from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD, Card
+from ...pretrain.common.processes import refuse_in_child
+from ...pretrain.config import Config, load_recipe
+from ...pretrain.export import portable
+from ...pretrain.learner import Learner
+from ...pretrain.train import launch, settle
+from ..backbones.encoder import Encoder
+from ..formats.selfpatch_bench import write
+from ..results import record
+from ..results.layout import table_command
+from ..run.runner import Options, run_command
+from ..synthetic.scenes import make_pictures, make_videos
+
+PATCH = 16
+PICTURES, STEPS = 320, 80
+# The recipe, small enough for two cores: half the blocks of ViT-Ti, half the side of the views, few prototypes, and
+# schedules for so few steps instead of hundreds of thousands.
+SMALL = (
+    "network.backbone=vit_tiny_patch16", "network.overrides.depth=6", "network.drop_path=0", "views.rows.0.size=112",
+    "views.rows.1.size=112", "views.rows.2.size=48", "views.rows.2.count=4", "objectives.dino.outputs=1024",
+    "objectives.dino.hidden=512", "objectives.selfpatch.outputs=512", "objectives.selfpatch.hidden=512",
+    "loop.batch=16", f"loop.steps={STEPS}", "loop.precision=float32", "loop.device=cpu", "data.workers=0",
+    "schedule.lr=0.0005", "schedule.lr_batch=16", "schedule.warmup_epochs=1", "schedule.weight_decay_end=0.04",
+    "schedule.ema=0.95", "log.every=10",
+)  # fmt: skip
+RUNS = {"baseline": 0.0, "selfpatch": 0.1}  # weight of the patch term
+
+
+def configure(pictures: Path, weight: float) -> Config:
+    """The demo's run with this weight of the patch term; the seed, and so the initial weights, are the same for all."""
+    values = [*SMALL, f"objectives.selfpatch.weight={weight}"]
+    cfg = load_recipe("selfpatch", values)
+    cfg.data.path = str(pictures)
+    return settle(cfg)
+
+
+def random_network(path: Path, cfg: Config) -> None:
+    """The network with which the runs start."""
+    weights, card = portable(Learner(cfg).teacher.state_dict(), cfg)
+    write(path, weights, card, {"about": f"random initialisation, seed {cfg.seed}"})
+
+
+def colour_baseline(path: Path, cells: int = 2) -> None:
+    """A "network" whose patch tokens are the mean colours of cells x cells parts of the patch, and a constant.
+
+    It is a ViT whose single block adds nothing, so that it takes the same way as any checkpoint.
+    """
+    dim, part = 3 * cells * cells + 1, PATCH // cells
+    card = Card("vit", PATCH, dim, 1, 1, False, False, readout="mean", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    weights = {k: torch.zeros_like(v) for k, v in Encoder(card).vit.state_dict().items()}
+    kernel = weights["patch_embed.proj.weight"]
+    for channel in range(3):
+        for row in range(cells):
+            for column in range(cells):
+                to = (channel * cells + row) * cells + column
+                rows, columns = (slice(i * part, (i + 1) * part) for i in (row, column))
+                kernel[to, channel, rows, columns] = 1 / part**2
+    weights["patch_embed.proj.bias"][-1] = 1.0  # tells dark from bright, which a cosine alone would not
+    write(path, weights, card, {"about": "colour baseline"})
+
+
+def scores(out: Path) -> dict[str, dict[str, float]]:
+    """Name of a model -> its metrics, from the newest records."""
+    found = [record.read(path) for path in record.files(out, "davis")]
+    done = sorted((r for r in found if r["status"] == "done"), key=lambda r: r["created"])
+    return {r["model"]["name"]: r["metrics"] for r in done}
+
+
+def differences(found: dict[str, dict[str, float]], start: str) -> str:
+    """Every model's metrics minus those of `start`, in percentage points, as lines of a table."""
+    names = ("JF_m", "J_m", "F_m")
+    rows = [f"| difference to {start} | J&F_m | J_m | F_m |", "|---|---|---|---|"]
+    for name, metrics in sorted(found.items(), key=lambda pair: pair[1]["JF_m"]):
+        if name != start:
+            rows.append(f"| {name} | " + " | ".join(f"{metrics[m] - found[start][m]:+.1f}" for m in names) + " |")
+    return "\n".join(rows)
+
+
+def demo_command(out: Path, full: bool = False) -> int:
+    """Make the data, pretrain, evaluate, print the table and where everything lies; -> exit status.
+
+    What is there already is not made again; an interrupted demo goes on. full: COCO and ADE20K as well (demo_full.py).
+    """
+    refuse_in_child()
+    console = Console()
+    if full:
+        from ..mm.ops import require
+
+        require()
+    data = make_videos(out / "videos")
+    pictures = make_pictures(out / "pictures", PICTURES)
+    console.print(f"videos with exact masks: {data}\npictures to train on: {pictures}", highlight=False, soft_wrap=True)
+    models = out / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    random_network(models / "random.safetensors", configure(pictures, 0.0))
+    colour_baseline(models / "colour.safetensors")
+    files = [str(models / f"{name}.safetensors") for name in ("random", "colour")]
+    for name, weight in RUNS.items():
+        console.print(f"pretraining {name}: weight of the patch term {weight}, {STEPS} steps", highlight=False)
+        run = Run(out / "runs" / name)
+        if status := launch(configure(pictures, weight), run, resume=run.config_file.is_file()):
+            return status
+        files.append(str(run.folder))
+    status = run_command(files, ["davis"], Options(data=[str(data)], out=out, pictures=True))
+    if full:
+        from .demo_full import full as evaluate_all
+
+        status |= evaluate_all(out, [files[0], files[-1]])  # random weights, and SelfPatch's
+    console.print()
+    print(table_command(out, ["md"], None, None, False))
+    if "models/random" in (found := scores(out)):
+        print(differences(found, "models/random"))
+    console.print("\nbaseline: the same network, views and steps without the patch term", highlight=False)
+    for what, where in (
+        ("records", out / "records"),
+        ("masks", f"{out / 'artifacts'}/davis/KEY/masks"),
+        ("pictures", f"{out / 'artifacts'}/davis/KEY/pictures"),
+        ("runs", f"{out / 'runs'} (configuration, log.jsonl, checkpoints, exports)"),
+    ):
+        console.print(f"{what:<9} {where}", highlight=False, soft_wrap=True)
+    return status

@@ -1,0 +1,232 @@
+"""Known checkpoints: where their authors offer them, and by name or sha256 what the files themselves do not say.
+
+Lists are `zoo.yaml` beside this file (its head explains an entry), a `zoo.yaml` in each plug-in folder, and
+`selfpatch-zoo.yaml` beside a checkpoint, which `selfpatch zoo fetch` writes. A fact is `format`, `row` (the published
+row 'METHOD|BACKBONE' that the file made) or a field of the card. Nothing here touches the network; fetch.py does.
+"""
+
+import difflib
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+import yaml
+
+from ...pretrain.common.atomic import replacing
+from ...pretrain.common.card import FIELDS, parse_field
+from ...pretrain.common.errors import UserError
+from ...pretrain.common.plugins import HERE, plugin_folders
+
+LOCAL = "selfpatch-zoo.yaml"
+FACTS = ("format", "row", *FIELDS)
+TEXTS = ("method", "what", "url", "file", "source", "poster", "note", "name")
+OTHERS = ("size", "sha256", "md5", "others", "by_hand")
+HUB_NAME = re.compile(r"-(?=[0-9]*[a-f])([0-9a-f]{8,64})\.")  # torch.hub's: the first digits of the sha256; no date
+
+
+@dataclass(frozen=True)
+class Public:
+    """One checkpoint that its authors offer; the fields are those of the entry in the list. size in bytes, None: not
+    stated; sha256, md5: the stated digits, '' for none."""
+
+    name: str
+    method: str = ""
+    what: str = ""
+    url: str = ""
+    file: str = ""
+    source: str = ""
+    poster: str = ""
+    note: str = ""
+    size: int | None = None
+    sha256: str = ""
+    md5: str = ""
+    others: bool = False
+    by_hand: bool = False
+    facts: dict = field(default_factory=dict)
+
+    @property
+    def flags(self) -> str:
+        """The facts as options of `selfpatch run`."""
+        named = {k: v for k, v in self.facts.items() if k in ("format", "heads", "row")}
+        more = {k: v for k, v in self.facts.items() if k not in named}
+        words = [f"--{k} {_quoted(v)}" for k, v in named.items()]
+        return " ".join(words + [f"--card {k}={_quoted(v)}" for k, v in more.items()])
+
+
+def _quoted(value) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return text if re.fullmatch(r"[\w.,/+-]+", text) else f"'{text}'"
+
+
+def _lists() -> list[Path]:
+    folders = dict.fromkeys([HERE / "hub", *plugin_folders()])  # a folder may be named twice
+    return [p for f in folders if (p := f / "zoo.yaml").exists()]
+
+
+def _read(path: Path) -> dict[str, dict]:
+    """A list, checked: name or sha256 (in lower case) -> its entry. Raises UserError that names the entry."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    return _parse(path, (stat.st_mtime_ns, stat.st_size))
+
+
+@lru_cache(maxsize=32)
+def _parse(path: Path, _stamp: tuple) -> dict[str, dict]:
+    """Kept, since every checkpoint that is opened is looked up."""
+    try:
+        table = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, OSError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not YAML: {error}") from None
+    if not isinstance(table, dict) or not all(isinstance(v, dict) for v in table.values()):
+        raise UserError(f"{path} must map a sha256, or the name of a checkpoint, to a table of facts")
+    checked = {}
+    for key, entry in table.items():
+        name = str(key).lower() if _is_digest(key) else str(key)
+        try:
+            _check(entry)
+        except UserError as error:
+            raise UserError(f"{path}: {name}: {error}") from None
+        checked[name] = entry
+    return checked
+
+
+def _check(entry: Mapping) -> None:
+    for key, value in entry.items():
+        if key not in (*FACTS, *TEXTS, *OTHERS):
+            raise UserError(f"no field {key}; there are: {', '.join((*TEXTS, *OTHERS, *FACTS))}")
+        if key in FIELDS:
+            parse_field(key, value)
+        elif key in ("others", "by_hand"):
+            wrong = not isinstance(value, bool)
+        elif key == "size":
+            wrong = isinstance(value, bool) or not isinstance(value, int) or value < 1
+        elif key in ("sha256", "md5"):
+            wrong = not re.fullmatch(r"[0-9a-f]{6,64}", str(value).lower())
+        else:
+            wrong = not isinstance(value, str) or not value.strip() or "\n" in value
+        if key not in FIELDS and wrong:
+            raise UserError(f"{key}: {value!r} is not what it should be (the head of zoo.yaml explains the fields)")
+
+
+def _is_digest(key) -> bool:
+    return bool(re.fullmatch(r"[0-9a-fA-F]{64}", str(key)))
+
+
+def _facts(entry: Mapping) -> dict:
+    return {k: v for k, v in entry.items() if k in FACTS}
+
+
+def public() -> dict[str, Public]:
+    """name -> checkpoint, of all lists, in their order. Raises UserError for a bad list or a name given twice."""
+    found: dict[str, Public] = {}
+    for path in _lists():
+        for name, entry in _read(path).items():
+            if _is_digest(name):
+                continue
+            if name in found:
+                raise UserError(f"{path}: a list before it has an entry {name} already")
+            found[name] = _public(name, entry, path)
+    return found
+
+
+def _public(name: str, entry: Mapping, path: Path) -> Public:
+    url = entry.get("url", "")
+    file = entry.get("file") or ("" if entry.get("by_hand") else PurePosixPath(urlsplit(url).path).name)
+    if file != Path(file).name or file.startswith("."):
+        raise UserError(f"{path}: {name}: file {file} must be a bare name")
+    digits = str(entry.get("sha256", "")).lower()
+    if not digits and (hub := HUB_NAME.search(file)):
+        digits = hub[1]
+    same = ("method", "what", "source", "poster", "note", "size", "others", "by_hand")
+    known = {k: entry[k] for k in same if k in entry}
+    md5 = str(entry.get("md5", "")).lower()
+    return Public(name, url=url, file=file, sha256=digits, md5=md5, facts=_facts(entry), **known)
+
+
+def get(name: str) -> Public:
+    """The checkpoint of that name. Raises UserError that names similar ones."""
+    known = public()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 4, 0.4)
+        like = f"; like it: {', '.join(near)}" if near else ""
+        raise UserError(f"the zoo has no {name}{like}; `selfpatch zoo` lists all")
+    return known[name]
+
+
+def look_up(path: Path, content=None) -> dict:
+    """The facts known of this very file, else {}. Reads the file only if an entry of its size, or of none, exists.
+
+    content: its bytes, where it is open already.
+    """
+    if not path.is_file():
+        return {}
+    known: dict[str, dict] = {}
+    for source in [*_lists(), *(p for p in [path.parent / LOCAL] if p.is_file())]:
+        for name, entry in _read(source).items():
+            digest = name if _is_digest(name) else str(entry.get("sha256", "")).lower()
+            if _is_digest(digest):
+                known[digest] = entry
+    size = path.stat().st_size
+    if not any(entry.get("size", size) == size for entry in known.values()):
+        return {}
+    if content is not None:
+        return _facts(known.get(hashlib.sha256(content).hexdigest(), {}))
+    with path.open("rb") as f:
+        return _facts(known.get(hashlib.file_digest(f, "sha256").hexdigest(), {}))
+
+
+def remember(folder: Path, entry: Public, sha256: str, size: int) -> Path:
+    """Write the facts of a file that was checked to the list beside it; -> the list. Raises UserError, OSError."""
+    path = folder / LOCAL
+    table = dict(_read(path)) if path.exists() else {}
+    table[sha256] = {"name": entry.name, "size": size, **entry.facts}
+    with replacing(path, sync=True) as temporary:
+        temporary.write_text(yaml.safe_dump(table, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def listing(names: list[str]) -> str:
+    """What `selfpatch zoo` prints: all checkpoints by method, or those named. Raises UserError for an unknown name."""
+    chosen = [get(n) for n in dict.fromkeys(names)] if names else list(public().values())
+    lines, method = [], None
+    for entry in chosen:
+        if entry.method != method:
+            lines += ([""] if lines else []) + [entry.method or "(no method named)"]
+            method = entry.method
+        lines += [f"  {entry.name}: {entry.what}", f"      {entry.url}", f"      {_how(entry)}"]
+        lines += [f"      {line}" for line in _remarks(entry)]
+    if not names:
+        lines += ["", "`selfpatch zoo fetch NAME... --out DIR` fetches; nothing is ever fetched during a run."]
+        lines += ["Addresses as their authors' documents have them (source); what no document states is said to be so."]
+    return "\n".join(lines)
+
+
+def _how(entry: Public) -> str:
+    """Size and digest in words, and who stated them."""
+    if entry.url.startswith(("timm:", "hf:")):
+        return f"give {entry.url} to `run` in place of a file; source: {entry.source}"
+    who = " (recorded by users, not stated by the authors)" if entry.others else ""
+    sizes = f"{entry.size} bytes{who}" if entry.size else "size not stated"
+    sha256, md5 = _digest("sha256", entry.sha256, 64), _digest("md5", entry.md5, 32)
+    digests = [md5, sha256 and sha256 + who]
+    checks = ", ".join(d for d in digests if d) or "no checksum stated"
+    hand = "; by hand, in a browser" + (f", as {entry.file}" if entry.file else "") if entry.by_hand else ""
+    return f"{sizes}, {checks}{hand}; source: {entry.source or 'not named'}"
+
+
+def _digest(kind: str, digits: str, full: int) -> str:
+    if not digits:
+        return ""
+    return f"{kind} {digits}" if len(digits) == full else f"{kind} begins with {digits}"
+
+
+def _remarks(entry: Public) -> list[str]:
+    lines = [f"poster: {entry.poster}"] if entry.poster else []
+    lines += [f"run: {entry.flags}"] if entry.flags else []
+    return lines + ([f"note: {entry.note}"] if entry.note else [])

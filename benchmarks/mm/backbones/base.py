@@ -1,0 +1,107 @@
+"""What the backbones share: card, strict loading inside the mm process, gradient checkpointing."""
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from ....pretrain.common.card import Card, parse_field
+from ....pretrain.common.errors import UserError
+from ...checkpoints.open import names, open_checkpoint
+from .. import ops
+
+ops.install()  # before the first import of mmcv
+
+from mmcv.cnn import build_norm_layer  # noqa: E402
+from mmengine.registry import MODELS  # noqa: E402
+
+__all__ = ["MODELS", "Backbone", "build_norm_layer", "card_of"]
+
+
+def card_of(card: Card | Mapping) -> Card:
+    """A card, or what `Card.as_dict` made of one, since a config holds plain types."""
+    if isinstance(card, Card):
+        return card
+    return Card(**{k: v if v is None else parse_field(k, v) for k, v in card.items()})
+
+
+class Backbone(nn.Module):
+    """images [B, 3, H, W], normalised -> four maps [B, C, h, w], fine to coarse.
+
+    card: of the family that the subclass names, else UserError. accounting: `147/147 tensors loaded`, once they are.
+    mm's own loaders only log what does not fit, so the weights are loaded here, strictly, when the backbone is built.
+    It is no mmengine BaseModule: that would let timm's parts initialise themselves again when a run starts.
+    """
+
+    family: str
+
+    def __init__(self, card: Card | Mapping, with_cp: bool):
+        super().__init__()
+        self.card = card_of(card)
+        if self.card.family != self.family:
+            raise UserError(f"{type(self).__name__} takes a card of family {self.family}, not {self.card.family}")
+        self.with_cp = with_cp
+        self.accounting = "no weights given: random"
+
+    def load(self, module: nn.Module, path: str, unused: Sequence[str] = (), prefix: str = "") -> None:
+        """Every tensor of `module` from the export at `path`, and no other than those whose names begin as `unused`.
+
+        prefix: of `module`'s names, which the export goes without. Raises UserError that names what does not fit.
+        """
+        weights = open_checkpoint(path, format="selfpatch_bench").reading.weights
+        kept = {k: v for k, v in weights.items() if not k.startswith(tuple(unused))}
+        # batch norm's counter is not among the weights of a card, and torch does without it
+        state = {k: tuple(v.shape) for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
+        full = {k.removeprefix(prefix): k for k in state}
+        own = {k: state[name] for k, name in full.items()}
+        wrong = {k for k, shape in own.items() if k in kept and tuple(kept[k].shape) != shape}
+        problems = [
+            f"{len(keys)} {what}: {names(keys, 4)}"
+            for keys, what in (
+                (own.keys() - kept.keys(), "missing"),
+                (kept.keys() - own.keys(), "unexpected"),
+                (wrong, "of another shape"),
+            )
+            if keys
+        ]
+        if problems:
+            raise UserError(f"{path}: does not fit the backbone of the card given: {'; '.join(problems)}")
+        module.load_state_dict({full[k]: v for k, v in kept.items()}, strict=True)
+        left = len(weights) - len(kept)
+        self.accounting = f"{len(kept)}/{len(own)} tensors loaded"
+        self.accounting += f", {left} of the file not used by the maps" if left else ""
+
+    def through(self, blocks: Iterable[nn.Module], x: Tensor) -> list[Tensor]:
+        """The output of every block, one after the other; with `with_cp` what is inside them is computed twice."""
+        again, out = self.with_cp and self.training and torch.is_grad_enabled(), []
+        for block in blocks:
+            if again:
+                contexts = partial(_contexts, block)
+                x = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+            else:
+                x = block(x)
+            out.append(x)
+        return out
+
+
+def _contexts(block: nn.Module) -> tuple:
+    """For `checkpoint`: around the first computation and around the second one, in the backward pass."""
+    return contextlib.nullcontext(), _keep_statistics(block)
+
+
+@contextlib.contextmanager
+def _keep_statistics(block: nn.Module):
+    """A second computation of the same batch must not move batch norm's running statistics a second time."""
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

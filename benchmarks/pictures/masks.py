@@ -1,0 +1,122 @@
+"""Pictures of masks over frames: a contact sheet and an animation per sequence."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ...pretrain.common.atomic import replacing
+from ..datasets.files import read_frame
+from ..datasets.masks import VOID, davis_palette, read_mask
+
+_INK, _PAPER = (40, 40, 40), (255, 255, 255)
+
+
+def _labels(path: Path) -> np.ndarray:
+    """Labels to paint, uint8 [H, W]: a mask of 0 and 255 only is one object, any other 255 is left unpainted."""
+    labels = read_mask(path)
+    is_void = labels == VOID
+    if is_void.any():
+        labels[is_void] = int(labels[~is_void].max(initial=0) == 0)
+    return labels
+
+
+def overlay(frame: np.ndarray, labels: np.ndarray, strength: float = 0.5) -> np.ndarray:
+    """Labels uint8 [H, W] over a frame uint8 RGB [H, W, 3]: palette colours, each object with a bright and a dark rim.
+
+    The palette's dark colours (half of full scale) are brightened to full scale: over a picture they all look black.
+    """
+    palette = davis_palette().astype(np.float32)
+    palette *= 255 / np.maximum(palette.max(1, keepdims=True), 1)
+    paint = palette[labels]
+    weight = (strength * (labels > 0)).astype(np.float32)
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    inner = (labels > 0) & (cv2.erode(labels, cross) != labels) | (labels > 0) & (cv2.dilate(labels, cross) != labels)
+    outer = (labels == 0) & (cv2.dilate(labels, cross) > 0)
+    weight[inner] = 1.0
+    weight[outer] = 0.6  # paint is black there: the rim is seen on bright ground too
+    out = frame + (paint - frame) * weight[..., None]
+    return np.clip(out + 0.5, 0, 255).astype(np.uint8)
+
+
+def _tile(frame: Path, mask: Path, width: int) -> np.ndarray:
+    """One overlay at most `width` pixels wide, uint8 RGB; sides are even."""
+    picture, labels = read_frame(frame), _labels(mask)
+    h, w = labels.shape
+    width = min(width, w) // 2 * 2
+    size = (width, max(2, round(h * width / w / 2) * 2))
+    picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    return overlay(picture, cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST))
+
+
+def _write(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: float, **how) -> None:
+    draw.text(at, text, font=ImageFont.load_default(size), **how)
+
+
+def _save(image: Image.Image, out: Path | str, **how) -> Path:
+    """Through a temporary name: a killed process leaves the old picture or the whole new one."""
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as temporary:
+        image.save(temporary, **how)
+    return out
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most `most` of `count` indices, evenly spread, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, max(2, most))).round().astype(int)).tolist()
+
+
+def _paired(frames: Sequence[Path], masks: Sequence[Path]) -> None:
+    if not frames or len(frames) != len(masks):
+        raise ValueError(f"{len(frames)} frames and {len(masks)} masks: as many as each other are needed, at least one")
+
+
+def contact_sheet(
+    frames: Sequence[Path], masks: Sequence[Path], out: Path | str, title: str, tiles: int = 8, columns: int = 4
+) -> Path:
+    """Write a PNG of up to `tiles` frames, evenly from the first to the last, with their masks; returns its path.
+
+    frames, masks: files in order, a mask a frame. title: the sequence's name. Tiles are at most 320 pixels wide; one
+    frame is in memory at a time. UserError (from the readers) naming a file that cannot be read.
+    """
+    _paired(frames, masks)
+    chosen = _spread(len(frames), tiles)
+    columns = min(columns, len(chosen))
+    gap, head, foot = 8, 34, 20
+    sheet, draw = None, None
+    for k, i in enumerate(chosen):
+        tile = Image.fromarray(_tile(Path(frames[i]), Path(masks[i]), 320))
+        if sheet is None:
+            (w, h), rows = tile.size, -(-len(chosen) // columns)
+            sheet = Image.new("RGB", (columns * (w + gap) + gap, head + rows * (h + foot + gap)), _PAPER)
+            draw = ImageDraw.Draw(sheet)
+            _write(draw, (gap, head / 2), title, 18, fill=_INK, anchor="lm")
+            _write(draw, (sheet.width - gap, head / 2), f"{len(frames)} frames", 13, fill=_INK, anchor="rm")
+        x, y = gap + k % columns * (w + gap), head + k // columns * (h + foot + gap)
+        sheet.paste(tile, (x, y))
+        _write(draw, (x, y + h + foot / 2), Path(frames[i]).stem, 13, fill=_INK, anchor="lm")
+    return _save(sheet, out, format="PNG")
+
+
+def animation(
+    frames: Sequence[Path], masks: Sequence[Path], out: Path | str, width: int = 480, rate: float = 12, most: int = 120
+) -> Path:
+    """Write an endless animated WebP of the masks over the frames, at `rate` frames a second; returns its path.
+
+    At most `width` pixels wide and `most` frames long (a longer video is thinned out evenly, at its own speed): the
+    encoder holds all frames, 0.4 MB each at 480x270. UserError (from the readers) naming a file that cannot be read.
+    """
+    _paired(frames, masks)
+    chosen = _spread(len(frames), most)
+    film = []
+    for i in chosen:
+        tile = Image.fromarray(_tile(Path(frames[i]), Path(masks[i]), width))
+        how = {"fill": _PAPER, "stroke_width": 2, "stroke_fill": _INK}
+        _write(ImageDraw.Draw(tile), (8, 6), Path(frames[i]).stem, 13, **how)
+        film.append(tile)
+    length = round(1000 / rate * len(frames) / len(chosen))
+    how = {"duration": length, "loop": 0, "quality": 75, "method": 2}
+    return _save(film[0], out, format="WEBP", save_all=True, append_images=film[1:], **how)

@@ -1,0 +1,259 @@
+"""Pictures of detections and of segmentations beside the ground truth, from plain arrays. No import of mm here;
+`draw_pictures` asks an mmengine Runner for the arrays.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ..datasets.files import read_frame
+from .masks import _INK, _PAPER, _save, _write
+
+_GAP, _HEAD, _FOOT = 8, 34, 20
+_IGNORED = 255
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Objects of one picture. boxes: float [n, 4], left, top, right, bottom in pixels; labels: int [n], indices of the
+    class names; masks: bool [n, H, W]; scores: float [n]; crowd: bool [n], regions in which nothing is judged."""
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    masks: np.ndarray | None = None
+    scores: np.ndarray | None = None
+    crowd: np.ndarray | None = None
+
+    def pick(self, which: np.ndarray) -> "Objects":
+        """Those at the indices (or where true), in their order."""
+        parts = (self.boxes, self.labels, self.masks, self.scores, self.crowd)
+        return Objects(*(None if part is None else np.asarray(part)[which] for part in parts))
+
+
+@cache
+def palette() -> np.ndarray:
+    """Colours uint8 [256, 3] RGB; 0 is black and stands for nothing. DAVIS's palette, all bright, would repeat itself
+    from the eighth on: here the hues turn by the golden angle, and their strength and brightness change in steps."""
+    k = np.arange(255)
+    hue = np.mod(k * 0.6180339887 + 0.02, 1) * 360
+    strength, light = np.choose(k % 3, (0.9, 0.5, 0.95)), np.choose(k // 2 % 3, (1.0, 0.9, 0.62))
+    hsv = np.stack([hue, strength, light], 1).astype(np.float32)[None]
+    rgb = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0] * 255
+    return np.vstack([np.zeros((1, 3)), rgb.round()]).astype(np.uint8)
+
+
+def _colour(k: int) -> tuple[int, int, int]:
+    return tuple(palette()[k].tolist())
+
+
+def _paint(picture: np.ndarray, labels: np.ndarray, strength: float) -> np.ndarray:
+    """Labels uint8 [H, W] over a picture uint8 RGB [H, W, 3]; 0 is left as it is, the rims have the pure colour."""
+    weight = (strength * (labels > 0)).astype(np.float32)
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    weight[(labels > 0) & (cv2.erode(labels, cross) != cv2.dilate(labels, cross))] = 1
+    mixed = picture + (palette()[labels].astype(np.float32) - picture) * weight[..., None]
+    return np.clip(mixed + 0.5, 0, 255).astype(np.uint8)
+
+
+def _fit(image: np.ndarray, width: int) -> tuple[tuple[int, int], np.ndarray]:
+    """(W, H) of a panel and the picture at that size."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"a picture must be uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
+    h, w = image.shape[:2]
+    size = (width, max(1, round(h * width / w)))
+    how = cv2.INTER_AREA if width < w else cv2.INTER_CUBIC
+    return size, cv2.resize(image, size, interpolation=how)
+
+
+def _sheet(panels: Sequence[tuple[str, Image.Image]], title: str, right: str, below: int = 0) -> Image.Image:
+    """Panels of one size in a row with a line of text under each, `below` pixels left free at the bottom."""
+    w, h = panels[0][1].size
+    size = (len(panels) * (w + _GAP) + _GAP, _HEAD + h + _FOOT + _GAP + below)
+    sheet = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    _write(draw, (_GAP, _HEAD / 2), title, 18, fill=_INK, anchor="lm")
+    _write(draw, (sheet.width - _GAP, _HEAD / 2), right, 13, fill=_INK, anchor="rm")
+    for k, (text, panel) in enumerate(panels):
+        x = _GAP + k * (w + _GAP)
+        sheet.paste(panel, (x, _HEAD))
+        _write(draw, (x, _HEAD + h + _FOOT / 2), text, 13, fill=_INK, anchor="lm")
+    return sheet
+
+
+def _painted(
+    picture: np.ndarray,
+    objects: Objects,
+    classes: Sequence[str],
+    factor: tuple[float, float],
+    truth: Objects | None = None,
+) -> Image.Image:
+    """Masks, boxes and names of objects over a picture, the last one on top; outlines of `truth` over the masks."""
+    w, h = picture.shape[1::-1]
+    numbers = np.arange(len(objects.labels)) % 250 + 1
+    labels = np.zeros((h, w), np.uint8)
+    if objects.masks is not None:
+        for number, mask in zip(numbers, objects.masks, strict=True):
+            labels[cv2.resize(mask.astype(np.uint8), (w, h), interpolation=cv2.INTER_NEAREST) > 0] = number
+    painted = _paint(picture, labels, 0.5)
+    panel = Image.fromarray(painted if truth is None else _outlined(painted, truth, factor))
+    draw = ImageDraw.Draw(panel)
+    boxes = np.asarray(objects.boxes, float).reshape(-1, 4) * (*factor, *factor)
+    # The rim lies within the box; a box of no extent, as untrained networks predict them, still is one pixel.
+    left, top = np.clip(boxes[:, :2], 0, (w - 1, h - 1)).T
+    right, bottom = np.clip(boxes[:, 2:] - 1, 0, (w - 1, h - 1)).T
+    for k, number in enumerate(numbers):
+        draw.rectangle((left[k], top[k], max(left[k], right[k]), max(top[k], bottom[k])), outline=_colour(number))
+    for k in range(len(numbers)):
+        text = str(classes[int(objects.labels[k])])
+        if objects.crowd is not None and objects.crowd[k]:
+            text += " (crowd)"
+        if objects.scores is not None:
+            text += f" {float(objects.scores[k]):.2f}"
+        at = (min(left[k] + 2, w - 8), min(top[k] + 1, h - 14))
+        _write(draw, at, text, 12, fill=_PAPER, stroke_width=2, stroke_fill=_INK)
+    return panel
+
+
+def detections(
+    image: np.ndarray,
+    truth: Objects,
+    found: Objects,
+    classes: Sequence[str],
+    out: Path | str,
+    title: str,
+    least: float = 0.3,
+    most: int = 20,
+    width: int = 480,
+) -> Path:
+    """Write a PNG of the ground truth (left) and the detections over it (right); returns its path.
+
+    image: uint8 RGB [H, W, 3]; truth, found: in its pixels. Only detections with a score of at least `least` are
+    painted, the `most` best of them. On the right, the ground truth is the white outline: that of the masks, or of the
+    boxes where there are none. Each panel is `width` pixels wide. ValueError: arrays that do not belong together.
+    """
+    for objects in (truth, found):
+        for part in (objects.boxes, objects.masks, objects.scores, objects.crowd):
+            if part is not None and len(part) != len(objects.labels):
+                raise ValueError(f"{len(part)} boxes, masks, scores or flags of {len(objects.labels)} objects")
+        if objects.masks is not None and len(objects.masks) and objects.masks.shape[1:] != image.shape[:2]:
+            raise ValueError(f"masks {list(objects.masks.shape[1:])} of a picture {list(image.shape[:2])}")
+    size, picture = _fit(image, width)
+    factor = size[0] / image.shape[1], size[1] / image.shape[0]
+    total = len(found.labels)
+    if found.scores is not None:
+        order = np.argsort(np.asarray(found.scores), kind="stable")
+        found = found.pick(order[np.asarray(found.scores)[order] >= least][-most:])
+    left = _painted(picture, truth, classes, factor)
+    right = _painted(picture, found, classes, factor, truth)
+    shown = f"{len(found.labels)} of {_count(total, 'detection')}" + (
+        f", score from {least:g}" if found.scores is not None else ""
+    )
+    panels = [(f"ground truth: {_count(len(truth.labels), 'object')}", left), (f"{shown}; white: ground truth", right)]
+    return _save(_sheet(panels, title, ""), out, format="PNG")
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
+
+
+def _outlined(picture: np.ndarray, objects: Objects, factor: tuple[float, float]) -> np.ndarray:
+    """White outlines of objects, with a dark rim so that they show on bright ground."""
+    picture, size = np.ascontiguousarray(picture), picture.shape[1::-1]
+    if objects.masks is not None:
+        masks = [cv2.resize(m.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) for m in objects.masks]
+        lines = [line for m in masks for line in cv2.findContours(m, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0]]
+    else:
+        boxes = np.asarray(objects.boxes, float).reshape(-1, 4) * (*factor, *factor)
+        lines = [np.array([[a, b], [c, b], [c, d], [a, d]]).round().astype(np.int32) for a, b, c, d in boxes]
+    for colour, thick in ((_INK, 3), (_PAPER, 1)):
+        cv2.drawContours(picture, lines, -1, colour, thick)
+    return picture
+
+
+def segmentation(
+    image: np.ndarray,
+    truth: np.ndarray,
+    found: np.ndarray,
+    classes: Sequence[str],
+    out: Path | str,
+    title: str,
+    names: int = 12,
+    width: int = 360,
+) -> Path:
+    """Write a PNG of the picture, its ground truth and the segmentation side by side; returns its path.
+
+    image: uint8 RGB [H, W, 3]; truth, found: [H, W], indices of the class names, 255 where nothing is judged (left
+    unpainted). Below stand the colours and names of the `names` largest classes. ValueError: other shapes.
+    """
+    for labels in (truth, found):
+        if labels.shape != image.shape[:2]:
+            raise ValueError(f"labels {list(labels.shape)} of a picture {list(image.shape[:2])}")
+    size, picture = _fit(image, width)
+    judged = truth != _IGNORED
+    right = (
+        f"{100 * (truth == found)[judged].mean():.1f} % of the pixels right" if judged.any() else "nothing is judged"
+    )
+    panels = [("picture", Image.fromarray(picture))]
+    for text, labels in (("ground truth", truth), ("prediction", found)):
+        shifted = ((labels.astype(np.int64) + 1) % 256).astype(np.uint8)  # 255 becomes 0, which is not painted
+        small = cv2.resize(shifted, size, interpolation=cv2.INTER_NEAREST)
+        panels.append((text, Image.fromarray(_paint(picture, small, 0.65))))
+    seen = np.bincount(np.concatenate([truth[judged], found[found != _IGNORED]]).astype(np.int64))
+    largest = [k for k in np.argsort(-seen, kind="stable") if seen[k]][:names]
+    columns = 3 * max(1, width // 180)
+    rows = -(-len(largest) // columns)
+    sheet = _sheet(panels, title, right, rows * _FOOT)
+    draw = ImageDraw.Draw(sheet)
+    for n, k in enumerate(largest):
+        x = _GAP + n % columns * ((sheet.width - _GAP) // columns)
+        y = sheet.height - (rows - n // columns) * _FOOT
+        draw.rectangle((x, y, x + 12, y + 12), fill=_colour(int(k) + 1))
+        _write(draw, (x + 18, y + 6), str(classes[int(k)]).strip()[:22], 12, fill=_INK, anchor="lm")
+    return _save(sheet, out, format="PNG")
+
+
+# ------------------------------------------------------------------------------------------------- from mm's objects
+def draw_pictures(runner, folder: Path | str, most: int = 8) -> list[Path]:
+    """Pictures of the first `most` validation images as the model of an mmengine Runner sees them; their paths.
+
+    runner: its weights are loaded and its test loader gives the ground truth too, as the recipes' do. One image is in
+    memory at a time. Files are named like the images. Call it in one process; nothing here waits for others.
+    """
+    import torch
+
+    loader, model = runner.test_loop.dataloader, getattr(runner.model, "module", runner.model)
+    dataset, classes, written = loader.dataset, loader.dataset.metainfo["classes"], []
+    model.eval()
+    for i in range(min(most, len(dataset))):
+        with torch.inference_mode():
+            (sample,) = model.test_step(loader.collate_fn([dataset[i]]))
+        image, path = read_frame(Path(sample.img_path)), Path(folder, f"{Path(sample.img_path).stem}.png")
+        if "pred_sem_seg" in sample:
+            maps = (part.data[0].cpu().numpy() for part in (sample.gt_sem_seg, sample.pred_sem_seg))
+            written.append(segmentation(image, *maps, classes, path, path.stem))
+            continue
+        judged, ignored = _objects(sample.gt_instances, image), _objects(sample.ignored_instances, image)
+        flags = np.arange(len(judged.labels) + len(ignored.labels)) >= len(judged.labels)
+        both = ((judged.boxes, ignored.boxes), (judged.labels, ignored.labels), (judged.masks, ignored.masks))
+        truth = Objects(*(np.concatenate(parts) for parts in both), None, flags)
+        found = _objects(sample.pred_instances, image)
+        written.append(detections(image, truth, found, classes, path, path.stem))
+    return written
+
+
+def _objects(instances, image: np.ndarray) -> Objects:
+    """mmdet's instances of one image: tensors, or its own boxes and masks."""
+    boxes = instances.bboxes
+    masks = instances.masks
+    masks = masks.cpu().numpy() if hasattr(masks, "cpu") else masks.to_ndarray()
+    return Objects(
+        getattr(boxes, "tensor", boxes).float().cpu().numpy().reshape(-1, 4),
+        instances.labels.cpu().numpy(),
+        masks.astype(bool).reshape(-1, *image.shape[:2]),
+        instances.scores.float().cpu().numpy() if "scores" in instances else None,
+    )

@@ -1,0 +1,188 @@
+"""Features of labelled images, computed once for a network and kept.
+
+Kept by what decides them: the network's fingerprint and card, the preprocessing, what is extracted, and the images.
+They come in chunks, so that an interrupted extraction goes on where it stopped.
+"""
+
+import copy
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...pretrain.common.atomic import write_atomic
+from ...pretrain.common.errors import UserError
+from ..datasets.files import cache_folder
+from ..datasets.imagenet import Split
+from ..results import record
+
+CHUNK = 8192  # images of a file; also the most that an interruption costs
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Preprocessing for evaluation: shorter side to `resize` (bicubic), then the centre of `crop` x `crop` pixels.
+
+    As torchvision's Resize and CenterCrop on Pillow images, which DINO's scripts use (facebookresearch/dino 7c446df,
+    eval_knn.py, eval_linear.py).
+    """
+
+    resize: int = 256
+    crop: int = 224
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """uint8 [H, W, 3] -> uint8 [crop, crop, 3]"""
+        picture = Image.fromarray(image)
+        short, long = sorted(picture.size)
+        long = int(self.resize * long / short)
+        size = (self.resize, long) if picture.size[0] <= picture.size[1] else (long, self.resize)
+        picture = picture.resize(size, Image.Resampling.BICUBIC)
+        left, top = (round((side - self.crop) / 2) for side in size)
+        return np.asarray(picture.crop((left, top, left + self.crop, top + self.crop)))
+
+
+def effective(encoder, crop: int) -> dict:
+    """What the card decides about a picture of `crop` x `crop` pixels, for the record.
+
+    mean and std; pos_rule: how a ViT's positions are made; size_rule: how a ResNet or Swin takes that size.
+    """
+    facts = {"mean": list(encoder.card.mean), "std": list(encoder.card.std)}
+    if encoder.card.family == "vit":
+        return facts | {"pos_rule": encoder.pos_rule((crop, crop))}
+    return facts | {"size_rule": encoder.size_rule((crop, crop))}
+
+
+Extract = Callable[[torch.nn.Module, Tensor], Tensor]
+
+
+def image_vector(encoder, images: Tensor) -> Tensor:
+    """Normalised images [B, 3, S, S] -> the card's image vector [B, D]"""
+    return encoder(images).image
+
+
+class Replicas:
+    """Copies of a network that share the work; use it in a `with` statement.
+
+    device: `cuda` stands for every GPU there is, any other name for itself. precision: float32 or bf16 (autocast).
+    """
+
+    def __init__(self, encoder, extract: Extract, device: str, precision: str):
+        self.places, self.extract, self.precision = devices(device), extract, precision
+        several = len(self.places) > 1
+        self.networks = [copy.deepcopy(encoder).to(d) if several else encoder for d in self.places]
+        self.threads = [ThreadPoolExecutor(1) for _ in self.places]
+        self.next = 0
+
+    def submit(self, images: Tensor) -> Future:
+        """Images uint8 or float [B, 3, S, S], not normalised -> a future of features float32 [B, D] on the CPU."""
+        number = self.next
+        self.next = (number + 1) % len(self.places)
+        return self.threads[number].submit(self._compute, number, images)
+
+    @torch.inference_mode()
+    def _compute(self, number: int, images: Tensor) -> Tensor:
+        place, network = self.places[number], self.networks[number]
+        with torch.autocast(torch.device(place).type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.extract(network, network.normalise(images.to(place))).float().cpu()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for pool in self.threads:
+            pool.shutdown(cancel_futures=True)
+
+
+def devices(device: str) -> list[str]:
+    """`cuda` stands for every GPU there is, any other name for itself."""
+    return [f"cuda:{i}" for i in range(torch.cuda.device_count())] if device == "cuda" else [device]
+
+
+def ahead(jobs: Iterable[Callable[[], Tensor]], threads: ThreadPoolExecutor, count: int) -> Iterator[Tensor]:
+    """The jobs' results in order, up to `count` of them being made in threads while the caller is busy."""
+    coming, jobs = deque(), iter(jobs)
+    coming.extend(threads.submit(job) for job in islice(jobs, count))
+    while coming:
+        coming.extend(threads.submit(job) for job in islice(jobs, 1))
+        yield coming.popleft().result()
+
+
+def features(
+    encoder,
+    split: Split,
+    extract: Extract,
+    what: str,
+    crop: Crop,
+    device: str,
+    precision: str,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Tensor:
+    """Features of a whole split, float32 [n, D] on the CPU.
+
+    extract: (encoder, normalised images [B, 3, S, S]) -> [B, D], called `what` in the cache. device, precision: see
+    `Replicas`. progress(done): images so far. Raises UserError for an image that cannot be read, or features that are
+    not finite.
+    """
+    parts = {
+        "fingerprint": encoder.fingerprint,
+        "card": encoder.card.as_dict(),
+        "images": split.fingerprint,
+        "what": what,
+        "crop": [crop.resize, crop.crop],
+        "precision": precision,
+        "version": 1,
+    }
+    folder = cache_folder() / "features" / record.make_key(parts)
+    cores, found = os.cpu_count() or 1, []
+
+    def load(first: int, stop: int) -> Tensor:
+        images = [crop(split.read(i)) for i in range(first, min(first + BATCH, stop))]
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+    with ThreadPoolExecutor(cores) as threads, Replicas(encoder, extract, device, precision) as replicas:
+        for start in range(0, len(split), CHUNK):
+            stop = min(start + CHUNK, len(split))
+            file = folder / f"{start:08d}-{stop:08d}.npy"
+            if (chunk := _read(file, stop - start)) is None:
+                made, running = [], deque()
+                jobs = (partial(load, first, stop) for first in range(start, stop, BATCH))
+                for images in ahead(jobs, threads, cores + 1):
+                    running.append(replicas.submit(images))
+                    if len(running) > 2 * len(replicas.places):
+                        made.append(running.popleft().result())
+                        progress(start + BATCH * len(made))
+                chunk = torch.cat([*made, *(job.result() for job in running)])
+                if not torch.isfinite(chunk).all():
+                    raise UserError(f"{split.source.where}: the network gives features that are not finite")
+                _write(file, chunk)
+            found.append(chunk)
+            progress(stop)
+    return torch.cat(found)
+
+
+def _read(file: Path, count: int) -> Tensor | None:
+    """A chunk of an earlier run; None if it is absent or damaged."""
+    try:
+        stored = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return torch.from_numpy(stored) if stored.ndim == 2 and len(stored) == count else None
+
+
+def _write(file: Path, chunk: Tensor) -> None:
+    """Keep a chunk; a cache that cannot be written only costs time."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, lambda handle: np.save(handle, chunk.numpy()), sync=False)
+    except (OSError, UserError):
+        pass

@@ -1,0 +1,243 @@
+"""Where training images come from: folders, a list file or tar shards, all behind numbers 0 .. len - 1."""
+
+import contextlib
+import hashlib
+import io
+import os
+import tarfile
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+from ...benchmarks.datasets.files import cache_folder
+from ..common.atomic import write_atomic
+from ..common.errors import UserError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
+_RGB = getattr(cv2, "IMREAD_COLOR_RGB", None)  # since OpenCV 4.11
+_FLAGS = (cv2.IMREAD_COLOR if _RGB is None else _RGB) | cv2.IMREAD_IGNORE_ORIENTATION
+
+
+class Unreadable(Exception):
+    """One image cannot be read; the message says why."""
+
+
+def decode(data: bytes) -> np.ndarray:
+    """The bytes of a picture file -> uint8 RGB [H, W, 3], as Pillow's `.convert("RGB")` gives it: EXIF orientation and
+    alpha are ignored. Unreadable where Pillow would raise."""
+    # OpenCV decodes usual JPEGs to the same numbers faster; some of its versions fill up truncated ones in silence, so
+    # anything without an end marker is Pillow's, and so are unusual channels and depths.
+    if data[-2:] == b"\xff\xd9" and _jpeg_channels(data) in (1, 3):
+        try:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS)
+        except cv2.error:
+            image = None
+        if image is not None:
+            return image if _RGB is not None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # notes on palettes, metadata and large pictures
+            return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+    except Exception as error:  # Pillow's plug-ins raise almost anything on damaged files
+        reason = "no picture format that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise Unreadable(reason if data else "the file is empty") from None
+
+
+def _jpeg_channels(data: bytes) -> int | None:
+    """Channels of an 8-bit JPEG from its frame header; None for anything else."""
+    at = 2 if data[:2] == b"\xff\xd8" else len(data)
+    while at + 9 < len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return data[at + 9] if data[at + 4] == 8 else None
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
+
+
+class Names:
+    """Many strings in two tensors: handed to worker processes as shared memory instead of a copy for each."""
+
+    def __init__(self, names: list[str]):
+        encoded = [os.fsencode(name) for name in names]
+        self.text = torch.frombuffer(bytearray(b"".join(encoded) or b" "), dtype=torch.uint8)
+        self.ends = torch.tensor(np.cumsum([0, *map(len, encoded)]))
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, i: int) -> str:
+        return os.fsdecode(self.text[self.ends[i] : self.ends[i + 1]].numpy().tobytes())
+
+
+class ImageSource:
+    """Images by number. Subclasses say where the bytes of image i are."""
+
+    def __init__(self, where: str, names: list[str]):
+        self.where = where  # for messages
+        self.names = Names(names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, i: int) -> str:
+        """The image's path below the folder, the line of the list, or SHARD/MEMBER."""
+        return self.names[i]
+
+    def data(self, i: int) -> bytes:
+        raise NotImplementedError
+
+    def read(self, i: int) -> np.ndarray:
+        """uint8 RGB [H, W, 3]; Unreadable if the image is damaged or cannot be opened."""
+        try:
+            data = self.data(i)
+        except OSError as error:
+            raise Unreadable(error.strerror or error) from None
+        return decode(data)
+
+
+class Files(ImageSource):
+    """Image files below one folder: class folders, a flat folder, any depth, or what a list names."""
+
+    def __init__(self, where: str, root: Path, names: list[str]):
+        super().__init__(where, names)
+        self.root = os.fspath(root)
+
+    def data(self, i: int) -> bytes:
+        with open(os.path.join(self.root, self.name(i)), "rb", buffering=0) as file:
+            return file.read()
+
+
+class Shards(ImageSource):
+    """Members of uncompressed tar files (webdataset's layout), read by their offsets in any order."""
+
+    def __init__(self, where: str, root: Path, shards: list[str]):
+        self.root, self.shards = os.fspath(root), shards
+        names, place = _tar_index(root, shards)
+        super().__init__(where, names)
+        self.place = torch.from_numpy(place)  # int64 [n, 3]: shard, offset, bytes
+
+    def data(self, i: int) -> bytes:
+        shard, offset, size = self.place[i].tolist()
+        with open(os.path.join(self.root, self.shards[shard]), "rb", buffering=0) as file:
+            data = os.pread(file.fileno(), size, offset)
+        if len(data) < size:
+            raise Unreadable(f"{self.shards[shard]} ends within it")
+        return data
+
+
+def _tar_index(root: Path, shards: list[str]) -> tuple[list[str], np.ndarray]:
+    """Names and (shard, offset, bytes) of the images in the shards. Kept in the cache folder, since reading every
+    header of a large set takes minutes; a shard that changed in size or time makes it anew."""
+    stamp = hashlib.sha256(b"1")  # version of the index
+    for shard in shards:
+        stat = (root / shard).stat()
+        stamp.update(
+            f"{(root / shard).resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape")
+        )
+    cached = cache_folder() / "tar" / f"{stamp.hexdigest()[:24]}.npz"
+    try:
+        with np.load(cached, allow_pickle=False) as stored:
+            return [os.fsdecode(n) for n in stored["names"].tobytes().split(b"\0")], stored["place"]
+    except (OSError, ValueError, KeyError, EOFError):
+        pass  # absent or damaged
+    names, place = [], []
+    for number, shard in enumerate(shards):
+        try:
+            with tarfile.open(root / shard, "r:") as tar:
+                for member in tar:
+                    tar.members = []  # tarfile would keep every header of the shard
+                    if member.isreg() and not member.issparse() and _is_image(member.name):
+                        names.append(f"{shard}/{member.name}")
+                        place.append((number, member.offset_data, member.size))
+        except (tarfile.TarError, OSError) as error:
+            raise UserError(f"{root / shard}: not a whole, uncompressed tar file: {error}") from None
+    place = np.array(place, np.int64).reshape(-1, 3)
+    if names:
+        text = np.frombuffer(b"\0".join(map(os.fsencode, names)), np.uint8)
+        with contextlib.suppress(OSError, UserError):  # without it the next time only takes longer
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(cached, lambda file: np.savez(file, names=text, place=place), sync=False)
+    return names, place
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS) and not name.rpartition("/")[2].startswith(".")
+
+
+def _scan(folder: Path) -> tuple[list[str], list[str]]:
+    """Images and tar files below a folder, relative and sorted; links are followed, each folder entered once."""
+    images, tars, seen, todo = [], [], set(), [""]
+    while todo:
+        inside = todo.pop()
+        stat = os.stat(folder / inside)
+        if (stat.st_dev, stat.st_ino) in seen:
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        with os.scandir(folder / inside) as entries:
+            for entry in entries:
+                name = f"{inside}/{entry.name}" if inside else entry.name
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    todo.append(name)
+                elif _is_image(name):
+                    images.append(name)
+                elif name.endswith(".tar"):
+                    tars.append(name)
+    return sorted(images), sorted(tars)
+
+
+def _listed(path: Path) -> list[str]:
+    """One image a line, a label after it or not; blank lines and lines that start with # are skipped."""
+    try:
+        lines = [line.strip() for line in path.read_text(errors="surrogateescape").splitlines()]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    lines = [line for line in lines if line and not line.startswith("#")]
+    return [line if _is_image(line) else line.rsplit(None, 1)[0] for line in lines]
+
+
+def open_source(path: str | Path, root: str | Path | None = None) -> ImageSource:
+    """Training images at `path`: a folder of images at any depth (class folders or flat), a folder of .tar shards or
+    one shard, or a text file with one path a line, relative to `root` or else to the file's own folder.
+
+    UserError in one line if there is nothing to train on.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; give a folder of images, tar shards or a list file")
+    try:
+        if path.suffix == ".tar":
+            source = Shards(str(path), path.parent, [path.name])
+        elif path.is_file():
+            source = _open_list(path, path.parent if root is None else Path(root).expanduser())
+        else:
+            images, tars = _scan(path)
+            if images and tars:
+                raise UserError(
+                    f"{path}: holds both images ({images[0]} ...) and tar shards ({tars[0]} ...): "
+                    "give the folder of one of them, or a list file"
+                )
+            source = Shards(str(path), path, tars) if tars else Files(str(path), path, images)
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from None
+    if not len(source):
+        raise UserError(f"{path}: no images found (looked for {' '.join(EXTENSIONS)}, also inside uncompressed .tar)")
+    return source
+
+
+def _open_list(path: Path, root: Path) -> ImageSource:
+    if _is_image(path.name):
+        raise UserError(f"{path}: is one image; give its folder")
+    with open(path, "rb") as file:
+        if b"\0" in file.read(4096):
+            raise UserError(f"{path}: neither a list of images nor an uncompressed .tar")
+    names = _listed(path)
+    # A wrong root is said at once; single files that are missing are skipped like damaged ones.
+    if names and not any((root / name).exists() for name in names[:100]):
+        raise UserError(f"{path}: names {names[0]} ..., not found below {root}; give the folder its paths start from")
+    return Files(str(path), root, names)

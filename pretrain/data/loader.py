@@ -1,0 +1,261 @@
+"""Batches of views for training. What is in the batch of (epoch, step) depends on the seed and the data only: not on
+the number of workers or ranks, nor on where a run was resumed."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..common.errors import UserError
+from ..common.processes import context
+from .group import Group
+from .images import ImageSource, Unreadable
+from .masks import draw_mask
+from .pixels import apply, pre_resize
+from .views import View, Views, draw_all, permutation
+
+log = logging.getLogger(__name__)
+_ORDER = 0x6F72646572  # apart from the keys of views
+
+
+@dataclass
+class Batch:
+    """One rank's share of the global batch of a step: B images.
+
+    groups: one Group per view size, x uint8; index int64 [B]: number of the image whose pixels are here (a
+    replacement's own, see `bad`); names: as the source calls them; bad: (number, name, reason) of the images that
+    should have been here and could not be read.
+    """
+
+    groups: list[Group]
+    index: Tensor
+    names: list[str]
+    epoch: int
+    step: int
+    bad: list[tuple[int, str, str]] = field(default_factory=list)
+
+    def to(self, device, non_blocking: bool = False) -> "Batch":
+        return replace(self, groups=[g.to(device, non_blocking) for g in self.groups])
+
+    def pin_memory(self) -> "Batch":
+        return replace(self, groups=[g.pin_memory() for g in self.groups])
+
+
+@dataclass
+class _Failure:
+    """An exception on its way from a worker; raised in the main process as one line."""
+
+    message: str
+    trace: str | None = None
+
+
+def steps_per_epoch(images: int, batch: int) -> int:
+    """Whole global batches in an epoch; the images left over wait for another epoch's order."""
+    return images // batch
+
+
+class _Steps:
+    """The work list: (epoch, step, image numbers) in order."""
+
+    def __init__(self, images, seed, epochs, start_step, batch, rank, world):
+        self.images, self.seed, self.epochs, self.start = images, seed, epochs, start_step
+        self.batch, self.rank, self.world = batch, rank, world
+
+    def __iter__(self):
+        share, count = self.batch // self.world, steps_per_epoch(self.images, self.batch)
+        for epoch in self.epochs:
+            order = permutation(self.images, _ORDER, self.seed, epoch)[: count * self.batch]
+            order = order.reshape(count, self.world, share)[:, self.rank]
+            for step in range(self.start if epoch == self.epochs[0] else 0, count):
+                yield epoch, step, order[step]
+
+
+class _Work(Dataset):
+    """(epoch, step, image numbers) -> Batch, or the _Failure that stopped it."""
+
+    def __init__(self, source: ImageSource, views: Views, seed: int, batch: int, patch: int | None):
+        self.source, self.views, self.seed, self.patch = source, views, seed, patch
+        self.steps = steps_per_epoch(len(source), batch)
+        self.known_bad: dict[int, str] = {}
+
+    def __getitem__(self, item) -> Batch | _Failure:
+        try:
+            return self._make(*item)
+        except UserError as error:
+            return _Failure(str(error))
+        except Exception as error:
+            epoch, step, numbers = item
+            where = f"epoch {epoch}, step {step}, images {numbers[0]} ... {numbers[-1]}"
+            return _Failure(f"making views failed at {where}: {type(error).__name__}: {error}", traceback.format_exc())
+
+    def _make(self, epoch: int, step: int, numbers: np.ndarray) -> Batch:
+        specs, layout = self.views.specs(), self.views.groups()
+        pixels = [torch.empty(len(g), len(numbers), 3, *[specs[g[0]].size] * 2, dtype=torch.uint8) for g in layout]
+        planes = [x.numpy() for x in pixels]
+        boxes = [torch.empty(len(g), len(numbers), 4) for g in layout]
+        flips = [torch.empty(len(g), len(numbers), dtype=torch.bool) for g in layout]
+        masks = self._masks(len(layout[0]), len(numbers))
+        index, bad, shared = [], [], {}
+        for b, number in enumerate(numbers.tolist()):
+            number, image = self._read(number, bad)
+            key = (self.seed, epoch, number) if self.views.share == "image" else (self.seed, epoch * self.steps + step)
+            drawn = self._draw(image.shape[:2], key, shared)
+            if masks is not None:
+                for v, view in enumerate(layout[0]):
+                    hidden = draw_mask(self.views.mask, *masks.shape[2:], *key, view)
+                    masks[v, b] = torch.from_numpy(hidden)
+            image = pre_resize(image, self.views.pre_resize)
+            for group, members in enumerate(layout):
+                for v, view in enumerate(members):
+                    apply(drawn[view], image, out=planes[group][v, b])
+                boxes[group][:, b] = torch.tensor([drawn[view].box for view in members])
+                flips[group][:, b] = torch.tensor([drawn[view].flip for view in members])
+            index.append(number)
+        groups = [Group(*parts) for parts in zip(pixels, boxes, flips, strict=True)]
+        groups[0].mask = masks
+        return Batch(groups, torch.tensor(index), [self.source.name(i) for i in index], epoch, step, bad)
+
+    def _draw(self, size: tuple[int, int], key: tuple[int, ...], shared: dict) -> list[View]:
+        """The views of an image; `shared` keeps those of the batch, where they are the same for the next one."""
+        if self.views.share == "image":
+            return draw_all(self.views, *size, *key, patch=self.patch)
+        frame = size if self.views.pre_resize is None else None
+        if frame not in shared:
+            shared[frame] = draw_all(self.views, *size, *key, patch=self.patch)
+        return shared[frame]
+
+    def _masks(self, views: int, images: int) -> Tensor | None:
+        """Room for the masks of the global views, [V, B, h, w]."""
+        if self.views.mask.kind == "none":
+            return None
+        side = self.views.specs()[self.views.groups()[0][0]].size // self.patch
+        return torch.empty(views, images, side, side, dtype=torch.bool)
+
+    def _read(self, number: int, bad: list) -> tuple[int, np.ndarray]:
+        """The image, or in place of one that cannot be read the next that can."""
+        allowed = _allowed(self.source)
+        for _ in range(allowed + 1):
+            number %= len(self.source)
+            try:
+                if number not in self.known_bad:
+                    return number, self.source.read(number)
+            except Unreadable as error:
+                self.known_bad[number] = " ".join(str(error).split())
+            bad.append((number, self.source.name(number), self.known_bad[number]))
+            number += 1
+        raise _too_many(self.source, {n: name for n, name, _ in bad}, self.known_bad[number - 1])
+
+
+def _allowed(source: ImageSource) -> int:
+    """Images that may be unreadable: 1 %."""
+    return len(source) // 100
+
+
+def _too_many(source: ImageSource, bad: dict[int, str], reason: str) -> UserError:
+    names = ", ".join(list(bad.values())[:3])
+    return UserError(
+        f"{source.where}: {len(bad)} of {len(source)} images cannot be read, more than 1 %: {names}"
+        f"{' ...' if len(bad) > 3 else ''} (last: {reason}); repair or remove them"
+    )
+
+
+def _start_worker(_: int) -> None:
+    cv2.setNumThreads(0)  # torch's threads are set to one by the DataLoader
+    # The main process decides when to stop: a Ctrl-C or a scheduler's signal goes to the whole process group, and the
+    # main process may still want to finish its step and save.
+    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    # A worker's parent is the fork server, which outlives a killed main process as long as any worker lives.
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def batches(
+    source: ImageSource,
+    views: Views,
+    *,
+    seed: int,
+    batch: int,
+    epoch: int = 0,
+    epochs: int | None = None,
+    start_step: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    pin: bool = False,
+    prefetch: int = 2,
+    patch: int | None = None,
+) -> Iterator[Batch]:
+    """This rank's batches from (epoch, start_step) to the end of epoch `epochs` - 1 (default: of `epoch`).
+
+    batch is the global batch, a multiple of world. workers: processes that read and augment ahead, `prefetch` batches
+    each; 0 does it in this process. pin: page-locked memory for copies to a GPU. patch: side of the network's patches,
+    for views with masks or with colours of their own for every patch. Skipped steps cost nothing. A damaged
+    image is replaced by the next one and named in one warning; more than 1 % of them end in a UserError, as does
+    anything that fails in a worker. Closing the iterator ends the workers.
+    """
+    views.check()
+    if views.mask.kind != "none" or views.unit == "patch":
+        uneven = [s.size for s in views.specs() if not patch or s.size % patch]
+        if uneven:
+            raise UserError(f"views of {uneven[0]} pixels with patches of {patch}: the patch must divide the size")
+    if batch < 1 or batch % world:
+        raise UserError(f"batch={batch}: must be a positive multiple of the {world} processes")
+    if batch > len(source):
+        raise UserError(
+            f"{source.where}: {len(source)} images are fewer than one batch of {batch}; give a smaller batch"
+        )
+    return _batches(
+        source,
+        DataLoader(
+            _Work(source, views, seed, batch, patch),
+            batch_size=None,
+            sampler=_Steps(
+                len(source), seed, range(epoch, epoch + 1 if epochs is None else epochs), start_step, batch, rank, world
+            ),
+            num_workers=workers,
+            prefetch_factor=prefetch if workers else None,
+            # Forks of a server that has imported what they need and run nothing.
+            multiprocessing_context=context(preload=__name__) if workers else None,
+            worker_init_fn=_start_worker if workers else None,
+            pin_memory=pin,
+            generator=torch.Generator(),  # else the loader takes a number from the global stream, and a resume differs
+        ),
+    )
+
+
+def _batches(source: ImageSource, loader: DataLoader) -> Iterator[Batch]:
+    bad: dict[int, str] = {}
+    try:
+        for item in loader:
+            if isinstance(item, _Failure):
+                raise UserError(item.message, status=2 if item.trace is None else 1) from (
+                    RuntimeError(item.trace) if item.trace else None
+                )
+            for number, name, reason in item.bad:
+                if number not in bad:
+                    log.warning("%s: %s cannot be read and is skipped: %s", source.where, name, reason)
+                bad[number] = name
+            if len(bad) > _allowed(source):
+                raise _too_many(source, bad, item.bad[-1][2])
+            yield item
+    except (RuntimeError, OSError, EOFError) as error:  # what fails in a worker comes as a _Failure: this is its death
+        if not loader.num_workers:
+            raise
+        raise UserError(
+            f"a data worker died: {error}; usual causes: memory, /dev/shm or the limit of open files too small; "
+            "fewer workers need less",
+            status=1,
+        ) from error

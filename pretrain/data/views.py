@@ -1,0 +1,283 @@
+"""Views of an image: what is drawn (this file), apart from the pixel work (pixels.py).
+
+A recipe's views are a table of rows and three options (specification of the official code in methods.md 1.2, 2.2, 3.2,
+4.2, 5.2; one table for all methods, 7.2). The draws of one view are a fixed row of uniform numbers made by hashing
+(seed, epoch, image, view): nothing depends on a worker, a rank or on what was drawn before, and the parameters of any
+view can be drawn again without decoding anything.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ..common.errors import UserError
+from ..common.ranges import bounded, bounds, check_numbers
+
+PIXELS = 8192  # the longest side of a picture to make
+_MASK = (1 << 64) - 1
+_GAMMA = 0x9E3779B97F4A7C15  # SplitMix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014
+_TRIES = 10  # torchvision's RandomResizedCrop gives up after ten
+_COUNT = 16 + 4 * _TRIES  # uniform numbers of one view
+OPERATIONS = ("brightness", "contrast", "saturation", "hue")
+
+
+@dataclass
+class ViewSpec:
+    """One row of a recipe: `count` views drawn alike.
+
+    size in pixels; scale = range of the crop's share of the source area; ratio = range of width / height; jitter =
+    strengths of brightness, contrast, saturation, hue; *_p = probabilities; blur_radius = range of Pillow's radius
+    (the Gaussian's standard deviation, in pixels of the view); solarize_threshold in grey levels.
+    """
+
+    count: int = bounded(1, at_least=0, at_most=1000)
+    size: int = bounded(224, at_least=1, at_most=PIXELS)
+    scale: tuple[float, float] = bounded((0.4, 1.0), above=0, at_most=1)
+    ratio: tuple[float, float] = bounded((3 / 4, 4 / 3), at_least=0.01, at_most=100)
+    interpolation: str = "bicubic"
+    flip: float = bounded(0.5, at_least=0, at_most=1)
+    jitter: tuple[float, float, float, float] = bounded((0.4, 0.4, 0.2, 0.1), at_least=0, at_most=100)
+    jitter_p: float = bounded(0.8, at_least=0, at_most=1)
+    gray_p: float = bounded(0.2, at_least=0, at_most=1)
+    blur_p: float = bounded(0.5, at_least=0, at_most=1)
+    blur_radius: tuple[float, float] = bounded((0.1, 2.0), at_least=0, at_most=100)
+    solarize_p: float = bounded(0.0, at_least=0, at_most=1)
+    solarize_threshold: int = bounded(128, at_least=0, at_most=256)
+
+
+@dataclass
+class Mask:
+    """Which patches of the global views are hidden from the student, see masks.py.
+
+    kind:   'none', or 'block': rectangles, until the view's share of patches is hidden
+    ratio:  shares, one of which is drawn for every view; spread: how far from it, either way, the view's own may lie
+    aspect: range of the rectangles' height / width
+    """
+
+    kind: str = "none"
+    ratio: list[float] = field(default_factory=lambda: [0.0, 0.3], metadata=bounds(at_least=0, at_most=1))
+    spread: list[float] = field(default_factory=lambda: [0.0, 0.2], metadata=bounds(at_least=0, at_most=1))
+    aspect: tuple[float, float] = bounded((0.3, 1 / 0.3), at_least=0.01, at_most=100)
+
+
+@dataclass
+class Views:
+    """A recipe's views. View v is the v-th when the rows are written out by their counts; views of one size form a
+    group, groups come in the order of their first row.
+
+    pre_resize: squash every image to this many pixels square first (bilinear; PW-Self: 256), else null
+    share:      'image': each image draws for itself; 'batch': all images of a step use the same numbers (PW-Self)
+    unit:       'image': colours are changed per view; 'patch': of every patch of the network's grid by itself, after
+                crop and flip, as if it were an image
+    mask:       patches hidden from the student
+    """
+
+    rows: list[ViewSpec] = field(default_factory=list)
+    pre_resize: int | None = bounded(None, at_least=1, at_most=PIXELS)
+    share: str = "image"
+    unit: str = "image"
+    mask: Mask = field(default_factory=Mask)
+
+    def specs(self) -> list[ViewSpec]:
+        """The row of each view."""
+        return [row for row in self.rows for _ in range(row.count)]
+
+    def groups(self) -> list[list[int]]:
+        """View numbers of each group."""
+        found: dict[int, list[int]] = {}
+        for view, row in enumerate(self.specs()):
+            found.setdefault(row.size, []).append(view)
+        return list(found.values())
+
+    def check(self) -> None:
+        """UserError naming the first value that no view can be drawn with."""
+        check_numbers(self, "views")
+        for i, row in enumerate(self.rows):
+            for problem in _problems(row):
+                raise UserError(f"views.rows[{i}]{problem}")
+        if not self.specs():
+            raise UserError("views.rows: at least one view is needed")
+        if self.share not in ("image", "batch"):
+            raise UserError(f"views.share={self.share}: must be image or batch")
+        if self.unit not in ("image", "patch"):
+            raise UserError(f"views.unit={self.unit}: must be image or patch")
+        mask = self.mask
+        if mask.kind not in ("none", "block"):
+            raise UserError(f"views.mask.kind={mask.kind}: must be none or block")
+        if not mask.ratio or len(mask.ratio) != len(mask.spread):
+            raise UserError("views.mask: ratio and spread must be lists of the same length, one number at least")
+        if any(not 0 <= s <= r <= r + s <= 1 for r, s in zip(mask.ratio, mask.spread, strict=True)):
+            raise UserError(f"views.mask: ratio={mask.ratio}, spread={mask.spread}: shares must stay within 0 and 1")
+        if mask.aspect[0] > mask.aspect[1]:
+            raise UserError(f"views.mask.aspect={list(mask.aspect)}: the first must not be above the second")
+
+
+def _problems(row: ViewSpec):
+    for name in ("scale", "ratio", "blur_radius"):
+        low, high = getattr(row, name)
+        if low > high:
+            yield f".{name}={[low, high]}: the first must not be above the second"
+    if row.jitter[3] > 0.5:
+        yield f".jitter={list(row.jitter)}: the fourth (hue) must be at most 0.5"
+    if row.interpolation not in ("bicubic", "bilinear"):
+        yield f".interpolation={row.interpolation}: must be bicubic or bilinear"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What was drawn for one view of one image; it determines the pixels.
+
+    box = left, top, width, height in source pixels; jitter = (operation, factor) in the order of application; blur =
+    radius, 0 for none; solarize = threshold, None for none. patches: what is done to the colours of each patch, in
+    place of those four.
+    """
+
+    box: tuple[int, int, int, int]
+    size: int
+    interpolation: str
+    flip: bool
+    jitter: tuple[tuple[str, float], ...]
+    gray: bool
+    blur: float
+    solarize: int | None
+    patches: "PatchColours | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class PatchColours:
+    """What was drawn for the colours of the N square patches of `size` pixels of one view, in row-major order.
+
+    jitter bool [N]; order int [N, 4]: numbers of OPERATIONS in the order of application; factors [N, 4]: by number of
+    the operation; skip: operations that are left out; gray bool [N]; blur [N], radius, 0 for none; solarize [N],
+    threshold, 256 for none.
+    """
+
+    size: int
+    jitter: np.ndarray
+    order: np.ndarray
+    factors: np.ndarray
+    skip: tuple[int, ...]
+    gray: np.ndarray
+    blur: np.ndarray
+    solarize: np.ndarray
+
+
+def _mix(x: int) -> int:
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)
+
+
+def _mix_array(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def hashed(*key: int) -> int:
+    """64 bits that depend on every number of the key and on their order."""
+    state = 0
+    for number in key:
+        state = _mix(((state + _GAMMA) & _MASK) ^ (number & _MASK))
+    return state
+
+
+def permutation(n: int, *key: int) -> np.ndarray:
+    """A permutation of 0..n-1, int64 [n]: the order of hashed numbers, so the same with every version of numpy."""
+    numbers = np.arange(n, dtype=np.uint64) * np.uint64(_GAMMA) + np.uint64(hashed(*key))
+    return np.argsort(_mix_array(numbers), kind="stable")
+
+
+_STEPS = np.arange(1, _COUNT + 1, dtype=np.uint64) * np.uint64(_GAMMA)
+
+
+def uniforms(views: int, *key: int) -> np.ndarray:
+    """Uniform numbers in [0, 1), float64 [views, 56]: row v is the SplitMix64 stream started at hashed(*key, v)."""
+    states = _mix_array(np.uint64((hashed(*key) + _GAMMA) & _MASK) ^ np.arange(views, dtype=np.uint64))
+    return (_mix_array(states[:, None] + _STEPS) >> np.uint64(11)) * 2.0**-53
+
+
+def draw(spec: ViewSpec, height: int, width: int, numbers: Sequence[float]) -> View:
+    """One view of a source of height x width pixels from one row of `uniforms`.
+
+    Every decision has its own places in the row, so none depends on how many numbers another one took:
+    0 flip, 1 whether jitter, 2-5 its factors, 6-9 their order, 10 gray, 11-12 blur, 13 solarize, 16... the crop.
+    """
+    u = numbers.tolist() if isinstance(numbers, np.ndarray) else numbers
+    jitter = ()
+    if u[1] < spec.jitter_p:
+        order = sorted(range(4), key=u[6:10].__getitem__)
+        jitter = tuple((OPERATIONS[k], _factor(k, spec.jitter[k], u[2 + k])) for k in order if spec.jitter[k] > 0)
+    low, high = spec.blur_radius
+    return View(
+        box=_crop(height, width, spec.scale, spec.ratio, u[16:]),
+        size=spec.size,
+        interpolation=spec.interpolation,
+        flip=u[0] < spec.flip,
+        jitter=jitter,
+        gray=u[10] < spec.gray_p,
+        blur=low + (high - low) * u[12] if u[11] < spec.blur_p else 0.0,
+        solarize=spec.solarize_threshold if u[13] < spec.solarize_p else None,
+    )
+
+
+def _factor(operation: int, strength: float, u: float) -> float:
+    """torchvision's ColorJitter: hue in +-strength, the others in 1 +- strength, not below 0."""
+    if OPERATIONS[operation] == "hue":
+        return strength * (2 * u - 1)
+    low = max(0.0, 1 - strength)
+    return low + (1 + strength - low) * u
+
+
+def _crop(height: int, width: int, scale, ratio, u: Sequence[float]) -> tuple[int, int, int, int]:
+    """torchvision's RandomResizedCrop.get_params: area uniform, aspect log-uniform, ten tries, then a centre crop."""
+    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
+    for k in range(0, 4 * _TRIES, 4):
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * u[k])
+        aspect = math.exp(log_low + (log_high - log_low) * u[k + 1])
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(u[k + 2] * (width - w + 1)), int(u[k + 3] * (height - h + 1)), w, h
+    w, h = width, height
+    if width / height < min(ratio):
+        h = round(width / min(ratio))
+    elif width / height > max(ratio):
+        w = round(height * max(ratio))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def draw_patches(spec: ViewSpec, size: int, numbers: np.ndarray) -> PatchColours:
+    """The colours of N patches from N rows of `uniforms`, by the places of `draw`."""
+    u = numbers
+    low, high = spec.blur_radius
+    factors = np.stack([_factor(k, spec.jitter[k], u[:, 2 + k]) for k in range(4)], 1)
+    return PatchColours(
+        size=size,
+        jitter=u[:, 1] < spec.jitter_p,
+        order=u[:, 6:10].argsort(1, kind="stable"),
+        factors=factors,
+        skip=tuple(k for k in range(4) if not spec.jitter[k] > 0),
+        gray=u[:, 10] < spec.gray_p,
+        blur=np.where(u[:, 11] < spec.blur_p, low + (high - low) * u[:, 12], 0.0),
+        solarize=np.where(u[:, 13] < spec.solarize_p, spec.solarize_threshold, 256),
+    )
+
+
+def draw_all(views: Views, height: int, width: int, *key: int, patch: int | None = None) -> list[View]:
+    """All views of one image; key = (seed, epoch, image), or (seed, step) where a batch shares its draws.
+
+    height and width are those of the file; boxes are in the pre-resized frame where the recipe has one. patch: side of
+    a patch, for views.unit=patch.
+    """
+    if views.pre_resize is not None:
+        height = width = views.pre_resize
+    specs = views.specs()
+    numbers = uniforms(len(specs), *key).tolist()
+    drawn = [draw(spec, height, width, row) for spec, row in zip(specs, numbers, strict=True)]
+    if views.unit == "patch":
+        for v, (view, spec) in enumerate(zip(drawn, specs, strict=True)):
+            colours = draw_patches(spec, patch, uniforms((spec.size // patch) ** 2, *key, v))
+            drawn[v] = replace(view, jitter=(), gray=False, blur=0.0, solarize=None, patches=colours)
+    return drawn

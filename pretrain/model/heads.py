@@ -1,0 +1,125 @@
+"""Projection heads: a token [R, D] -> what an objective compares [R, K].
+
+One row in, one row out: a head never sees which view or image a row belongs to.
+"""
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..common.errors import UserError
+from .batchnorm import BatchNorm
+
+
+class WeightNormLinear(nn.Module):
+    """Linear layer without bias, its weight split into a gain and a direction: w = g * v / |v|, per output.
+
+    in features -> outputs. The direction keeps the framework's default initialisation, the gain starts at 1 and stays
+    there when `freeze_gain`. Names `weight_g` [K, 1] and `weight_v` [K, in] are the official ones.
+    """
+
+    def __init__(self, features: int, outputs: int, freeze_gain: bool = True):
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(outputs, 1), requires_grad=not freeze_gain)
+        self.weight_v = nn.Parameter(nn.Linear(features, outputs, bias=False).weight.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[R, in] -> [R, K]"""
+        if x.ndim == 2 and len(x) < x.shape[1]:  # fewer outputs to scale than weights
+            return _ScaledLinear.apply(x, self.weight_v, self.weight_g)
+        return F.linear(x, torch._weight_norm(self.weight_v, self.weight_g, 0))
+
+
+class _ScaledLinear(torch.autograd.Function):
+    """z = (x v^T) * g / |v|: the same as a product with normalised weights, without making them.
+
+    With 65536 prototypes and few rows (image vectors), passes over the weights are what a step waits for; here there is
+    one in the forward pass (the norms) and one in the backward pass, which the direction's gradient shares.
+    """
+
+    @staticmethod
+    def forward(ctx, x, v, g):
+        norm = torch.linalg.vector_norm(v, dim=1)  # [K]
+        scale = g[:, 0] / norm
+        y = F.linear(x, v)  # in autocast's precision
+        z = y * scale
+        ctx.save_for_backward(x.to(y.dtype), v, g, norm, scale, z)
+        return z
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, v, g, norm, scale, z = ctx.saved_tensors
+        scaled = (grad * scale).to(x.dtype)
+        along = (grad * z).sum(0)  # [K]: what would only change the length of v, or the gain
+        grad_x = grad_v = grad_g = None
+        if ctx.needs_input_grad[0]:
+            grad_x = scaled @ v.to(x.dtype)
+        if ctx.needs_input_grad[1]:
+            grad_v = (scaled.t() @ x).to(v.dtype).addcmul_(v, (along / norm**2)[:, None], value=-1)
+        if ctx.needs_input_grad[2]:
+            grad_g = (along / g[:, 0])[:, None]
+        return grad_x, grad_v, grad_g
+
+
+class PrototypeHead(nn.Module):
+    """DINO's head: MLP with exact GELU, L2 normalisation, weight-normalised layer of K prototypes.
+
+    [R, D] -> cosines to the prototypes [R, K] (times the gain). layers: linear layers of the MLP; with one of them,
+    it maps D to `bottleneck` directly. Source: facebookresearch/dino 7c446df, vision_transformer.py: DINOHead.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        outputs: int = 65536,
+        hidden: int = 2048,
+        bottleneck: int = 256,
+        layers: int = 3,
+        norm_last_layer: bool = True,
+    ):
+        super().__init__()
+        if min(outputs, hidden, bottleneck, layers) < 1:
+            raise UserError("a prototype head needs at least one output, hidden unit, bottleneck unit and layer")
+        widths = [dim, *[hidden] * (layers - 1), bottleneck]
+        steps: list[nn.Module] = []
+        for i, (a, b) in enumerate(pairwise(widths)):
+            steps += ([nn.GELU()] if i else []) + [nn.Linear(a, b)]
+        self.mlp = nn.Sequential(*steps)  # linear layers are mlp.0, mlp.2, mlp.4
+        self.last_layer = WeightNormLinear(bottleneck, outputs, norm_last_layer)
+        init_linear(self.mlp)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[R, D] -> [R, K]"""
+        return self.last_layer(F.normalize(self.mlp(x), dim=-1))
+
+
+class BatchNormMlp(nn.Module):
+    """MoBY's projector and predictor: [..., D] -> [..., outputs], hidden layers with batch normalisation and ReLU.
+
+    layers: linear layers, with `hidden` units between. Batch statistics are those of one call, over all processes.
+    Initialised as the framework does. Source: SwinTransformer/Transformer-SSL 4510de1, models/moby.py: MoBYMLP.
+    """
+
+    def __init__(self, dim: int, hidden: int = 4096, outputs: int = 256, layers: int = 2):
+        super().__init__()
+        if min(hidden, outputs, layers) < 1:
+            raise UserError("an MLP head needs at least one hidden unit, output and layer")
+        widths = [dim, *[hidden] * (layers - 1), outputs]
+        steps: list[nn.Module] = []
+        for i, (a, b) in enumerate(pairwise(widths)):
+            steps += ([BatchNorm(a), nn.ReLU()] if i else []) + [nn.Linear(a, b)]
+        self.mlp = nn.Sequential(*steps)  # of two layers: mlp.0, mlp.1 (normalisation), mlp.3
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(x)
+
+
+def init_linear(module: nn.Module) -> None:
+    """Initialise below `module` as DINO does: linear weights truncated normal of std 0.02 cut at +-2, biases 0."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.trunc_normal_(part.weight, std=0.02)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)

@@ -1,0 +1,90 @@
+"""Start from a checkpoint: any file that the evaluation's loader accepts."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...benchmarks.backbones.encoder import resize_positions
+from ...benchmarks.checkpoints.open import differences, names, open_checkpoint
+from ..common.errors import UserError
+from ..learner import Learner
+from .network import Network
+from .swin import Swin
+
+
+@torch.no_grad()
+def load_initial(learner: Learner, path: str | Path, format: str | None = None) -> str:
+    """Backbone and, where it has one that fits, readout of a checkpoint become the student's and the teacher's weights.
+
+    Stored positions of another grid are resized by the file's own rule. A class token or readout that only one side has
+    is left out or keeps its initial values; everything else must fit. format: of the file, instead of detection. -> one
+    line that says what was taken and what was not. Raises UserError, with nothing changed, when the file cannot be read
+    or belongs to another network.
+    """
+    checkpoint = open_checkpoint(path, format=format)
+    card, weights = checkpoint.card, dict(checkpoint.reading.weights)
+    student = learner.student
+    plain = not isinstance(student.backbone, Swin)  # positions are learned
+    resized = plain and card.grid**2 != student.backbone.patch_embed.num_patches
+    # Without resizing, equal names give equal weights, whatever the format says about positions.
+    if rivals := [r for r in checkpoint.rivals if resized or r.weights.keys() != weights.keys()]:
+        others = " or ".join(f"{r.format} ({differences(checkpoint.reading, r)})" for r in rivals)
+        raise UserError(f"init={path}: could be {checkpoint.reading.format} or {others}: give init_format=NAME")
+    _same_architecture(path, card, student)
+    if plain:
+        weights["pos_embed"] = _positions(path, weights["pos_embed"], card, student.backbone)
+    given = {_place(key): value for key, value in weights.items()}
+    own = {k: v for k, v in student.state_dict().items() if not k.startswith("heads.")}
+    spare = sorted(k for k in given if k not in own)
+    kept = sorted(k for k in own if k not in given)
+    wrong = [k for k in given if k in own and given[k].shape != own[k].shape]
+    wrong += [k for k in spare if not k.startswith(("readout.", "backbone.cls_token"))]
+    wrong += [k for k in kept if not k.startswith(("readout.", "backbone.cls_token", "backbone.masked_embed"))]
+    if wrong:
+        raise UserError(f"init={path}: does not fit network.backbone={student.cfg.backbone}: {names(wrong)}")
+    student.load_state_dict({k: v for k, v in given.items() if k in own}, strict=False)
+    learner.ema.copy()
+    said = [f"init={path}: format {checkpoint.reading.format}, {len(given) - len(spare)}/{len(given)} tensors taken"]
+    said += [f"not taken: {names(spare)}"] if spare else []
+    said += [f"initialised afresh: {names(kept)}"] if kept else []
+    if card.heads is None:
+        said.append(f"attention heads are not in the file: {student.backbone.blocks[0].attn.num_heads} assumed")
+    data = learner.cfg.data
+    if card.mean and card.std and (list(card.mean), list(card.std)) != (list(data.mean), list(data.std)):
+        said.append(f"it wants mean={card.mean} std={card.std}, this run has data.mean={data.mean} data.std={data.std}")
+    return "; ".join(said)
+
+
+def _place(key: str) -> str:
+    """The loader's name of a weight -> Network's."""
+    return key if key.startswith("readout.") else f"readout.{key}" if key.startswith("norm.") else f"backbone.{key}"
+
+
+def _same_architecture(path, card, student: Network) -> None:
+    """Raise UserError unless what shapes cannot tell agrees too."""
+    vit = student.backbone
+    ours = {"patch": vit.patch_embed.patch_size[0], "dim": vit.embed_dim, "norm_eps": vit.final_eps}
+    if isinstance(vit, Swin):
+        stages = [stage.blocks for stage in vit.layers]
+        ours |= {"family": "swin", "window": stages[0][0].window_size[0], "depths": tuple(map(len, stages))}
+        ours |= {"heads": tuple(blocks[0].attn.num_heads for blocks in stages)}
+    else:
+        ours |= {"family": "vit", "depth": len(vit.blocks), "heads": vit.blocks[0].attn.num_heads}
+        ours |= {"registers": vit.num_reg_tokens}
+    theirs = {key: getattr(card, key) for key in ours}
+    differ = [f"{k} {theirs[k]} instead of {v}" for k, v in ours.items() if theirs[k] not in (v, None)]
+    if differ:
+        raise UserError(
+            f"init={path}: another network than network.backbone={student.cfg.backbone}: {', '.join(differ)}"
+        )
+
+
+def _positions(path, stored: Tensor, card, vit) -> Tensor:
+    """Positions for our grid, with an entry for the class token if ours have one."""
+    own = vit.pos_embed.shape[1] - vit.patch_embed.num_patches
+    extra = stored.shape[1] - card.grid**2
+    if own > extra:
+        raise UserError(f"init={path}: has no position for the class token, which network.class_token=true wants")
+    patches = resize_positions(stored[:, extra:], tuple(vit.patch_embed.grid_size), card.pos_resize)
+    return torch.cat([stored[:, :own], patches], 1)

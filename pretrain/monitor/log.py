@@ -1,0 +1,151 @@
+"""What a run says: a line of JSON every few steps, progress on the screen, TensorBoard where asked for."""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from ...benchmarks.results.record import process_peak
+from ..checkpoint import Run
+from ..common.atomic import write_atomic
+from ..common.errors import UserError
+from ..common.progress import Reporter
+
+
+class Log:
+    """Numbers of a run's steps; a context manager. Only the first process has one.
+
+    log.jsonl has one object a line: step, epoch, loss, losses and the objectives' numbers by name (OBJECTIVE.PART;
+    teacher entropy and KL in nats), the numbers of collapse.py (rank, OBJECTIVE.centre_norm), grad_norm, lr,
+    weight_decay, ema, images_per_s and data_wait (share of the time spent waiting for views) since the last line,
+    memory_gb (peak: of the GPU, else of this process). Losses are those of the step itself. A line may have a
+    `warning`, a text. Evaluations on the way have lines of their own (see watch.py).
+    """
+
+    def __init__(self, run: Run, start: int, tensorboard: bool, console: Console, title: str):
+        """start: steps done already; lines of later steps are removed, so that none appears twice."""
+        cut(run.log_file, start)
+        self.events = event_writer(run.folder / "tensorboard", start) if tensorboard else None
+        self.path, self.reporter = run.log_file, Reporter(title, console)
+
+    def __enter__(self) -> "Log":
+        self.file = open(self.path, "a", encoding="utf-8")
+        self.reporter.__enter__()
+        self.meter()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.reporter.__exit__(*error)
+        self.file.close()
+        if self.events:
+            self.events.close()
+
+    def meter(self) -> None:
+        """Start measuring speed anew."""
+        self.since, self.images, self.waited = time.perf_counter(), 0, 0.0
+
+    def leave_out(self, seconds: float) -> None:
+        """Time that is none of the training's."""
+        self.since += seconds
+
+    def count(self, images: int, waited: float) -> None:
+        """A step of so many images is done, for which the process waited so many seconds."""
+        self.images += images
+        self.waited += waited
+
+    def line(self, values: dict) -> dict:
+        """Write a line of numbers (0-dim tensors or plain), with speed and memory; -> the line."""
+        spent = max(time.perf_counter() - self.since, 1e-9)
+        values = values | {
+            "images_per_s": round(self.images / spent, 3),
+            "data_wait": round(self.waited / spent, 4),
+            "memory_gb": round(peak_memory() / 2**30, 3),
+        }
+        self.meter()
+        return self.write(values)
+
+    def write(self, values: dict) -> dict:
+        """Write a line, of which `step` is one value; a `warning` is also said. -> the line."""
+        values = {k: plain(v) for k, v in values.items()}
+        if text := values.get("warning"):
+            self.reporter.console.print(f"step {values['step']}: warning: {text}", highlight=False, soft_wrap=True)
+        try:
+            self.file.write(json.dumps(values) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written: {error.strerror or error}", status=1) from None
+        if self.events:
+            for name, value in values.items():
+                if isinstance(value, str):
+                    self.events.add_text(name, value, values["step"])
+                elif name != "step" and value is not None:
+                    self.events.add_scalar(name, value, values["step"])
+        return values
+
+    def picture(self, name: str, image: np.ndarray, step: int) -> None:
+        """Show a picture, uint8 RGB [H, W, 3], in TensorBoard."""
+        if self.events:
+            self.events.add_image(name, image, step, dataformats="HWC")
+
+
+def plain(value) -> float | int | str | None:
+    """A number as JSON has it; what is not finite becomes null. A text stays."""
+    value = value.item() if isinstance(value, torch.Tensor) else value
+    return value if isinstance(value, str) or math.isfinite(value) else None
+
+
+def peak_memory() -> int:
+    """Bytes: of the GPU if one is in use, else of this process."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    return process_peak()
+
+
+def cut(path: Path, start: int) -> None:
+    """Remove the lines of steps after `start`, and one that a kill left unfinished."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            if json.loads(line)["step"] <= start:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    write_atomic(path, lambda file: file.write("".join(kept).encode()))
+
+
+def entries(path: Path) -> list[dict]:
+    """The lines of a log, in order, without one that a kill left unfinished."""
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(values, dict) and isinstance(values.get("step"), int):
+            found.append(values)
+    return found
+
+
+def check_tensorboard() -> None:
+    """Raise UserError where it is not installed."""
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "log.tensorboard=true needs tensorboard: pip install 'selfpatch-bench[track]', or set it to false"
+        ) from None
+
+
+def event_writer(folder: Path, start: int):
+    """TensorBoard's writer; what its files hold of later steps is hidden."""
+    check_tensorboard()
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(os.fspath(folder), purge_step=start + 1)

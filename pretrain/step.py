@@ -1,0 +1,176 @@
+"""One optimiser step, and the state that it changes. No method has a name here: see learner.py and objectives/."""
+
+import contextlib
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import optim, schedules
+from .common.errors import UserError
+from .config import Config, to_dict, total_steps
+from .data.group import Group
+from .data.views import hashed
+from .distributed import Ranks
+from .learner import Learner
+from .objectives import Step
+
+VERSION = 1  # of a checkpoint's layout
+_NOISE = 0x6E6F697365  # apart from the keys of views and of the order of images
+LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class NotFinite(Exception):
+    """Loss or gradients of a step are not finite; nothing has been changed by it. kind: which of the two."""
+
+    def __init__(self, kind: str):
+        super().__init__(kind)
+        self.kind = kind
+
+
+@dataclass
+class Outcome:
+    """What a step did, over the global batch. total: the weighted sum of losses; losses: its parts; numbers: what the
+    objectives report (teacher entropy, KL); all 0-dim tensors on the device. norm: largest gradient norm of a tensor
+    (or the global one), before clipping. flag: the largest of `flag` over processes."""
+
+    total: Tensor
+    losses: dict[str, Tensor]
+    numbers: dict[str, Tensor]
+    norm: Tensor
+    flag: int
+    lr: float
+    weight_decay: float
+    ema: float
+
+
+class Trainer:
+    """Networks, objectives, optimiser, scaler and schedules of a run; `step` counts the optimiser steps done.
+
+    `advance(groups)` takes this process's share of a global batch. The noise of a step (stochastic depth) comes from
+    (seed, step, share of the batch), so nothing of a generator's state has to be kept. Raises UserError for a
+    configuration that cannot be trained.
+    """
+
+    def __init__(self, cfg: Config, steps_per_epoch: int, ranks: Ranks):
+        loop = cfg.loop
+        self.cfg, self.ranks, self.device = cfg, ranks, ranks.device
+        self.parts = ranks.world * loop.accumulation
+        if loop.batch % self.parts:
+            raise UserError(
+                f"loop.batch={loop.batch}: must be a multiple of {self.parts} ({ranks.world} processes times "
+                f"loop.accumulation={loop.accumulation})"
+            )
+        self.precision = choose_precision(loop.precision, self.device)
+        self.schedules = schedules.build(cfg.schedule, loop.batch, total_steps(cfg, steps_per_epoch), steps_per_epoch)
+        self.learner = Learner(cfg)
+        if self.precision == "float64":
+            self.learner.double()
+        self.learner.to(self.device)
+        self.learner.set_attention(self.device.type, self.precision in LOW, loop.fused_attention)
+        self.named = [(n, p) for n, p in self.learner.student.named_parameters() if p.requires_grad]
+        self.optimiser = optim.build(self.named, cfg.optim)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        if loop.compile:  # block by block: they share their code, so that it is compiled once for each shape
+            for network in (self.learner.student, self.learner.teacher):
+                for block in network.backbone.blocks:
+                    block.compile(dynamic=False)  # in place: names of parameters stay
+        self.module = ranks.wrap(self.learner)
+        self.step = 0
+
+    def __len__(self) -> int:
+        """Optimiser steps of the whole run."""
+        return len(self.schedules)
+
+    @property
+    def epoch(self) -> int:
+        """0-based epoch of the next step, which is the number of finished epochs."""
+        return self.schedules.epoch(self.step)
+
+    def advance(self, groups: list[Group], flag: int = 0) -> Outcome:
+        """One optimiser step. groups: of this process's images, on the device. flag: a number >= 0 on which the
+        processes agree by its maximum. Raises NotFinite (everything is then as before the step)."""
+        t, accumulation, optimiser = self.step, self.cfg.loop.accumulation, self.optimiser
+        values = [float(v[t]) for v in (self.schedules.lr, self.schedules.weight_decay, self.schedules.ema)]
+        optim.set_schedule(optimiser, *values[:2])
+        optimiser.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        for micro in range(accumulation):
+            for name, value in self._micro_step(groups, micro, last=micro == accumulation - 1).items():
+                sums[name] = sums[name] + value if name in sums else value
+        flags = torch.zeros(self.ranks.world, device=self.device)
+        flags[self.ranks.rank] = flag
+        sums = self.ranks.add(sums | {"flag": flags})
+        total, losses = sums.pop("total") / self.parts, {}
+        flag = int(sums.pop("flag").max())
+        for name in [n for n in sums if n.startswith("loss ")]:
+            losses[name.removeprefix("loss ")] = sums.pop(name) / self.parts
+        self.scaler.unscale_(optimiser)
+        norms = optim.clip((p for _, p in self.named), self.cfg.optim.clip, self.cfg.optim.clip_mode)
+        norm = norms.max() if len(norms) else norms.sum()
+        # With a scaler, gradients that are too large are its business: it leaves the step out and lowers the scale.
+        finite = torch.isfinite(torch.stack([total, total if self.scaler.is_enabled() else norm.to(total)])).tolist()
+        if not all(finite):
+            optimiser.zero_grad(set_to_none=True)
+            raise NotFinite("gradients" if finite[0] else "loss")
+        optim.freeze(self.named, self.cfg.optim.freeze, self.cfg.optim.freeze_epochs, self.epoch)
+        self.scaler.step(optimiser)
+        self.scaler.update()
+        numbers = self.learner.finish_step(sums, values[2])
+        self.step += 1
+        return Outcome(total, losses, numbers, norm, flag, *values)
+
+    def _micro_step(self, groups: list[Group], micro: int, last: bool) -> dict[str, Tensor]:
+        """Forward and backward of one of the accumulation's shares; -> its losses and the objectives' sums."""
+        accumulation = self.cfg.loop.accumulation
+        size = groups[0].x.shape[1] // accumulation
+        part = self.ranks.rank * accumulation + micro
+        torch.manual_seed(hashed(self.cfg.seed, _NOISE, self.step, part))
+        rows = [g.rows(slice(micro * size, (micro + 1) * size)) for g in groups]
+        silent = contextlib.nullcontext() if last or self.module is self.learner else self.module.no_sync()
+        cast = LOW.get(self.precision)
+        with silent, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
+            with torch.autocast(self.device.type, cast, enabled=cast is not None):
+                total, losses, stats = self.module(rows, Step(self.step, self.epoch, part, self.parts))
+            self.scaler.scale(total / accumulation).backward()
+        return {"total": total.detach()} | {f"loss {k}": v for k, v in losses.items()} | stats
+
+    def state(self) -> dict:
+        """Everything that a step changes, and the configuration: dicts of tensors and plain values."""
+        learner = self.learner
+        return {
+            "version": VERSION,
+            "step": self.step,
+            "epoch": self.epoch,
+            "student": dict(learner.student.state_dict()),
+            "teacher": dict(learner.teacher.state_dict()),
+            "objectives": dict(learner.objectives.state_dict()),
+            "optimizer": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "config": to_dict(self.cfg),
+        }
+
+    def load(self, state: dict) -> None:
+        """Take over what `state` gave. Raises UserError where it belongs to another network."""
+        learner = self.learner
+        try:
+            for name in ("student", "teacher", "objectives"):
+                getattr(learner, name).load_state_dict(state[name])
+            names = [g["names"] for g in state["optimizer"]["param_groups"]]
+            if names != [g["names"] for g in self.optimiser.param_groups]:
+                raise ValueError("the optimiser's parameters are others")
+            self.optimiser.load_state_dict(state["optimizer"])
+            if self.scaler.is_enabled() and state["scaler"]:
+                self.scaler.load_state_dict(state["scaler"])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise UserError(f"the checkpoint does not fit the network of its configuration: {error}") from error
+        self.step = state["step"]
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """config.Loop.precision -> float32 | bf16 | fp16 | float64"""
+    if wanted != "auto":
+        return wanted
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
