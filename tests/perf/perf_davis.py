@@ -26,7 +26,7 @@ from selfpatch_bench.benchmarks.tasks import davis
 from selfpatch_bench.benchmarks.tasks._propagation import Propagator, first_labels, labels_to_mask, normalise
 from selfpatch_bench.pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD, Card
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "helpers"))
 import reference_jf
 import reference_propagation
 

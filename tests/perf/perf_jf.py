@@ -1,6 +1,6 @@
 """Milliseconds per frame of J and F against the plain formula, at 480x854, in one run. `python tests/perf/perf_jf.py`
 
-The plain formula (tests/reference_jf.py) works on full frames and dilates with OpenCV, as the official evaluator does.
+The plain formula (helpers/reference_jf.py) works on full frames and dilates with OpenCV as the official evaluator does.
 Both are timed in turns, frame by frame, and each frame's best round counts, so that other load spoils neither.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "helpers"))
 import reference_jf as plain
 from selfpatch_bench.benchmarks.metrics import jf, scoring
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))
 import reference_propagation as reference
 from selfpatch_bench.benchmarks.tasks._propagation import Propagator, labels_to_mask, normalise
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "helpers"))
 import reference_views as reference
 from selfpatch_bench.pretrain.data import pixels
 from selfpatch_bench.pretrain.data.group import normalise

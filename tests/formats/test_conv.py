@@ -8,8 +8,11 @@ import pytest
 import torch
 import torchvision
 from rich.console import Console
+from test_formats_conv import NAMES, conv_layouts, tiny_file
 from timm.models.swin_transformer import SwinTransformer
 
+from conftest import REPO
+from layouts import PARITY, relative
 from selfpatch_bench.benchmarks import UserError, load
 from selfpatch_bench.benchmarks.backbones.conv import ConvEncoder, timm_network
 from selfpatch_bench.benchmarks.checkpoints.open import build, open_checkpoint
@@ -22,8 +25,6 @@ from selfpatch_bench.benchmarks.run.runner import Options, plan, run
 from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.pretrain.common import plugins
 from selfpatch_bench.pretrain.common.card import Card, parse_field
-from test_formats import PARITY, relative
-from test_formats_conv import NAMES, conv_layouts, tiny_file
 
 
 @pytest.mark.parametrize("arch", ["resnet50", "basic", "resnext", "wide"])
@@ -192,7 +193,7 @@ def test_mmdets_swin(tmp_path):
     Its padding, its shift and the channel order of its merging, which is unfold's. The last stage has one block there,
     so that mmdet's always shifting does not show.
     """
-    golden = np.load(Path(__file__).parent / "golden" / "mm_swin.npz")
+    golden = np.load(REPO / "tests/golden" / "mm_swin.npz")
     state = {k.removeprefix("state."): torch.from_numpy(golden[k]) for k in golden.files if k.startswith("state.")}
     torch.save(state, tmp_path / "x.pth")
     encoder = load(tmp_path / "x.pth")

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_conv
+import test_formats_vit
 import torch
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-import test_conv
-import test_formats_vit
 from conftest import SHARED, shared_cases
 from mm_building import CARDS, CONFIGS, build, mm
 from selfpatch_bench.benchmarks import UserError

@@ -12,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 import reference_vit as plain
 from conftest import shared_cases
+from layouts import PARITY, layouts, relative, tiny
 from selfpatch_bench.benchmarks import UserError, load
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder, resize_positions
 from selfpatch_bench.benchmarks.checkpoints.open import build, open_checkpoint
@@ -25,7 +26,6 @@ from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.benchmarks.tasks import davis as davis_task
 from selfpatch_bench.pretrain.common import plugins
 from selfpatch_bench.pretrain.common.card import Card, heads_from
-from test_formats import PARITY, layouts, relative, tiny
 
 SIZES = ((32, 32), (48, 48), (24, 56))  # the examples' stored grid, a larger square one, another shape
 

@@ -1,6 +1,6 @@
 """Damaged and hostile checkpoint files through the whole loader, in a worker process that is restarted on a crash.
 
-    python tests/fuzz_checkpoints.py [--count 10000] [--seed 0] [--formats dino,mae] [--timeout 30]
+    python tests/helpers/fuzz_checkpoints.py [--count 10000] [--seed 0] [--formats dino,mae] [--timeout 30]
 
 Every format's `example()` file is mutated (mutations.py): bytes flipped, cut, removed, opcodes inserted; its tree,
 saved again: keys swapped, renamed, lost or doubled, shapes and types changed, a block or a family of tensors lost,

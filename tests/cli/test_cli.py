@@ -175,7 +175,16 @@ def test_the_readme_names_real_commands_and_the_ci_runs_its_test_command():
 def test_a_shared_folder_of_which_nothing_ran_is_a_failure(tmp_path):
     import os
 
-    line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(REPO / "tests/test_formats.py"), "-k"]
+    line = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        str(REPO / "tests/formats/test_formats.py"),
+        "-k",
+    ]
     line += ["image_vector"]
     for folder in (tmp_path, tmp_path / "nowhere"):
         env = os.environ | {"SELFPATCH_SHARED": str(folder)}

@@ -1,4 +1,4 @@
-"""Damaged files of every format through the whole loader; `tests/fuzz_checkpoints.py` does thousands."""
+"""Damaged files of every format through the whole loader; `tests/helpers/fuzz_checkpoints.py` does thousands."""
 
 import pytest
 

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from conftest import SHARED
+from conftest import REPO, SHARED
 from selfpatch_bench.benchmarks.results import labels
 from selfpatch_bench.benchmarks.results.collect import load_records
 from selfpatch_bench.benchmarks.results.layout import build_table, table_command
@@ -32,8 +32,8 @@ from selfpatch_bench.benchmarks.results.render import latex_escape, number, rend
 from selfpatch_bench.benchmarks.tasks import Metric
 from selfpatch_bench.pretrain.common.errors import UserError
 
-GOLDEN = Path(__file__).parent / "golden"
-PUBLISHED = Path(__file__).parent.parent / "results" / "published"
+GOLDEN = REPO / "tests/golden"
+PUBLISHED = REPO / "results" / "published"
 POSTER = "selfpatch_poster"
 AP = ("AP_bb", "AP_bb_50", "AP_bb_75", "AP_mk", "AP_mk_50", "AP_mk_75")
 COCO_VIT = [["coco_det", "mask_rcnn_vit_fpn_1x"], ["coco_seg", "mask_rcnn_vit_fpn_1x"]]

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from test_davis import rescaled
 
 from conftest import shared_cases
 from selfpatch_bench.benchmarks import UserError, load
@@ -21,7 +22,6 @@ from selfpatch_bench.benchmarks.run.runner import Options, plan, run_command
 from selfpatch_bench.benchmarks.tasks._features import Crop, features, image_vector
 from selfpatch_bench.benchmarks.tasks.knn import accuracies, vote
 from selfpatch_bench.pretrain.common.card import Card
-from test_davis import rescaled
 
 COLOURS = {"blue": (40, 60, 190), "green": (50, 160, 60), "red": (200, 50, 40)}
 

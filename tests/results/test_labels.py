@@ -21,7 +21,7 @@ from selfpatch_bench.benchmarks.results.collect import load_records
 from selfpatch_bench.benchmarks.run.runner import Options, plan, run
 from selfpatch_bench.pretrain.common.card import Card
 from selfpatch_bench.pretrain.common.errors import UserError
-from test_runner import TASK
+from toy import TASK
 
 CARD = Card("vit", 8, 24, 1, 2, pos="learned 4x4", mean=(0.5,) * 3, std=(0.5,) * 3)
 ROW, OTHER = "DINO|ViT-S/16", "DINO+SelfPatch|ViT-S/16"

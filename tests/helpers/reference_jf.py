@@ -1,7 +1,7 @@
 """J and F by the plain formula on full frames, one object at a time: what `benchmarks/metrics/jf.py` must equal.
 
 Formula: davisvideochallenge/davis2017-evaluation, commit ac7c43f, `davis2017/metrics.py` and `utils.py`.
-`python tests/reference_jf.py > tests/golden/jf.json` writes the small golden again.
+`python tests/helpers/reference_jf.py > tests/golden/jf.json` writes the small golden again.
 """
 
 import json
@@ -113,7 +113,7 @@ def small_golden() -> dict:
     j, f = (np.array(x).T.tolist() for x in zip(*scores, strict=True))
     letters = np.array([*"0123", *"?" * 251, "v"])
     return {
-        "source": "tests/reference_jf.py, which equals the official evaluator's recorded values",
+        "source": "tests/helpers/reference_jf.py, which equals the official evaluator's recorded values",
         "objects": 3,
         "bound": 2,
         "frames": [

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from conftest import SHARED
+from layouts import PARITY, layouts, relative
 from selfpatch_bench.benchmarks import UserError, load
 from selfpatch_bench.benchmarks.backbones.conv import ConvEncoder, timm_network
 from selfpatch_bench.benchmarks.checkpoints import open as loading
@@ -17,7 +18,6 @@ from selfpatch_bench.benchmarks.checkpoints.state import State, read_file
 from selfpatch_bench.benchmarks.formats import _examples as examples
 from selfpatch_bench.pretrain.common import plugins
 from selfpatch_bench.pretrain.common.card import Card
-from test_formats import PARITY, layouts, relative
 
 # float32: right code is at 1e-7 (convolutions) to 7e-7 (attention); a batch norm eps of 1e-6 for 1e-5 shows at 1e-5.
 NAMES = list(plugins.scan("formats"))

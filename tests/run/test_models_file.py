@@ -20,7 +20,7 @@ from selfpatch_bench.benchmarks.run.models import Entry, read_models
 from selfpatch_bench.benchmarks.run.runner import Options, describe, expand, gather, plan, run, run_command
 from selfpatch_bench.pretrain.common import plugins
 from selfpatch_bench.pretrain.common.card import Card
-from test_runner import TASK
+from toy import TASK
 
 CARD = Card("vit", 8, 24, 1, 2, pos="learned 4x4", mean=(0.5,) * 3, std=(0.5,) * 3)
 

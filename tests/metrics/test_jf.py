@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 import reference_jf as plain
-from conftest import SHARED, shared_cases
+from conftest import REPO, SHARED, shared_cases
 from selfpatch_bench.benchmarks.metrics import jf, scoring
 from selfpatch_bench.pretrain.common.errors import UserError
 
-TESTS = Path(__file__).parent
+TESTS = REPO / "tests"
 OFFICIAL = 1e-9  # the recorded values are float64; those of golden/*/scores.json per frame are rounded to 9 digits
 
 
