@@ -1,10 +1,10 @@
 """The folder of a run and its checkpoints: written whole or not at all, read without running anything in them.
 
 RUN/config.yaml                     the full configuration
-RUN/log.jsonl                       see log.py
-RUN/checkpoints/step-00000100.pt    after 100 optimiser steps (trainer.Trainer.state)
+RUN/log.jsonl                       see monitor/log.py
+RUN/checkpoints/step-00000100.pt    after 100 optimiser steps (step.Trainer.state)
 RUN/exports/                        see export.py
-RUN/watch/step-00000100/            pictures, see watch.py
+RUN/watch/step-00000100/            pictures, see monitor/watch.py
 RUN/.lock                           says which process works on it, see pretrain/common/locks.py
 """
 

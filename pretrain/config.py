@@ -11,12 +11,14 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .common import plugins
 from .common.errors import UserError
+from .common.plugins import Kind
 from .common.ranges import bounded, check_number, check_numbers
 from .data.views import PIXELS, Views
+from .recipes import RECIPES
 from .schedules import LR_RULES
 
+OBJECTIVES = Kind("objectives", Path(__file__).resolve().parent / "objectives", f"{__package__}.objectives")
 PRECISIONS = ("auto", "float32", "bf16", "fp16", "float64")
 STEPS = 10**8  # of a run: its schedules are tables
 # Bounds of network.overrides, which timm's constructors do not check.
@@ -33,7 +35,7 @@ OVERRIDES = {
 
 @dataclass
 class Data:
-    """path: images to train on (see sources.open_source), root: where a list file's paths start. mean, std: of RGB in
+    """path: images to train on (see images.open_source), root: where a list file's paths start. mean, std: of RGB in
     0..1. workers: processes that make views, per training process (null: as many as there are cores for each).
     prefetch: batches each makes ahead."""
 
@@ -50,7 +52,7 @@ class Network:
     """backbone: vit_{tiny,small,base,large}_patchP, swin_{tiny,small,base,large}, or any ViT or Swin of timm;
     overrides: arguments of timm's constructor. class_token: null leaves the architecture's own. readout: token |
     class_attention | mean; readout_depth: blocks of class attention. drop_path: stochastic depth of the student,
-    teacher_drop_path of the teacher. positions: how they are made at other sizes (benchmarks.card.POSITION_RULES).
+    teacher_drop_path of the teacher. positions: how they are made at other sizes (card.POSITION_RULES).
     image_size: whose patch grid the stored positions have (null: that of the global views)."""
 
     backbone: str = "vit_small_patch16"
@@ -197,7 +199,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Config:
         if not path.is_file():
             raise UserError(f"recipe {name}: no such file")
     else:
-        path = plugins.get("recipes", name).path
+        path = RECIPES.get(name).path
     try:
         loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except Exception as error:  # yaml's and OmegaConf's errors have no common base
@@ -318,7 +320,7 @@ def _entry(value: Any, where: str) -> tuple[str, DictConfig]:
 
 def _options(name: str) -> type:
     """The Config of an objective plug-in."""
-    found = getattr(plugins.get("objectives", name).module, "Config", None)
+    found = getattr(OBJECTIVES.get(name).module, "Config", None)
     if not (isinstance(found, type) and is_dataclass(found)):
         raise UserError(f"objective {name}: its file defines no dataclass Config")
     return found

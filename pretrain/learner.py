@@ -9,8 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from .common import plugins
-from .config import Config
+from .config import OBJECTIVES, Config
 from .data.group import Group, normalise
 from .model.backbone import build_backbone, check_size, set_fused_attention
 from .model.network import Network, own_stream
@@ -53,7 +52,7 @@ class Learner(nn.Module):
         )
         self.patch = patch
         active = [e for e in cfg.objectives if e.weight]
-        kinds = {e.name: plugins.get("objectives", e.name).module.Objective for e in active}
+        kinds = {e.name: OBJECTIVES.get(e.name).module.Objective for e in active}
         self.weights = {e.name: e.weight for e in active}
         spec = merge({e.name: kinds[e.name].spec(e.options, net) for e in active})
         self.teacher_views = spec.teacher_views

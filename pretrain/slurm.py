@@ -13,6 +13,7 @@ from .checkpoint import JOBS, Run
 from .common.errors import UserError
 from .common.processes import safe_path
 from .config import Config, from_dict, to_dict
+from .train import Hooks, run
 
 # submitit's own names; others are Slurm's and get its prefix, as in partition -> slurm_partition.
 GENERAL = ("nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "mem_gb", "timeout_min", "name")
@@ -22,18 +23,15 @@ TIMEOUTS = 1000  # requeues
 class Job:
     """What a job does, each time that it is started."""
 
-    def __init__(self, config: dict, folder: str, resume: bool):
-        self.config, self.folder, self.resume = config, folder, resume
+    def __init__(self, config: dict, folder: str, resume: bool, hooks: Hooks):
+        self.config, self.folder, self.resume, self.hooks = config, folder, resume, hooks
 
     def __call__(self) -> int:
         from submitit.helpers import TorchDistributedEnvironment
 
-        from .train import launch
-
         # The variables that torchrun would set. The processes of a node see all of its GPUs and take one each.
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
-        run = Run(Path(self.folder))
-        return launch(from_dict(self.config), run, self.resume)
+        return run(from_dict(self.config), Path(self.folder), self.resume, self.hooks)
 
     def checkpoint(self):
         """Called by submitit before it requeues: what to start then. The first start has made the folder, if it came
@@ -41,25 +39,25 @@ class Job:
         from submitit.helpers import DelayedSubmission
 
         begun = Run(Path(self.folder)).config_file.exists()
-        return DelayedSubmission(Job(self.config, self.folder, self.resume or begun))
+        return DelayedSubmission(Job(self.config, self.folder, self.resume or begun, self.hooks))
 
 
-def submit(cfg: Config, run: Run, options: str, resume: bool) -> int:
+def submit(cfg: Config, run: Run, options: str, resume: bool, hooks: Hooks) -> int:
     """Hand a run to Slurm; -> exit status 0 once it is queued. options: `key=value,...`, submitit's or Slurm's names;
     cluster=local runs it here. Raises UserError."""
-    job = start(cfg, run, options, resume)
+    job = start(cfg, run, options, resume, hooks)
     print(f"job {job.job_id}: {run.folder}; its output is in {job.paths.folder}")
     return 0
 
 
-def start(cfg: Config, run: Run, options: str, resume: bool):
+def start(cfg: Config, run: Run, options: str, resume: bool, hooks: Hooks):
     """`submit`, -> submitit's Job."""
     require()
     parameters = parse(options)
     if not resume:
         run.check_empty()
     folder = run.folder.absolute()
-    job = Job(to_dict(cfg), str(folder), resume)
+    job = Job(to_dict(cfg), str(folder), resume, hooks)
     return queue(job, folder / JOBS, parameters, f"pretrain-{cfg.recipe}", options)
 
 

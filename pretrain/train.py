@@ -1,4 +1,4 @@
-"""`selfpatch pretrain`: the loop from images to checkpoints. It never knows a method's name."""
+"""The loop from images to checkpoints. It never knows a method's name."""
 
 import contextlib
 import os
@@ -7,7 +7,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -16,53 +17,41 @@ from .checkpoint import Run, identity, read
 from .common.atomic import write_atomic
 from .common.errors import UserError
 from .common.machine import keep_memory
+from .common.plugins import named
 from .common.processes import refuse_in_child
-from .config import Config, load_recipe
+from .config import Config
 from .data.images import ImageSource, open_source
 from .data.loader import Batch, batches, steps_per_epoch
 from .distributed import PATIENCE, Ranks, Told, restarted
-from .model.initial import load_initial
+from .model.initial import load_initial, read_own
 from .monitor.collapse import Collapse
 from .monitor.log import Log, check_tensorboard, entries, plain
 from .monitor.watch import Watch, due, evaluate, missed
 from .step import NotFinite, Outcome, Trainer
 
 
-def pretrain_command(
-    recipe: str | None,
-    data: str | None = None,
-    out: Path | None = None,
-    resume: Path | None = None,
-    overrides: list[str] = (),
-    device: str | None = None,
-    seed: int | None = None,
-    slurm: str | None = None,
-) -> int:
-    """Start a run of a recipe on `data` into the folder `out` (runs/RECIPE if not given), or go on with one: `resume`.
+@dataclass(frozen=True)
+class Hooks:
+    """What a run needs from outside the core, as `module:function`: so submitit's pickles, torchrun's children and a
+    resumed run find it.
 
-    overrides: `dotted.key=value`; data, device and seed are short for data.path, loop.device and seed. slurm: submit
-    the run as a job instead (slurm.submit). -> exit status: 0, or 128 + signal when told to stop (it has saved by
-    then). Raises UserError.
+    read_weights(path, format) -> model.initial.Found, for `init=`; without it, only our own exports are read. evaluate:
+    see monitor.watch.Watch; without it, `watch.every` is refused.
     """
-    refuse_in_child()
-    given = [f"{k}={quote(v)}" for k, v in (("data.path", data), ("loop.device", device)) if v is not None]
-    overrides = [*overrides, *given] + ([f"seed={seed}"] if seed is not None else [])
-    if resume is not None and (recipe is not None or out is not None):
-        raise UserError(f"--resume {resume} goes on with that run: leave the recipe and --out away")
-    if resume is None and recipe is None:
-        raise UserError("give a recipe (`selfpatch ls recipes`), or --resume RUN")
-    run = Run(Path(resume or out or Path("runs") / Path(recipe).stem))
-    cfg = settle(load_recipe(recipe, overrides) if resume is None else run.config(overrides))
-    if slurm is not None:
-        from .slurm import submit
 
-        return submit(cfg, run, slurm, resume is not None)
-    return launch(cfg, run, resume is not None)
+    read_weights: str | None = None
+    evaluate: str | None = None
+
+    def reader(self) -> Callable:
+        return named(self.read_weights) if self.read_weights else read_own
+
+    def evaluation(self) -> Callable:
+        if not self.evaluate:
+            raise UserError("watch.every: nothing evaluates here; leave it away, or train with `selfpatch pretrain`")
+        return named(self.evaluate)
 
 
-def quote(value: str) -> str:
-    """As yaml reads it back: a path may hold anything."""
-    return "'" + str(value).replace("'", "''") + "'"
+ALONE = Hooks()  # the core without anything above it
 
 
 def settle(cfg: Config) -> Config:
@@ -81,18 +70,21 @@ def absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def launch(cfg: Config, run: Run, resume: bool) -> int:
-    """Train in this process, one of those that torchrun started or alone; -> exit status."""
+def run(cfg: Config, out: Path, resume: bool = False, hooks: Hooks = ALONE) -> int:
+    """Train in this process, one of those that torchrun started or alone, into the folder `out`; -> exit status: 0, or
+    128 + signal when told to stop (it has saved by then). Raises UserError."""
+    refuse_in_child()
+    folder = Run(out)
     try:
         with Ranks(cfg.loop.device) as ranks, contextlib.ExitStack() as held:
-            return train(cfg, run, ranks, resume, held)
+            return train(cfg, folder, ranks, resume, held, hooks)
     except Told as error:
         return error.status
     except KeyboardInterrupt:
-        raise UserError(f"interrupted: go on with {how_to_resume(run)}", 130) from None
+        raise UserError(f"interrupted: go on with {how_to_resume(folder)}", 130) from None
 
 
-def train(cfg: Config, run: Run, ranks: Ranks, resume: bool, held: contextlib.ExitStack) -> int:
+def train(cfg: Config, run: Run, ranks: Ranks, resume: bool, held: contextlib.ExitStack, hooks: Hooks) -> int:
     """The whole run, with its folder claimed until `held` closes. Everything that can be wrong is found before the
     folder is made."""
     if ranks.device.type == "cpu":
@@ -113,10 +105,10 @@ def train(cfg: Config, run: Run, ranks: Ranks, resume: bool, held: contextlib.Ex
             raise UserError(f"{source.where}: its {len(source)} images are not {began}; give --data their folder")
         trainer.load(state)
     elif cfg.init:
-        say(ranks, load_initial(trainer.learner, cfg.init, cfg.init_format))
+        say(ranks, load_initial(trainer.learner, cfg.init, cfg.init_format, hooks.reader()))
     watch: list[Watch] = []
     if cfg.watch.every is not None:  # checked before there is a folder
-        ranks.first(lambda: watch.append(Watch(cfg, run, trainer, source)))
+        ranks.first(lambda: watch.append(Watch(cfg, run, trainer, source, hooks.evaluation())))
     if not resume:
         ranks.first(lambda: run.create(cfg, held))
     done, total = trainer.step, len(trainer)

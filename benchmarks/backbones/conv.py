@@ -1,4 +1,4 @@
-"""ResNet and Swin over timm's networks: the same interface as `encoder.Encoder`, with stages in the place of blocks.
+"""ResNet and Swin over timm's networks: the same interface as `encoder.Encoder`, with stages in place of blocks.
 
 Swin at any size: official pretraining code (Transformer-SSL 4510de1, models/swin_transformer.py) takes multiples of 224
 only; there a stage whose shorter side is one window is not shifted. Other sizes follow the rule `card.sizes`.
@@ -7,38 +7,14 @@ only; there a stage whose shorter side is one window is not shifted. Other sizes
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
-from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, window_partition, window_reverse
 from torch import Tensor, nn
 
-from ...pretrain.common.card import BLOCKS, SIZE_RULES, Card
+from ...pretrain.common.card import BLOCKS, Card
 from ...pretrain.common.errors import UserError
 from ...pretrain.model.readout import ClassAttentionReadout
+from ...pretrain.model.swin import timm_swin
 from .encoder import Encoder, Features
-
-
-class PaddedSwinBlock(SwinTransformerBlock):
-    """timm's block, whose windows and shift follow the official code at every size; no weights of its own.
-
-    timm shifts each axis that is longer than a window, and shifts before it pads, so that its masks miss the seam.
-    """
-
-    def _attn(self, x: Tensor) -> Tensor:
-        """x [B, H, W, C] -> [B, H, W, C]"""
-        h, w = x.shape[1:3]
-        side = self.window_size[0]
-        x = F.pad(x, (0, 0, 0, -w % side, 0, -h % side))
-        padded = x.shape[1:3]
-        shift = self.shift_size[0] if min(padded) > side else 0
-        if shift:
-            x = torch.roll(x, (-shift, -shift), (1, 2))
-        windows = window_partition(x, self.window_size).flatten(1, 2)
-        windows = self.attn(windows, mask=self.get_attn_mask(x) if shift else None)
-        x = window_reverse(windows.unflatten(1, self.window_size), self.window_size, *padded)
-        if shift:
-            x = torch.roll(x, (shift, shift), (1, 2))
-        return x[:, :h, :w]
 
 
 def timm_network(card: Card, **kwargs) -> nn.Module:
@@ -51,7 +27,7 @@ def timm_network(card: Card, **kwargs) -> nn.Module:
     if card.family == "resnet":
         return _resnet(card, kwargs)
     if card.family == "swin":
-        return _swin(card, kwargs)
+        return timm_swin(card, **kwargs)
     raise UserError(f"no network of family {card.family}: there are vit, resnet and swin")
 
 
@@ -94,43 +70,6 @@ def _restem(net: ResNet, channels: int, norm_layer) -> None:
         first.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, bias=False), norm_layer(out))
 
 
-def _swin(card: Card, kwargs: dict) -> SwinTransformer:
-    if card.act != "gelu (erf)" or card.absolute_pos or card.sizes not in SIZE_RULES:
-        facts = f"act={card.act}, absolute_pos={card.absolute_pos}, sizes={card.sizes}"
-        raise UserError(f"no such Swin is there ({facts}); only gelu (erf), no absolute positions, {list(SIZE_RULES)}")
-    heads = card.heads
-    if not isinstance(heads, tuple) or len(heads) != len(card.depths):
-        raise UserError(f"heads {heads} of a Swin with {len(card.depths)} stages")
-    for stage, number in enumerate(heads):
-        if (card.dim << stage) % number:
-            raise UserError(f"{number} heads do not divide stage {stage + 1}, which is {card.dim << stage} wide")
-    options = {"norm_layer": partial(nn.LayerNorm, eps=card.norm_eps), "drop_path_rate": 0.0} | kwargs
-    net = SwinTransformer(
-        img_size=card.patch * card.window << len(card.depths) - 1,
-        patch_size=card.patch,
-        num_classes=0,
-        global_pool="",
-        embed_dim=card.dim,
-        depths=card.depths,
-        num_heads=card.heads,
-        window_size=(card.window,) * len(card.depths),
-        always_partition=True,
-        dynamic_img_size=True,
-        mlp_ratio=card.mlp_ratio,
-        qkv_bias=card.qkv_bias,
-        **options,
-    )
-    net.patch_embed.dynamic_img_pad = True
-    if not card.patch_norm:
-        net.patch_embed.norm = nn.Identity()
-    if not card.final_norm:
-        net.norm = nn.Identity()
-    for stage in net.layers:
-        for block in stage.blocks:
-            block.__class__ = PaddedSwinBlock  # timm offers no place to pass a block's class
-    return net
-
-
 class ConvEncoder(nn.Module):
     """A frozen ResNet or Swin with its card.
 
@@ -142,7 +81,7 @@ class ConvEncoder(nn.Module):
     def __init__(self, card: Card):
         super().__init__()
         self.card = card
-        self.fingerprint: str | None = None  # set by loading.load, as are the next two
+        self.fingerprint: str | None = None  # set by checkpoints.open.build, as are the next two
         self.name: str | None = None
         self.accounting: str | None = None
         self.net = timm_network(card)

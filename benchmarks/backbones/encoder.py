@@ -1,18 +1,16 @@
 """What every task sees: images -> an image vector and patch maps, at any size, from any blocks."""
 
 import math
-from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from timm.layers import AttentionRope, SwiGLUPacked
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ...pretrain.common.card import Card
 from ...pretrain.common.errors import UserError
+from ...pretrain.common.positions import resize_positions, rule_for
 from ...pretrain.model.readout import ClassAttentionReadout
+from ...pretrain.model.vit import timm_vit
 
 
 class Features(NamedTuple):
@@ -20,40 +18,6 @@ class Features(NamedTuple):
 
     image: Tensor
     patches: list[Tensor]
-
-
-ASSUMED = "dino (assumed)"
-
-
-def rule_for(rule: str, side: int, grid: tuple[int, int]) -> str:
-    """The rule that makes the positions of `grid` from a stored side x side: `rule`, or DINO's where it has no answer.
-
-    The official code of some formats takes the stored grid only, or square ones: for others DINO's rule is assumed.
-    """
-    answers = grid == (side, side) or rule not in ("stored", "square") or (rule == "square" and grid[0] == grid[1])
-    return rule if answers else ASSUMED
-
-
-def resize_positions(patches: Tensor, grid: tuple[int, int], rule: str) -> Tensor:
-    """Stored positions [1, G*G, D] at another grid (h, w) -> [1, h*w, D].
-
-    rule: a key of card.POSITION_RULES. "dino" hands bicubic interpolation a scale factor with 0.1 added to each side
-    (facebookresearch/dino 7c446df, vision_transformer.py), which samples other points than an output size does.
-    """
-    side = math.isqrt(patches.shape[1])
-    h, w = grid
-    if (h, w) == (side, side):
-        return patches
-    rule = rule_for(rule, side, grid)
-    stored = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    if rule in ("dino", ASSUMED):
-        scale = ((h + 0.1) / side, (w + 0.1) / side)
-        out = F.interpolate(stored, scale_factor=scale, mode="bicubic", recompute_scale_factor=False)
-    else:
-        out = F.interpolate(stored, size=(h, w), mode="bicubic", antialias=rule == "timm")
-    if out.shape[-2:] != (h, w):
-        raise UserError(f"positions {side}x{side} resized to {tuple(out.shape[-2:])} instead of {h}x{w}")
-    return out.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def rotary_embedding(periods: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -68,78 +32,6 @@ def rotary_embedding(periods: Tensor, grid: tuple[int, int]) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 
-def timm_vit(card: Card, **kwargs) -> VisionTransformer:
-    """timm's module of a ViT's card, without classifier: the converted weights have its names.
-
-    kwargs: passed to timm's class (`drop_path_rate` ...). Its own `forward` is for the stored grid and takes no rotary
-    positions: use `Encoder`. Raises UserError for a card that timm has no network for.
-    """
-    if card.family != "vit":
-        raise UserError(f"no ViT of family {card.family}")
-    if card.heads is None or card.dim % card.heads:
-        raise UserError(f"{card.heads} attention heads do not divide a width of {card.dim}")
-    acts = {"gelu (erf)": nn.GELU, "gelu (tanh)": partial(nn.GELU, approximate="tanh"), "swiglu": nn.SiLU}
-    if card.act not in acts:
-        raise UserError(f"card act={card.act}: it is one of {', '.join(acts)}")
-    rotary = card.pos == "rotary"
-    options = {"act_layer": acts[card.act]}
-    if card.act == "swiglu":
-        options["mlp_layer"] = SwiGLUPacked
-    vit = VisionTransformer(
-        img_size=max(card.grid, 1) * card.patch,
-        patch_size=card.patch,
-        embed_dim=card.dim,
-        depth=card.depth,
-        num_heads=card.heads,
-        mlp_ratio=card.mlp_ratio,
-        qkv_bias=card.qkv_bias,
-        init_values=1.0 if card.layer_scale else None,
-        class_token=card.class_token,
-        pos_embed="none" if rotary else "learn",
-        reg_tokens=card.registers,
-        global_pool="token" if card.class_token else "avg",
-        fc_norm=False,
-        final_norm=card.final_norm,
-        norm_layer=partial(nn.LayerNorm, eps=card.norm_eps),
-        num_classes=0,
-        **(options | kwargs),
-    )
-    for block in vit.blocks if rotary else ():
-        block.attn = RotaryAttention(
-            card.dim,
-            card.heads,
-            qkv_bias=card.qkv_bias,
-            num_prefix_tokens=int(card.class_token) + card.registers,
-            rotate_half=True,
-        )
-    if card.registers and not rotary:  # registers have no positions of their own
-        vit.pos_embed = nn.Parameter(torch.zeros(1, int(card.class_token) + card.grid**2, card.dim))
-    return vit
-
-
-class RotaryAttention(AttentionRope):
-    """timm's rotary attention with the signature of its plain one; `rope` is set before each pass."""
-
-    rope: Tensor | None = None
-
-    def forward(self, x: Tensor, attn_mask=None, is_causal: bool = False) -> Tensor:
-        """x [B, prefix + h*w, D] -> the same shape"""
-        return super().forward(x, rope=self.rope, attn_mask=attn_mask, is_causal=is_causal)
-
-
-def encoder_for(card: Card) -> nn.Module:
-    """The empty network of a card: `Encoder` for a ViT, `conv.ConvEncoder` for a ResNet or Swin.
-
-    Both have `card`, `fingerprint`, `name`, `accounting`, `assign(weights)`, `named_shapes()`, `normalise(images)` and
-    `forward(images, blocks, norm) -> Features`.
-    """
-    if card.family == "vit":
-        return Encoder(card)
-    from .conv import ConvEncoder
-
-    return ConvEncoder(card)
-
-
 class Encoder(nn.Module):
     """A frozen network with its card.
 
@@ -150,7 +42,7 @@ class Encoder(nn.Module):
     def __init__(self, card: Card):
         super().__init__()
         self.card = card
-        self.fingerprint: str | None = None  # set by loading.load, as are the next two
+        self.fingerprint: str | None = None  # set by checkpoints.open.build, as are the next two
         self.name: str | None = None
         self.accounting: str | None = None
         self.vit = timm_vit(card)

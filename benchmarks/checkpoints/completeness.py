@@ -13,9 +13,10 @@ from itertools import islice, takewhile
 import numpy as np
 from torch import Tensor
 
-from ...pretrain.common.card import ARCHITECTURES, Card, arch_names, vit_size
+from ...pretrain.common.card import ARCHITECTURES, Card
 from ...pretrain.common.errors import UserError, shorten
 from .state import State
+from .stated import arch_names, vit_size
 
 # Blocks of ViTs by width; 18x2 and 36x1 are timm's. Source: huggingface/pytorch-image-models 1.0.31.
 VIT_BLOCKS = {

@@ -1,24 +1,23 @@
 """Checkpoint file -> encoder: safe read, the format's reading, facts from elsewhere, refusal, fingerprint."""
 
-import hashlib
 import re
-import warnings as python_warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ...pretrain.common.card import Card, heads_from, normalisation_from, parse_field
+from ...pretrain.common.card import Card, parse_field
 from ...pretrain.common.errors import UserError, shorten
-from ..backbones.encoder import Encoder, encoder_for
-from ..hub import zoo
-from ..hub.remote import fetch, is_remote
+from ...pretrain.common.weights import fingerprint, names
+from ..backbones.build import encoder_for, encoder_with
+from ..backbones.encoder import Encoder
 from . import completeness
-from .recognise import Reading, names, readings
+from .recognise import Reading, readings
 from .state import read_file
+from .stated import heads_from, normalisation_from
 
 NETWORKS = ("teacher", "student", "online")  # what --weights takes
 
@@ -52,16 +51,6 @@ class Checkpoint:
         reasons = Counter(dropped.values())
         why = f" ({', '.join(f'{c} {r}' for r, c in reasons.most_common())})" if reasons else ""
         return f"{n}/{n} tensors, {size} parameters, 0 missing, {len(dropped)} dropped{why}"
-
-
-def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """Hash of names, shapes and float32 values of the weights that a network takes."""
-    digest = hashlib.sha256()
-    for key in sorted(weights):
-        value = weights[key].detach().to("cpu", torch.float32).contiguous()
-        digest.update(f"{key} {list(value.shape)}\n".encode())
-        digest.update(value.numpy().reshape(-1).view("uint8").data)
-    return f"sha256:{digest.hexdigest()}"
 
 
 def look_untrained(weights: Mapping[str, Tensor]) -> str | None:
@@ -131,27 +120,32 @@ def _complete(reading: Reading, meta: dict, known: dict, overrides: dict) -> tup
     return own.override(found).override(given), facts | dict.fromkeys(given, "given"), why
 
 
-def open_checkpoint(
-    path: str | Path, *, format: str | None = None, card: Mapping | None = None, weights: str | None = None
+def open_file(
+    path: str | Path,
+    *,
+    format: str | None = None,
+    card: Mapping | None = None,
+    weights: str | None = None,
+    find: Callable[[Path], tuple[Path, dict]] | None = None,
+    look_up: Callable[[Path, object], dict] | None = None,
 ) -> Checkpoint:
-    """Read, recognise and account for a checkpoint: file or folder (sources.read_file), `timm:NAME` or `hf:REPO`.
+    """Read, recognise and account for a checkpoint: file or folder (see state.read_file).
 
     Nothing in it is executed. format: name of a format, instead of detection. card: fields of the card that override
     what the file says (`{"heads": 6, "mean": 0.5}`). weights: teacher, student or online, instead of the network that
-    the format takes. Raises UserError for a file that is damaged, unsafe, unknown, or only partly used.
+    the format takes. find, look_up: the hub's part (hub.open, which most callers want): where the file of a name lies,
+    with what is told of its network, and the facts known of this very file. Raises UserError for a file that is
+    damaged, unsafe, unknown, or only partly used.
     """
     path = Path(path)
     overrides = {k: parse_field(k, v) for k, v in (card or {}).items()}
     if weights not in (None, *NETWORKS):
         raise UserError(f"--weights {weights}: it is one of {', '.join(NETWORKS)}")
-    if is_remote(path):
-        local, told = fetch(str(path))
-        state, meta = read_file(local)
-        meta |= told
-    else:
-        state, meta = read_file(path)
+    file, told = find(path) if find else (path, {})
+    state, meta = read_file(file)
+    meta |= told
     state.wanted = weights
-    known = zoo.look_up(path, state.content(path))
+    known = look_up(path, state.content(path)) if look_up else {}
     first, *rest = readings(path, state, meta, format or known.get("format"), overrides)
     full, facts, why = _complete(first, meta, known, overrides)
     rivals = [r for r in rest if _complete(r, meta, known, overrides)[0] != full or not _same(r.weights, first.weights)]
@@ -205,9 +199,7 @@ def ready(checkpoint: Checkpoint) -> None:
 def build(checkpoint: Checkpoint) -> Encoder:
     """The network of an opened checkpoint. Raises UserError where `ready` does."""
     ready(checkpoint)
-    with torch.device("meta"):
-        encoder = encoder_for(checkpoint.card)
-    encoder.assign(checkpoint.reading.weights)
+    encoder = encoder_with(checkpoint.card, checkpoint.reading.weights)
     encoder.fingerprint = checkpoint.fingerprint
     encoder.name = default_name(checkpoint.path)
     encoder.accounting = checkpoint.accounting
@@ -217,21 +209,9 @@ def build(checkpoint: Checkpoint) -> Encoder:
 def default_name(path: Path) -> str:
     """Parent folder + stem: `runs/ckpt.pth` is runs/ckpt. For an export in RUN/exports, RUN is the parent.
 
-    `timm:NAME` and `hf:REPO` are their own names.
+    `timm:NAME` and `hf:REPO`, which are no files, are their own names.
     """
-    if is_remote(path):
+    if not path.exists():
         return str(path)
     parent = path.resolve().parent
     return f"{(parent.parent if parent.name == 'exports' else parent).name}/{path.stem}"
-
-
-def load(path: str | Path, *, format: str | None = None, weights: str | None = None, **overrides) -> Encoder:
-    """A checkpoint as an encoder: `load("file.pth", heads=6)`; see `open_checkpoint`.
-
-    overrides: fields of the card (heads, mean, std, pos_resize ...; see card.Card). Strict: every weight of the network
-    comes from the file and every tensor of the file is accounted for (`encoder.accounting`); else UserError.
-    """
-    checkpoint = open_checkpoint(path, format=format, card=overrides, weights=weights)
-    for text in checkpoint.warnings:
-        python_warnings.warn(f"{path}: {text}", stacklevel=2)
-    return build(checkpoint)

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...pretrain.common import plugins
 from ...pretrain.common.card import Card
 from ...pretrain.common.errors import UserError, shorten
-from ..formats import Mismatch
-from . import completeness
-from .state import SAME, State
+from ...pretrain.common.plugins import Plugin
+from ...pretrain.common.weights import names
+from . import FORMATS, completeness
+from .state import SAME, Mismatch, State
 
 MAX_WRAPPING = 8  # nested dicts around a network
 LONGEST = 600  # characters of a format's own message, which may quote the file
@@ -35,14 +35,8 @@ class Reading:
     odd: list[str] = field(default_factory=list)
 
 
-def names(keys, limit: int = 8) -> str:
-    """A list of names, cut after `limit`."""
-    keys = sorted(keys)
-    return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
-
-
 @contextlib.contextmanager
-def _one_line(plugin: plugins.Plugin, path: Path):
+def _one_line(plugin: Plugin, path: Path):
     """Whatever a format raises, as a UserError that names it and the file."""
     try:
         yield
@@ -54,7 +48,7 @@ def _one_line(plugin: plugins.Plugin, path: Path):
         raise UserError(f"{path}: as format {plugin.name} ({plugin.path.name}): {text}") from error
 
 
-def _read_as(plugin: plugins.Plugin, state: State, meta: dict, path: Path, given: Mapping) -> Reading:
+def _read_as(plugin: Plugin, state: State, meta: dict, path: Path, given: Mapping) -> Reading:
     """One format's reading, checked: every tensor is used or dropped, the weights are exactly the network's, and no
     part of it was lost. given: fields of the card that the user gave."""
     view = State(state.refs, state.wanted)
@@ -86,7 +80,7 @@ def readings(path: Path, state: State, meta: dict, format: str | None, given: Ma
     Training state is set aside; where no format knows the names, segments that all of them begin with are peeled off. A
     format whose claim the values contradict (Mismatch) stands back for the next lower claim.
     """
-    candidates = {format: plugins.get("formats", format)} if format else plugins.scan("formats")
+    candidates = {format: FORMATS.get(format)} if format else FORMATS.scan()
     plain, aside = state.split()
     level, peeled, refusal, broken = plain, dict(aside), None, {}
     for _ in range(MAX_WRAPPING):
@@ -117,9 +111,7 @@ def readings(path: Path, state: State, meta: dict, format: str | None, given: Ma
     raise UserError(f"{path}: no format knows these {len(state)} tensors ({shown}); there are: {known}{failed}")
 
 
-def _read_all(
-    claims: list[plugins.Plugin], state: State, meta: dict, path: Path, given: Mapping
-) -> tuple[list[Reading], list]:
+def _read_all(claims: list[Plugin], state: State, meta: dict, path: Path, given: Mapping) -> tuple[list[Reading], list]:
     """(readings, errors of the formats that have none)"""
     found, errors = [], []
     for plugin in claims:
@@ -130,9 +122,7 @@ def _read_all(
     return found, errors
 
 
-def _claims(
-    candidates: Mapping[str, plugins.Plugin], state: State, meta: dict, broken: dict[str, str]
-) -> list[list[plugins.Plugin]]:
+def _claims(candidates: Mapping[str, Plugin], state: State, meta: dict, broken: dict[str, str]) -> list[list[Plugin]]:
     """Those with a claim above 0 by claim, the highest first. One that fails to look at the file hinders nobody, and is
     added to `broken`: name -> what to say of it."""
     claims: dict[int, list] = {}
@@ -140,7 +130,7 @@ def _claims(
         try:
             claims.setdefault(int(plugin.module.claims(state.shapes, meta)), []).append(plugin)
         except Exception as error:
-            if plugin.package and isinstance(error, UserError):  # ours must import
+            if plugin.ours and isinstance(error, UserError):  # ours must import
                 raise
             why = error if isinstance(error, UserError) else f"{type(error).__name__}: {shorten(error)}"
             broken[plugin.name] = f"format {plugin.name} ({plugin.path}) could not look at the file: {why}"

@@ -38,6 +38,10 @@ def broken(role: str, parts: int, other: str | None) -> UserError:
     return UserError(f"its {role} ({parts} tensors) is no whole network; {take}")
 
 
+class Mismatch(UserError):
+    """Raised by `convert`: the names fit, but the values show that another code base wrote the file."""
+
+
 class State(Mapping):
     """A checkpoint's tensors by dotted name, as a format sees them. A tensor is read when it is asked for.
 

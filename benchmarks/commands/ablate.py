@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from ...pretrain.common import plugins
+from ...pretrain.ablations import ABLATIONS
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.processes import environment, python, refuse_in_child
 from ..results import record
@@ -60,7 +60,7 @@ class Grid:
 def read_grid(name: str, quick: bool = False, overrides: tuple[str, ...] = ()) -> Grid:
     """The ablation NAME. overrides: key=value for every run, after the file's own. Raises UserError for a file that is
     not as `pretrain/ablations/__init__.py` says."""
-    path = plugins.get("ablations", name).path
+    path = ABLATIONS.get(name).path
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         extra = content.get("quick", {}) if quick else {}

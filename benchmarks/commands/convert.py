@@ -10,8 +10,9 @@ from rich.console import Console
 
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.processes import environment, python
-from ..checkpoints.open import Checkpoint, open_checkpoint, ready
-from ..formats import selfpatch_bench
+from ...pretrain.common.weights import save_weights
+from ..checkpoints.open import Checkpoint, ready
+from ..hub.open import open_checkpoint
 
 WARNING = """\
 ################################################################################
@@ -42,7 +43,7 @@ def convert_command(
 ) -> int:
     """Read `file`, write `out`, say what was done; -> exit status.
 
-    options: further ones of `loading.open_checkpoint`. Heads and normalisation must be known, as for a task: then the
+    options: further ones of `hub.open.open_checkpoint`. Heads and normalisation must be known, as for a task: then the
     result needs no more words. Raises UserError, with nothing written.
     """
     out = Path(out)
@@ -69,7 +70,7 @@ def _write(checkpoint: Checkpoint, file: Path, out: Path, trusted: bool) -> int:
     for warning in checkpoint.warnings:
         print(f"warning: {warning}")
     about = {"file": file.name, "format": checkpoint.reading.format, "trusted_pickle": trusted}
-    selfpatch_bench.write(out, checkpoint.reading.weights, checkpoint.card, about)
+    save_weights(out, checkpoint.reading.weights, checkpoint.card, about)
     again = open_checkpoint(out)
     if again.fingerprint != checkpoint.fingerprint:
         out.unlink()

@@ -10,19 +10,21 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from ...pretrain import train
 from ...pretrain.checkpoint import Run
 from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD, Card
 from ...pretrain.common.processes import refuse_in_child
+from ...pretrain.common.weights import save_weights
 from ...pretrain.config import Config, load_recipe
 from ...pretrain.export import portable
 from ...pretrain.learner import Learner
-from ...pretrain.train import launch, settle
+from ...pretrain.train import settle
 from ..backbones.encoder import Encoder
-from ..formats.selfpatch_bench import write
 from ..results import record
 from ..results.layout import table_command
 from ..run.runner import Options, run_command
 from ..synthetic.scenes import make_pictures, make_videos
+from .pretrain import HOOKS
 
 PATCH = 16
 PICTURES, STEPS = 320, 80
@@ -50,7 +52,7 @@ def configure(pictures: Path, weight: float) -> Config:
 def random_network(path: Path, cfg: Config) -> None:
     """The network with which the runs start."""
     weights, card = portable(Learner(cfg).teacher.state_dict(), cfg)
-    write(path, weights, card, {"about": f"random initialisation, seed {cfg.seed}"})
+    save_weights(path, weights, card, {"about": f"random initialisation, seed {cfg.seed}"})
 
 
 def colour_baseline(path: Path, cells: int = 2) -> None:
@@ -69,7 +71,7 @@ def colour_baseline(path: Path, cells: int = 2) -> None:
                 rows, columns = (slice(i * part, (i + 1) * part) for i in (row, column))
                 kernel[to, channel, rows, columns] = 1 / part**2
     weights["patch_embed.proj.bias"][-1] = 1.0  # tells dark from bright, which a cosine alone would not
-    write(path, weights, card, {"about": "colour baseline"})
+    save_weights(path, weights, card, {"about": "colour baseline"})
 
 
 def scores(out: Path) -> dict[str, dict[str, float]]:
@@ -111,7 +113,7 @@ def demo_command(out: Path, full: bool = False) -> int:
     for name, weight in RUNS.items():
         console.print(f"pretraining {name}: weight of the patch term {weight}, {STEPS} steps", highlight=False)
         run = Run(out / "runs" / name)
-        if status := launch(configure(pictures, weight), run, resume=run.config_file.is_file()):
+        if status := train.run(configure(pictures, weight), run.folder, run.config_file.is_file(), HOOKS):
             return status
         files.append(str(run.folder))
     status = run_command(files, ["davis"], Options(data=[str(data)], out=out, pictures=True))

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from ...pretrain.common import plugins
 from ...pretrain.common.errors import UserError
 from ..tasks import Config, Data
+from ..tasks._registry import tasks
 
 DISTRIBUTION = "selfpatch-bench"
 OPTIONAL = {
@@ -125,7 +125,7 @@ def check_data(report: Report, data: list[str]) -> None:
         report.note("data", "no root given (--data NAME=ROOT or SELFPATCH_DATA)")
         return
     try:
-        from ..datasets.files import data_roots, environment_roots, split_roots
+        from ..datasets.roots import data_roots, environment_roots, split_roots
     except ImportError as error:  # cv2 is broken, which stands above with its fix
         report.note("data", f"not looked at: {error}")
         return
@@ -154,7 +154,7 @@ def check_data(report: Report, data: list[str]) -> None:
 def data_checks(report: Report) -> dict[str, Callable[[Path], Data]]:
     """Data set -> its check, by what the tasks declare, ours before a user's. A task that does not import is a note."""
     checks: dict[str, Callable[[Path], Data]] = {}
-    for plugin in sorted(plugins.tasks().values(), key=lambda plugin: plugin.package is None):
+    for plugin in sorted(tasks().values(), key=lambda plugin: not plugin.ours):
         try:
             module = plugin.module
             checks.setdefault(module.TASK.dataset, partial(look, module))

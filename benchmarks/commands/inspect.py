@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..checkpoints.open import differences, look_untrained, open_checkpoint
+from ..checkpoints.open import differences, look_untrained
+from ..hub.open import open_checkpoint
 
 
 def report(path: Path, format: str | None, card: Mapping, weights: str | None = None) -> str:

@@ -2,14 +2,18 @@
 
 from pathlib import Path
 
-from ...pretrain.common import plugins
+from ...pretrain.ablations import ABLATIONS
 from ...pretrain.common.errors import UserError
+from ...pretrain.common.plugins import Kind, Plugin
+from ...pretrain.recipes import RECIPES
+from ..checkpoints import FORMATS
+from ..tasks import _registry
 
 KINDS = {
-    "tasks": ("tasks", "mm_configs"),
-    "formats": ("formats",),
-    "recipes": ("recipes",),
-    "ablations": ("ablations",),
+    "tasks": (_registry.TASKS, _registry.RECIPES),
+    "formats": (FORMATS,),
+    "recipes": (RECIPES,),
+    "ablations": (ABLATIONS,),
     "records": (),
     "published": (),
 }
@@ -25,19 +29,19 @@ def listing(kind: str, out: Path) -> str:
         return columns([(r.source, r.table, f"{r.rows} rows", ", ".join(r.tasks)) for r in list_published()])
     if kind == "records":
         return records(out)
-    rows = [row for folder in KINDS[kind] for row in plugin_rows(folder)]
+    rows = [row for one in KINDS[kind] for row in plugin_rows(one)]
     return columns(rows) if rows else f"no {kind} yet"
 
 
-def plugin_rows(kind: str) -> list[tuple[str, str, str]]:
+def plugin_rows(kind: Kind) -> list[tuple[str, str, str]]:
     """(name, first line of its docstring or `broken: why`, where it comes from)"""
     rows = []
-    for plugin in plugins.scan(kind).values():
+    for plugin in kind.scan().values():
         text = plugin.doc
-        if kind == "mm_configs":
+        if kind is _registry.RECIPES:
             rows.append((plugin.name, recipe_text(plugin), plugin.source))
             continue
-        if not plugin.package and plugin.path.suffix == ".py":  # ours are tested, a user's may not import
+        if not plugin.ours and plugin.path.suffix == ".py":  # ours are tested, a user's may not import
             try:
                 _ = plugin.module
             except UserError as error:
@@ -46,7 +50,7 @@ def plugin_rows(kind: str) -> list[tuple[str, str, str]]:
     return rows
 
 
-def recipe_text(plugin: plugins.Plugin) -> str:
+def recipe_text(plugin: Plugin) -> str:
     """First line of an mm recipe, its metrics, and the published columns that its numbers may stand in."""
     try:
         task = plugin.module.TASK

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from ...pretrain.common.errors import UserError
-from ..tasks import Data
+from .base import Data
 from .files import Known, digest
 
 # COCO's categories as (id, name), in the order of its files (Lin et al., 2014; instances_val2017.json).

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from ...pretrain.common.errors import UserError
-from .files import Known, data_roots, digest, look_at_frame, look_at_mask, read_frame
+from .files import Known, digest, look_at_frame, look_at_mask, read_frame
 from .masks import VOID, binary_to_object, read_mask
 
-__all__ = ["DavisSet", "ResultMasks", "Sequence", "data_roots", "open_davis", "read_frame", "result_masks", "truth"]
+__all__ = ["DavisSet", "ResultMasks", "Sequence", "open_davis", "read_frame", "result_masks", "truth"]
 
 FRAMES, ANNOTATIONS = "JPEGImages/480p", "Annotations/480p"
 LISTS = ("ImageSets/2017/val.txt", "ImageSets/2016/val.txt", "ImageSets/480p/val.txt")

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...pretrain.common.errors import UserError
 from ...pretrain.data.images import ImageSource, Unreadable, open_source
-from ..tasks import Data
+from .base import Data
 from .files import digest
 
 CLASSES, TRAIN, VAL = 1000, 1_281_167, 50_000  # of ImageNet-1k

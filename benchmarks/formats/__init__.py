@@ -9,8 +9,8 @@ A format defines
         `config.json` if one lies beside the file. Where no format claims a file, it is tried again without the first
         segment that all its names share, so that `{"anything": {...}}` needs no format of its own.
     convert(state, meta) -> (weights, card, dropped)
-        state: sources.State, a mapping from dotted name to tensor that reads a tensor when asked; weights: name in
-        timm's ViT -> tensor, `readout.*` for SelfPatch's class attention; dropped: name -> reason in a word or two.
+        state: checkpoints.state.State, a mapping from dotted name to tensor that reads a tensor when asked; weights:
+        name in timm's ViT -> tensor, `readout.*` for SelfPatch's class attention; dropped: name -> reason.
         Every tensor of the file must be asked for or dropped: the loader refuses the file otherwise, with the names.
         A file with several networks: `state.pick(networks, test)` gives the prefix of the one to take, which is the
         first of `networks` unless the user asked for another with `--weights`. Raises UserError for what cannot be
@@ -24,12 +24,7 @@ overrides)`, a tiny file for the tests. Modules whose name begins with an unders
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ...pretrain.common.errors import UserError
-
-
-class Mismatch(UserError):
-    """Raised by `convert`: the names fit, but the values show that another code base wrote the file."""
-
+from ..checkpoints.state import Mismatch  # noqa: F401 (what a format raises)
 
 VIT_ROOTS = ("cls_token", "reg_token", "pos_embed", "patch_embed.proj.", "blocks.", "norm.")
 

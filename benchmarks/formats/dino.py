@@ -5,7 +5,8 @@ Downstream uses the teacher. Copies of the released full file from before June 2
 head called `projection_head`; that form is supported by its description only.
 """
 
-from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD, vit_card
+from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
+from ...pretrain.common.shapes import vit_card
 from . import below, drop, example_vit, find, fits, is_dino, save_example, take
 
 NETWORKS = {

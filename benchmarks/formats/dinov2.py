@@ -7,7 +7,8 @@ SwiGLU (w12, w3). Trained in chunks for FSDP, blocks are called `blocks.CHUNK.I`
 
 import re
 
-from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD, vit_card
+from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
+from ...pretrain.common.shapes import vit_card
 from . import drop, example_vit, fits, is_vit, save_example
 
 NETWORKS = {

@@ -8,8 +8,9 @@ released models (`layernormbf16`); w1, w2, w3 are a SwiGLU. The norm of local cr
 
 import torch
 
-from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD, vit_card
+from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
 from ...pretrain.common.errors import UserError
+from ...pretrain.common.shapes import vit_card
 from . import drop, example_vit, save_example
 
 NETWORKS = {

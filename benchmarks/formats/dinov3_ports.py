@@ -8,8 +8,10 @@ heads is needed for them: of config.json, or of timm.
 
 import torch
 
-from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD, heads_from, normalisation_from, vit_card
+from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
 from ...pretrain.common.errors import UserError
+from ...pretrain.common.shapes import vit_card
+from ..checkpoints.stated import heads_from, normalisation_from
 from . import below, drop, example_vit, find, save_example, take
 from ._transformers import BESIDE, HEADS, example_names, facts_of, prefix_of, weights_of
 

@@ -5,7 +5,9 @@ of it was at hand. Positions are resized to an output size, with antialiasing wh
 code's rules differ (see dinov2.py).
 """
 
-from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD, normalisation_from, vit_card
+from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
+from ...pretrain.common.shapes import vit_card
+from ..checkpoints.stated import normalisation_from
 from . import drop, example_vit, save_example
 from ._transformers import BESIDE, HEADS, example_names, facts_of, prefix_of, weights_of
 

@@ -5,7 +5,8 @@ has them in memory (`layers.N.attention.q_proj`; that form is unverified: no fil
 (1e-12 where nothing is said) are in config.json, mean and std in preprocessor_config.json.
 """
 
-from ...pretrain.common.card import normalisation_from, vit_card
+from ...pretrain.common.shapes import vit_card
+from ..checkpoints.stated import normalisation_from
 from . import drop, example_vit, save_example
 from ._transformers import BESIDE, HEADS, example_names, facts_of, prefix_of, weights_of
 

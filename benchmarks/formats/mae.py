@@ -5,8 +5,10 @@ sine-cosine ones and stored, the column in the first half. The official code res
 Training checkpoints with decoder are unverified: no file of them was at hand.
 """
 
-from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD, vit_card
-from . import Mismatch, _sincos, below, drop, example_vit, find, fits, is_dino, save_example, take
+from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
+from ...pretrain.common.shapes import vit_card
+from ..checkpoints.state import Mismatch
+from . import _sincos, below, drop, example_vit, find, fits, is_dino, save_example, take
 
 PREFIXES = ("model.", "")
 DECODER = {f"decoder_{n}": "decoder" for n in ("pos_embed", "embed.", "blocks.", "norm.", "pred.")}

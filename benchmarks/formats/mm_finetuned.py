@@ -8,9 +8,9 @@ formats say.
 
 import re
 
-from ...pretrain.common import plugins
-from ...pretrain.common.card import vit_card
 from ...pretrain.common.errors import UserError
+from ...pretrain.common.shapes import vit_card
+from ..checkpoints import FORMATS
 from ..checkpoints.state import State
 from . import drop, example_vit, is_vit, save_example
 from .mmpretrain_vit import OTHERS, normalisation
@@ -67,8 +67,8 @@ def _plain(name: str) -> str:
 def _other(backbone: State, meta):
     """The reading of the format with the highest claim on the backbone alone. Raises UserError if there is none."""
     best, chosen = 0, None
-    for plugin in plugins.scan("formats").values():
-        if plugin.package and plugin.name != __name__.rpartition(".")[2]:
+    for plugin in FORMATS.scan().values():
+        if plugin.ours and plugin.name != __name__.rpartition(".")[2]:
             claim = plugin.module.claims(backbone.shapes, meta)
             best, chosen = (claim, plugin) if claim > best else (best, chosen)
     if chosen is None:

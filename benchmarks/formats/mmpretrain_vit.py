@@ -10,7 +10,7 @@ import re
 
 import torch
 
-from ...pretrain.common.card import vit_card
+from ...pretrain.common.shapes import vit_card
 from . import drop, example_vit, save_example
 
 PREFIXES = ("state_dict.backbone.", "backbone.", "state_dict.", "")

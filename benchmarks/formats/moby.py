@@ -5,7 +5,7 @@ models/moby.py. Downstream uses the online encoder. The masks of shifted windows
 DeiT-S is unverified, for want of a file: timm 0.4.5's vit_deit_small_patch16_224, of 6 heads, which takes 224x224 only.
 """
 
-from ...pretrain.common.card import vit_card
+from ...pretrain.common.shapes import vit_card
 from . import VIT_ROOTS
 from ._conv import IMAGENET, SWIN, drop, find, own, pick, swin
 from ._examples import swin_weights

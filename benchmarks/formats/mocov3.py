@@ -6,8 +6,10 @@ and stored, the row in the first half; the official code takes the stored grid o
 no file of it was at hand.
 """
 
-from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD, vit_card
-from . import Mismatch, _sincos, below, drop, example_vit, find, fits, is_dino, save_example, take
+from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
+from ...pretrain.common.shapes import vit_card
+from ..checkpoints.state import Mismatch
+from . import _sincos, below, drop, example_vit, find, fits, is_dino, save_example, take
 
 NETWORKS = {
     "online": ("state_dict.base_encoder.", "base_encoder."),

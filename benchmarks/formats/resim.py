@@ -7,7 +7,8 @@ query encoder. Unverified: no file of it was at hand.
 
 import re
 
-from ._conv import COUNTER, IMAGENET, RESNET, drop, find, pick, resnet_card
+from ...pretrain.common.shapes import resnet_card
+from ._conv import COUNTER, IMAGENET, RESNET, drop, find, pick
 from ._conv import resnet as torchvision_names
 from ._examples import detectron2_tree
 from .mocov2 import NETWORKS, moco_drops

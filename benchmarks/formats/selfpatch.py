@@ -4,8 +4,9 @@ Source: alinlab/SelfPatch 81aef14, main_selfpatch.py (save_dict), selfpatch_visi
 teacher's backbone; its class-attention head gives the image vector. Backbone: no class token, no final norm.
 """
 
-from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD, vit_card
+from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
 from ...pretrain.common.errors import UserError
+from ...pretrain.common.shapes import vit_card
 from . import find, fits, is_vit, take
 from .dino import NETWORKS, PREFIXES, beside
 

@@ -4,7 +4,7 @@ Source: huggingface/pytorch-image-models 1.0.31, timm/models/vision_transformer.
 facebookresearch/deit (`model`). The names say nothing about mean and std: 0.5 for AugReg, ImageNet's for DeiT and DINO.
 """
 
-from ...pretrain.common.card import vit_card
+from ...pretrain.common.shapes import vit_card
 from . import VIT_ROOTS, below, drop, find, fits, is_vit, take
 
 PREFIXES = ("state_dict.", "model.", "")

@@ -5,7 +5,7 @@ of this form want ImageNet's mean and std, except one ResNet-34 (0.5): there, a 
 Unverified: no trained file of it was at hand (the network is timm's itself).
 """
 
-from ...pretrain.common.card import normalisation_from
+from ..checkpoints.stated import normalisation_from
 from ._conv import IMAGENET, RESNET, RESNET_PARTS, drop, find, only, pick, resnet
 from ._examples import resnet_weights
 

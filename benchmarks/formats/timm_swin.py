@@ -2,10 +2,10 @@
 
 Source: huggingface/pytorch-image-models 1.0.31, timm/models/swin_transformer.py; microsoft/Swin-Transformer, models/
 swin_transformer.py, utils.py. All of them want ImageNet's mean and std. Unverified: no trained file of it was at hand
-(the network is timm's itself, except at sizes of the official code's own rule; see conv.py).
+(the network is timm's itself, except at sizes of the official code's own rule; see pretrain/model/swin.py).
 """
 
-from ...pretrain.common.card import normalisation_from
+from ..checkpoints.stated import normalisation_from
 from ._conv import IMAGENET, SWIN, SWIN_PARTS, drop, find, only, pick, swin
 from ._examples import swin_weights
 

@@ -6,7 +6,8 @@ which lies in the loss, twice; the trunk of `base_model`, where VISSL's other me
 Positions: one scale factor sqrt(patches/stored) for both sides, so square grids only; there it is a resize by size.
 """
 
-from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD, vit_card
+from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
+from ...pretrain.common.shapes import vit_card
 from . import drop, example_vit, find, is_dino, save_example, take
 
 CLASSY = "classy_state_dict."

@@ -17,6 +17,11 @@ CONFIGS = ("config.json", "preprocessor_config.json")
 TIMEOUT = 10  # seconds that the server may be silent
 
 
+def find(path: Path) -> tuple[Path, dict]:
+    """(file or folder to read, what is told of its network) of a path, `timm:NAME` or `hf:REPO`. Raises UserError."""
+    return fetch(str(path)) if is_remote(path) else (path, {})
+
+
 def is_remote(path: Path) -> bool:
     """Is it `timm:NAME` or `hf:REPO`, and no file or folder of that name?"""
     return str(path).startswith(KINDS) and not path.exists()

@@ -2,7 +2,7 @@
 
 Lists are `zoo.yaml` beside this file (its head explains an entry), a `zoo.yaml` in each plug-in folder, and
 `selfpatch-zoo.yaml` beside a checkpoint, which `selfpatch zoo fetch` writes. A fact is `format`, `row` (the published
-row 'METHOD|BACKBONE' that the file made) or a field of the card. Nothing here touches the network; fetch.py does.
+row 'METHOD|BACKBONE' that the file made) or a field of the card. Nothing here touches the network; hub/fetch.py does.
 """
 
 import difflib
@@ -19,8 +19,9 @@ import yaml
 from ...pretrain.common.atomic import replacing
 from ...pretrain.common.card import FIELDS, parse_field
 from ...pretrain.common.errors import UserError
-from ...pretrain.common.plugins import HERE, plugin_folders
+from ...pretrain.common.plugins import plugin_folders
 
+HERE = Path(__file__).resolve().parent
 LOCAL = "selfpatch-zoo.yaml"
 FACTS = ("format", "row", *FIELDS)
 TEXTS = ("method", "what", "url", "file", "source", "poster", "note", "name")
@@ -63,7 +64,7 @@ def _quoted(value) -> str:
 
 
 def _lists() -> list[Path]:
-    folders = dict.fromkeys([HERE / "hub", *plugin_folders()])  # a folder may be named twice
+    folders = dict.fromkeys([HERE, *plugin_folders()])  # a folder may be named twice
     return [p for f in folders if (p := f / "zoo.yaml").exists()]
 
 

@@ -14,9 +14,9 @@ from mmengine.config import utils as mmengine_utils
 
 from ...pretrain.common.card import Card
 from ...pretrain.common.errors import UserError
-from ..backbones.encoder import rule_for
-from . import backbones as backbone  # noqa: F401 (these register what the recipes name)
+from ...pretrain.common.positions import rule_for
 from . import (
+    backbones,  # noqa: F401 (these register what the recipes name)
     metrics,  # noqa: F401 (these register what the recipes name)
     optim,  # noqa: F401 (these register what the recipes name)
 )

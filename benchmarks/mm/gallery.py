@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from ..datasets.masks import read_mask
-from ..pictures import predictions as pictures
+from ..pictures import predictions
 
 IMAGES = 8
 
@@ -44,13 +44,13 @@ class Gallery(Hook):
             if info.get("reduce_zero_label"):
                 truth = np.where(truth == 0, 255, truth - 1)
             found = sample.pred_sem_seg.data[0].cpu().numpy()
-            pictures.segmentation(image, truth, found, classes, out, path.stem)
+            predictions.segmentation(image, truth, found, classes, out, path.stem)
         else:
-            pictures.detections(image, annotated(info, image.shape[:2]), predicted(sample), classes, out, path.stem)
+            predictions.detections(image, annotated(info, image.shape[:2]), predicted(sample), classes, out, path.stem)
         self.drawn.append(out)
 
 
-def annotated(info: dict, size: tuple[int, int]) -> pictures.Objects:
+def annotated(info: dict, size: tuple[int, int]) -> predictions.Objects:
     """The ground truth of an image of (H, W) from mmdet's data info: polygons or run lengths, crowds marked."""
     objects = info["instances"]
     masks = np.zeros((len(objects), *size), bool)
@@ -64,11 +64,11 @@ def annotated(info: dict, size: tuple[int, int]) -> pictures.Objects:
             mask[:] = coco_mask.decode(shape).astype(bool)
     boxes = np.array([one["bbox"] for one in objects], float).reshape(-1, 4)
     labels = np.array([one["bbox_label"] for one in objects], int)
-    return pictures.Objects(boxes, labels, masks, crowd=np.array([one["ignore_flag"] for one in objects], bool))
+    return predictions.Objects(boxes, labels, masks, crowd=np.array([one["ignore_flag"] for one in objects], bool))
 
 
-def predicted(sample) -> pictures.Objects:
+def predicted(sample) -> predictions.Objects:
     """The detections of an image."""
     found = sample.pred_instances.cpu()
     masks = found.masks.numpy().astype(bool) if "masks" in found else None
-    return pictures.Objects(found.bboxes.numpy(), found.labels.numpy(), masks, found.scores.numpy())
+    return predictions.Objects(found.bboxes.numpy(), found.labels.numpy(), masks, found.scores.numpy())

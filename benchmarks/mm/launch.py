@@ -98,8 +98,8 @@ def configure(job: Job, card, world: int):
 
     ops.install()
     with quiet.imports():
-        from . import backbones as backbone  # noqa: F401 (the classes that configurations name)
         from . import (
+            backbones,  # noqa: F401 (the classes that configurations name)
             build,
             metrics,  # noqa: F401 (the classes that configurations name)
         )
@@ -121,10 +121,10 @@ def work(job: Job) -> None:
     # Held until this process ends. Not before the others are there: then the first parent has seen that all was quiet.
     lock = (Path(job.out) / LOCK).open("a")
     take(lock.fileno(), math.inf, shared=True)
-    from ..checkpoints.open import open_checkpoint
+    from ..checkpoints.open import open_file
 
     began = time.monotonic()
-    cfg, effective = configure(job, open_checkpoint(job.export, format="selfpatch_bench").card, world)
+    cfg, effective = configure(job, open_file(job.export, format="selfpatch_bench").card, world)
     from mmengine.runner import Runner
 
     prepare(cfg, job, world, cuda, effective)
@@ -217,7 +217,8 @@ def _sizes(value):
 
 def load_model(model, path: str) -> str:
     """The weights of a fine-tuned model, strictly; -> accounting. Nothing in the file is executed."""
-    from ..checkpoints.open import names, read_file
+    from ...pretrain.common.weights import names
+    from ..checkpoints.open import read_file
 
     model = getattr(model, "module", model)
     state, _ = read_file(Path(path))
@@ -238,7 +239,7 @@ def load_model(model, path: str) -> str:
 
 
 def peak(cuda: bool) -> dict[str, int]:
-    from ..results.record import peak_memory
+    from ..environment import peak_memory
 
     return peak_memory("cuda" if cuda else "cpu")
 

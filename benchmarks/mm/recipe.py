@@ -14,10 +14,10 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ...pretrain.common import plugins
 from ...pretrain.common.card import POSITION_RULES, Card
 from ...pretrain.common.errors import UserError
 from ..tasks import Metric
+from ..tasks._registry import RECIPES
 
 FAMILIES = ("vit", "swin", "resnet")
 AMP = ("off", "fp16", "bf16")
@@ -183,7 +183,7 @@ def check_family(recipe: Recipe, card: Card) -> None:
     if card.family == recipe.family:
         return
     others = []
-    for plugin in plugins.scan("mm_configs").values():
+    for plugin in RECIPES.scan().values():
         with contextlib.suppress(UserError):  # a broken recipe of the user's is no candidate
             others.append(read(plugin.path))
     fit = [r.name for r in others if (r.family, r.dataset) == (card.family, recipe.dataset)]

@@ -75,7 +75,8 @@ class MMTask:
         world = max(options.gpus, options.world)
         model = None
         if options.eval_only is not None:
-            from ..checkpoints.open import fingerprint, read_file
+            from ...pretrain.common.weights import fingerprint
+            from ..checkpoints.open import read_file
 
             state, _ = read_file(options.eval_only)
             model = fingerprint({k: state[k] for k in state if k.startswith("state_dict.")} or dict(state.items()))
@@ -146,16 +147,17 @@ class MMTask:
     def run(self, checkpoint, cfg: Config, out: Path) -> dict:
         """Train and evaluate in `out`, going on where an earlier run there was interrupted. Raises Crash.
 
-        checkpoint: an opened one (loading.Checkpoint).
+        checkpoint: an opened one (checkpoints.open.Checkpoint).
         """
         export = out.resolve() / "backbone.safetensors"
         job = self._job(cfg, out, export)
         if cfg.rank == 0:
             if (known := read_json(out / RESULT)) is not None:  # finished, but the record was not written any more
                 return _result(known)
-            from ..formats.selfpatch_bench import write
 
-            write(export, checkpoint.reading.weights, checkpoint.card, {"fingerprint": checkpoint.fingerprint})
+            from ...pretrain.common.weights import save_weights
+
+            save_weights(export, checkpoint.reading.weights, checkpoint.card, {"fingerprint": checkpoint.fingerprint})
         path = out / ("job.json" if cfg.rank == 0 else f"job.{cfg.rank}.json")
         with _alone(out) if cfg.rank == 0 else contextlib.nullcontext():
             job.to_json(path)

@@ -326,7 +326,7 @@ def table_command(
 
 def _declarations(names: Iterable[str]) -> dict:
     """name -> TASK of the plug-ins that exist and import; a table needs no more than that."""
-    from ...pretrain.common.plugins import tasks
+    from ..tasks._registry import tasks
 
     found = {}
     plugins = tasks()

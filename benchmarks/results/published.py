@@ -88,7 +88,7 @@ class PublishedTable:
 
 
 def _folder():
-    return files(__package__.partition(".")[0] + ".results.published")
+    return files(f"{__package__.partition('.')[0]}.results.published")
 
 
 @cache

@@ -7,19 +7,13 @@ results/README.md.
 
 import contextlib
 import errno
-import hashlib
 import itertools
 import json
 import math
 import os
-import platform
 import re
-import resource
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ...pretrain.common import locks
@@ -28,13 +22,6 @@ from ...pretrain.common.errors import UserError
 from . import labels
 
 SCHEMA = 1
-PACKAGES = ("selfpatch-bench", "torch", "torchvision", "timm", "numpy", "opencv-python-headless", "pillow")
-
-
-def make_key(parts: Mapping) -> str:
-    """Hash (16 hex digits) of everything that makes a number another number."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def folder(out: Path, task: str) -> Path:
@@ -129,63 +116,6 @@ def lock(out: Path, task: str, key: str, wait: bool = True) -> Iterator[bool]:
         except locks.Busy:
             mine = False
         yield mine
-
-
-def commit() -> str | None:
-    """Commit of the checkout that this code runs from, `+` if it has changes; None for an installed package."""
-    here = Path(__file__).resolve().parent.parent.parent
-    if not (here / ".git").exists():
-        return None
-    try:
-        git = ["git", "-C", str(here)]
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-        state = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return head.stdout.strip() + ("+" if state.stdout.strip() else "")
-
-
-def environment(device: str) -> dict:
-    """Versions, machine and commit, for the record."""
-    import torch
-
-    versions = {}
-    for name in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    facts = {
-        "python": platform.python_version(),
-        "packages": versions,
-        "system": f"{platform.system()} {platform.machine()}",
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "commit": commit(),
-        "command": sys.argv[1:],
-    }
-    if device.startswith("cuda"):
-        facts |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
-    return facts
-
-
-def process_peak() -> int:
-    """Bytes: this process's largest resident size so far.
-
-    Linux hands a parent's ru_maxrss on to the programs that it starts; VmHWM begins anew with each of them.
-    """
-    with contextlib.suppress(OSError):
-        if match := re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()):
-            return 1024 * int(match[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def peak_memory(device: str) -> dict[str, int]:
-    """Bytes: the process's largest resident size so far, and the GPU's largest allocation."""
-    import torch
-
-    peak = {"process": process_peak()}
-    if device.startswith("cuda"):
-        peak["gpu"] = torch.cuda.max_memory_allocated(device)
-    return peak
 
 
 def now() -> str:

@@ -1,4 +1,4 @@
-"""A finished table -> Markdown, CSV, LaTeX. What stands where, and why, is decided in tables.py."""
+"""A finished table -> Markdown, CSV, LaTeX. What stands where, and why, is decided in layout.py."""
 
 import math
 from dataclasses import dataclass, field

@@ -31,7 +31,7 @@ class Opened:
         ready(self.checkpoint)
 
     def _open(self):
-        from ..checkpoints.open import open_checkpoint
+        from ..hub.open import open_checkpoint
 
         a = self.asked
         self.stamp = stamp(a.path)  # of before, so that a change meanwhile is noticed

@@ -14,12 +14,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from ...pretrain.common import plugins
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.progress import Reporter
-from ..datasets.davis import data_roots
+from ..datasets.roots import data_roots
+from ..environment import environment, peak_memory
 from ..results import labels, record
-from ..tasks import Config, Crash, Task
+from ..tasks import Config, Crash, Task, make_key
+from ..tasks._registry import get_task
+from ..tasks._registry import tasks as all_tasks
 from .launchers import check_flags, check_gpus, check_models, launched
 from .models import Entry, read_models
 from .opened import Model, describe, given_labels, hold
@@ -163,14 +165,14 @@ def plan(models: list[Path | Entry], tasks: list[str], options: Options, here: b
     here: the work is for this machine, not for one that Slurm will choose.
     """
     if not tasks:
-        raise UserError(f"--task: which? there are: {', '.join(plugins.tasks())}")
+        raise UserError(f"--task: which? there are: {', '.join(all_tasks())}")
     if bool(models) == bool(options.masks):
         raise UserError("give checkpoints, or --masks DIR to score existing masks" + ("; not both" if models else ""))
     if options.row:
         from ..results.published import check_row  # pandas, which takes its time
 
         check_row(options.row)
-    modules = {name: plugins.get("tasks", name).module for name in tasks}
+    modules = {name: get_task(name).module for name in tasks}
     check_flags(modules, options)
     if here:
         check_gpus(options.gpus, options.device)
@@ -213,7 +215,7 @@ def plan(models: list[Path | Entry], tasks: list[str], options: Options, here: b
                     "seed": seed,
                 }
                 own = dataclasses.replace(cfg, seed=seed)
-                jobs.append(Job(model, name, module, own, changed, record.make_key(parts)))
+                jobs.append(Job(model, name, module, own, changed, make_key(parts)))
     if not all(model.opened.kept for model in described):  # then each is opened again for all of its jobs at once
         place = {id(model): i for i, model in enumerate(described)}
         jobs.sort(key=lambda job: place[id(job.model)])
@@ -417,9 +419,9 @@ def _facts(job: Job) -> dict:
 
 def _cost(job: Job, start: float) -> dict:
     return {
-        "environment": record.environment(job.cfg.device),
+        "environment": environment(job.cfg.device),
         "wall_seconds": round(time.monotonic() - start, 3),
-        "peak_memory_bytes": record.peak_memory(job.cfg.device),
+        "peak_memory_bytes": peak_memory(job.cfg.device),
         "created": record.now(),
     }
 

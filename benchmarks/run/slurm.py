@@ -66,6 +66,6 @@ def _absolute(options: Options) -> Options:
 
 
 def _root(item: str) -> tuple[str, str, str]:
-    """`NAME=ROOT` or `ROOT` -> (NAME, "=", ROOT), as datasets.data_roots reads it."""
+    """`NAME=ROOT` or `ROOT` -> (NAME, "=", ROOT), as datasets.roots.data_roots reads it."""
     name, sign, root = item.partition("=")
     return (name, sign, root) if sign and not Path(item).exists() else ("", "", item)

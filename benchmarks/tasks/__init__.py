@@ -3,7 +3,7 @@
 A task defines
 
     TASK = Task(version=..., protocol_id=..., protocol=Protocol, metrics=(...), dataset=..., published=(...))
-        see benchmarks/tasks.py; `Protocol` is a dataclass whose fields are the protocol's values with their defaults.
+        see `Task`; `Protocol` is a dataclass whose fields are the protocol's values with their defaults.
         `seeded=False` says that `run` draws nothing by cfg.seed: a list of seeds then costs one run.
     check(cfg) -> Data
         everything that can be wrong with the data is found here, before any long work, in one line each.
@@ -18,12 +18,15 @@ and may define `example(folder) -> Path` (a tiny data set), `pictures(encoder, c
         the data alone, for `selfpatch doctor`; without it, that is `check` with the protocol's own values.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...pretrain.common.errors import UserError
+from ..datasets.base import Data
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Task:
     protocol: dataclass type of every protocol value with its default; `key=value` on the command line overrides one.
     published: the (task, protocol) pairs of published rows that this task's numbers may stand beside.
     needs: what it takes from the encoder, for messages. takes: encoder, or checkpoint: `run` then gets the opened file
-    (loading.Checkpoint) and builds a network of its own. values: the keys of `key=value`, where the protocol's fields
+    (an opened Checkpoint) and builds a network of its own. values: the keys of `key=value`, where the protocol's fields
     do not say them. seeded: whether the seed changes the number; where it does not, the task runs once, under seed 0.
     """
 
@@ -69,23 +72,6 @@ class Crash(UserError):
 
 
 @dataclass
-class Data:
-    """What a task's `check` found: the parts of a record that describe the data.
-
-    official: exactly the published benchmark's data, checked by names and counts; `differs` says in words what is not.
-    """
-
-    name: str
-    root: Path
-    fingerprint: str
-    official: bool
-    differs: str
-    summary: str
-    notes: list[str] = field(default_factory=list)  # lines for the user
-    content: Any = field(default=None, repr=False)  # the opened set, handed on to `run`
-
-
-@dataclass
 class Config:
     """What `run(encoder, cfg, out)` gets beside the encoder and its output folder.
 
@@ -106,3 +92,9 @@ class Config:
     rank: int = 0
     eval_only: Path | None = None  # a fine-tuned model to evaluate
     progress: Callable[[float, float, str], None] = lambda done, total, text: None
+
+
+def make_key(parts: Mapping) -> str:
+    """Hash (16 hex digits) of everything that makes a number another number."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

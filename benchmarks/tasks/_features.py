@@ -21,9 +21,9 @@ from torch import Tensor
 
 from ...pretrain.common.atomic import write_atomic
 from ...pretrain.common.errors import UserError
-from ..datasets.files import cache_folder
+from ...pretrain.common.machine import cache_folder
 from ..datasets.imagenet import Split
-from ..results import record
+from . import make_key
 
 CHUNK = 8192  # images of a file; also the most that an interruption costs
 BATCH = 64
@@ -142,7 +142,7 @@ def features(
         "precision": precision,
         "version": 1,
     }
-    folder = cache_folder() / "features" / record.make_key(parts)
+    folder = cache_folder() / "features" / make_key(parts)
     cores, found = os.cpu_count() or 1, []
 
     def load(first: int, stop: int) -> Tensor:

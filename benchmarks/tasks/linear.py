@@ -22,8 +22,7 @@ from ...pretrain.data import pixels
 from ...pretrain.data.views import Views, ViewSpec, draw_all
 from ..datasets.imagenet import ClassSet, open_classes
 from ..metrics.significance import pack
-from ..results import record
-from . import Config, Data, Metric, Task
+from . import Config, Data, Metric, Task, make_key
 from ._features import BATCH, Crop, Replicas, ahead, effective, features, image_vector
 from ._probe import Plan, Probe, train
 from .knn import accuracies, by_class, check_images
@@ -156,7 +155,7 @@ def run(encoder, cfg: Config, out: Path) -> dict:
         def progress(epochs: float, text: str) -> None:
             cfg.progress(epochs * len(data.train), total, text)
 
-        key = record.make_key({"p": dataclasses.asdict(p), "what": what.name, "seed": cfg.seed})
+        key = make_key({"p": dataclasses.asdict(p), "what": what.name, "seed": cfg.seed})
         train(probe, len(data.train), stream, out / "probe.pt", key, progress)
 
     def seen(done: int) -> None:

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from ...pretrain.common.errors import UserError
 from ..datasets.imagenet import open_classes
-from ..results import record
-from . import Config, Data, Metric, Task
+from . import Config, Data, Metric, Task, make_key
 from ._probe import Plan, Probe, train
 from .knn import accuracies, extract_all
 from .linear import Frozen, check_probe, joined, result
@@ -61,7 +60,7 @@ def run(encoder, cfg: Config, out: Path) -> dict:
         cfg.progress(epochs, p.epochs, text)
 
     probe = Probe(found[0].shape[1], len(data.classes), Plan(p.epochs, p.batch, cfg.seed, tuple(p.rates)))
-    key = record.make_key({"p": dataclasses.asdict(p), "what": what.name, "seed": cfg.seed})
+    key = make_key({"p": dataclasses.asdict(p), "what": what.name, "seed": cfg.seed})
     train(probe.to(cfg.device), len(data.train), stream, out / "probe.pt", key, progress)
     ranked = probe.top(found[1]).cpu()
     truth = torch.from_numpy(data.val.labels)

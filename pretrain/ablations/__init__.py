@@ -8,3 +8,9 @@ One yaml file = one grid, run by `selfpatch ablate NAME`. It holds
             table) that they come from. row: METHOD, BACKBONE and a text that is in the note of exactly one published
             number; left out for a row that was not published.
 """
+
+from pathlib import Path
+
+from ..common.plugins import Kind
+
+ABLATIONS = Kind("ablations", Path(__file__).resolve().parent, suffix=".yaml")

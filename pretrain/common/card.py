@@ -14,7 +14,7 @@ from .errors import UserError, shorten
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# How the positions of another grid are made from the stored G x G ones (implemented in encoder.py).
+# How the positions of another grid are made from the stored G x G ones (implemented in positions.py).
 POSITION_RULES = {
     "dino": "bicubic, scale factor ((h+0.1)/G, (w+0.1)/G); the stored square grid is left as it is",
     "timm": "bicubic with antialiasing to (h, w); the stored grid is left as it is",
@@ -40,7 +40,7 @@ ARCHITECTURES = {
 # A ResNet's blocks: where a stage's stride is cannot be seen in the weights.
 BLOCKS = ("bottleneck, stride on the 3x3", "bottleneck, stride on the 1x1", "basic")
 # What becomes of an image whose sides are not multiples of patch x window x 2^(stages - 1), 224 for Swin-T: the
-# official pretraining code refuses it, so the rule is not the format's but that of Swin's detection code (in conv.py).
+# official pretraining code refuses it, so the rule is not the format's but that of Swin's detection code (swin.py).
 SIZE_RULES = {"padded": "zeros at the bottom and right, to whole patches and in each block to whole windows (assumed)"}
 # The other families' own fields: only these, mean and std are in their cards' `as_dict`, and none in a ViT's.
 FAMILY_FIELDS = {
@@ -208,117 +208,3 @@ def _convert(key: str, value):
     if key == "pos" and not re.fullmatch(r"rotary|\w+ (\d{1,4})x\1(, stored)?", str(value)):
         raise ValueError
     return str(value)
-
-
-def vit_card(shapes: Mapping[str, tuple], **known) -> Card:
-    """A ViT's card from the shapes of its timm-named weights; `known` are the facts that the format knows.
-
-    Raises UserError (without the file's name, which the caller adds) when the shapes cannot be a ViT's.
-    """
-    try:
-        dim, channels, patch, patch_w = shapes["patch_embed.proj.weight"]
-        hidden = shapes["blocks.0.mlp.fc1.weight"][0]
-        gated = hidden == 2 * shapes["blocks.0.mlp.fc2.weight"][1]
-        rotary = "rope_periods" in shapes
-        positions = 0 if rotary else shapes["pos_embed"][1]
-        registers = shapes["reg_token"][1] if "reg_token" in shapes else 0
-        per_head = 4 * shapes["rope_periods"][0] if rotary else 0
-    except (KeyError, ValueError, IndexError) as error:
-        raise UserError(f"not a ViT: no usable {error}") from None
-    blocks = {int(m[1]) for k in shapes if (m := re.match(r"blocks\.(\d{1,9})\.", k))}
-    depth = len(blocks)
-    if blocks != set(range(depth)):
-        raise UserError(f"not a ViT: its {depth} blocks are not numbered 0 to {depth - 1}")
-    class_token = "cls_token" in shapes
-    grid = math.isqrt(max(positions - class_token, 0))
-    wrong = not rotary and positions != grid * grid + class_token
-    if channels != 3 or patch != patch_w or wrong or (rotary and (per_head == 0 or dim % per_head)):
-        embedding = f"{dim}x{channels}x{patch}x{patch_w}"
-        raise UserError(f"not a square ViT on RGB: patch embedding {embedding}, {positions} positions")
-    facts = {
-        "family": "vit",
-        "patch": patch,
-        "dim": dim,
-        "depth": depth,
-        "class_token": class_token,
-        "final_norm": "norm.weight" in shapes,
-        "registers": registers,
-        "layer_scale": "blocks.0.ls1.gamma" in shapes,
-        "pos": "rotary" if rotary else f"learned {grid}x{grid}",
-        "mlp_ratio": _ratio(hidden, dim),
-        "qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
-        "act": "swiglu" if gated else "gelu (erf)",
-        "readout": _readout(shapes, class_token),
-    }
-    facts |= {"pos_resize": "rotary", "heads": dim // per_head} if rotary else {}
-    return Card(**(facts | known))
-
-
-def _readout(shapes: Mapping, class_token: bool) -> str:
-    if "readout.cls_token" in shapes:
-        return "class_attention"
-    return "mean_norm" if "fc_norm.weight" in shapes else "token" if class_token else "mean"
-
-
-def _ratio(hidden: int, dim: int) -> float:
-    """hidden/dim such that timm's int(dim * ratio) gives `hidden` back."""
-    ratio = hidden / dim
-    return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
-
-
-def heads_from(meta: Mapping, dim: int) -> tuple[int | None, str]:
-    """Number of heads that the file (or the config.json beside it) states, and where it says so.
-
-    The arch counts only if its width fits. (None, reason) otherwise; the reason goes into the error.
-    """
-    reason = "nothing in the file says how many attention heads it has"
-    for where, table in _statements(meta).items():
-        for key in ("num_heads", "num_attention_heads", "heads"):
-            if type(table.get(key)) is int and table[key] > 0:
-                return table[key], f"{where}: {key}"
-        arch = _arch(table)
-        size = vit_size(arch) if arch else None
-        if size and ARCHITECTURES[size][0] == dim:
-            return ARCHITECTURES[size][1], f"{where}: arch {shorten(arch)}"
-        if arch:
-            wide = f"is {ARCHITECTURES[size][0]} wide" if size else "is not a name known here"
-            reason = f"{where}: arch {shorten(arch)} {wide}, the weights are {dim} wide"
-    return None, reason
-
-
-def _statements(meta: Mapping) -> dict[str, Mapping]:
-    """The tables in which a file, or what lies beside it, may say what network it is, by where they are."""
-    places = {"args": meta.get("args"), "the file": meta} | {k: meta.get(k) for k in ("config.json", "timm")}
-    return {where: table for where, table in places.items() if isinstance(table, Mapping)}
-
-
-def _arch(table: Mapping) -> str | None:
-    return next((table[k] for k in ("arch", "architecture", "model") if isinstance(table.get(k), str)), None)
-
-
-def arch_names(meta: Mapping) -> list[tuple[str, str]]:
-    """(where it is said, name) of every architecture that the file names."""
-    found = {where: _arch(table) for where, table in _statements(meta).items()}
-    return [(where, arch) for where, arch in found.items() if arch]
-
-
-def vit_size(arch: str) -> str | None:
-    """The size that an architecture's name tells: a key of ARCHITECTURES, or None."""
-    return next((size for size in ARCHITECTURES if re.search(rf"(vit|deit)_{size}", arch)), None)
-
-
-def normalisation_from(meta: Mapping) -> dict[str, tuple]:
-    """Mean and std that timm, or a config beside the file (timm's or Hugging Face's) states, else {}."""
-    for place in ("timm", "preprocessor_config.json", "config.json"):
-        config = meta.get(place)
-        if not isinstance(config, Mapping):
-            continue
-        config = config["pretrained_cfg"] if isinstance(config.get("pretrained_cfg"), Mapping) else config
-        found = {}
-        for field_name, keys in (("mean", ("mean", "image_mean")), ("std", ("std", "image_std"))):
-            for key in keys:
-                if isinstance(config.get(key), (list, tuple)):
-                    found[field_name] = parse_field(field_name, config[key])
-        if len(found) == 2:
-            return found
-    return {}

@@ -1,7 +1,12 @@
-"""Settings of this process that make training on CPUs faster and change no number."""
+"""This process on its machine: where it may keep things, memory that it took, settings that make CPUs faster."""
 
+import contextlib
 import ctypes
+import os
+import re
+import resource
 import sys
+from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
@@ -20,3 +25,19 @@ def keep_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def cache_folder() -> Path:
+    """Where results of checking files are kept: `SELFPATCH_CACHE`, else ~/.cache/selfpatch-bench."""
+    return Path(os.environ.get("SELFPATCH_CACHE") or "~/.cache/selfpatch-bench").expanduser()
+
+
+def process_peak() -> int:
+    """Bytes: this process's largest resident size so far.
+
+    Linux hands a parent's ru_maxrss on to the programs that it starts; VmHWM begins anew with each of them.
+    """
+    with contextlib.suppress(OSError):
+        if match := re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()):
+            return 1024 * int(match[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,60 +1,79 @@
-"""Plug-ins: a folder is the list.
+"""Plug-ins: a folder is the list, and a file's name is its public name.
 
-`formats/`, `tasks/` and the mm recipes are found by scanning; a module's name is its public name. Folders named in
-`SELFPATCH_PLUGINS` (separated as in PATH; `--plugins DIR` adds one) are scanned with the same sub-folders.
+A `Kind` says where our files of a kind lie. A user's lie in the sub-folder of the same name of every folder that
+`SELFPATCH_PLUGINS` names (separated as in PATH; `--plugins DIR` adds one).
 """
 
 import importlib
 import importlib.util
 import os
 import sys
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from .errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-HERE = ROOT / "benchmarks"
-TOP = __package__.partition(".")[0]
-# kind -> (our folder, import package below selfpatch_bench, sub-folder of a user's plug-in folder, suffix)
-KINDS = {
-    "formats": (HERE / "formats", "benchmarks.formats", "formats", ".py"),
-    "tasks": (HERE / "tasks", "benchmarks.tasks", "tasks", ".py"),
-    "mm_configs": (ROOT / "mm_configs", "mm_configs", "mm_configs", ".py"),
-    "objectives": (ROOT / "pretrain" / "objectives", "pretrain.objectives", "objectives", ".py"),
-    "recipes": (ROOT / "pretrain" / "recipes", "pretrain.recipes", "recipes", ".yaml"),
-    "ablations": (ROOT / "pretrain" / "ablations", "pretrain.ablations", "ablations", ".yaml"),
-}
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of plug-in. name: its sub-folder in a user's folder. folder: of our own files. package: the import
+    package that `folder` is; None for files that are not imported. suffix: of the files that count. read: what makes
+    `Plugin.module` of a file that is not to be imported."""
+
+    name: str
+    folder: Path
+    package: str | None = None
+    suffix: str = ".py"
+    read: Callable[[Path], object] | None = None
+
+    def scan(self) -> "dict[str, Plugin]":
+        """All plug-ins of the kind by name, sorted. Raises UserError when two files share a name."""
+        found: dict[str, Plugin] = {}
+        for base in (self.folder, *(f / self.name for f in plugin_folders())):
+            for path in sorted(base.glob(f"*{self.suffix}")) if base.is_dir() else []:
+                if path.stem.startswith("_"):
+                    continue
+                if path.stem in found:
+                    both = f"{found[path.stem].path} and {path}"
+                    raise UserError(f"two plug-ins of {self.name} are called {path.stem}: {both}")
+                found[path.stem] = Plugin(self, path.stem, path, base is self.folder)
+        return dict(sorted(found.items()))
+
+    def get(self, name: str) -> "Plugin":
+        """The plug-in of that name. Raises UserError that lists the valid names."""
+        return pick(self.scan(), name, self.name)
+
+
+def pick(plugins: "dict[str, Plugin]", name: str, kind: str) -> "Plugin":
+    """The plug-in of that name. Raises UserError that lists the valid names."""
+    if name not in plugins:
+        raise UserError(f"no {kind.rstrip('s')} called {name}; there are: {', '.join(plugins) or 'none'}")
+    return plugins[name]
 
 
 @dataclass
 class Plugin:
-    """One plug-in file. `module` imports it (only then can it turn out to be broken)."""
+    """One plug-in file. `module` imports it (only then can it turn out to be broken). ours: not a user's."""
 
-    kind: str
+    kind: Kind
     name: str
     path: Path
-    package: str | None = field(default=None, repr=False)  # None: a user's file, imported from its path
+    ours: bool = field(default=False, repr=False)
 
     @cached_property
     def module(self):
-        """The imported module. Raises UserError, naming the file and the cause, when the import fails."""
+        """The imported module, or what its kind reads of the file. Raises UserError, naming file and cause."""
         try:
-            if self.kind == "mm_configs":  # plain mm configs; what they declare is read without running them
-                from ...benchmarks.mm.task import MMTask
-
-                return MMTask(self.path)
-            if self.package:
-                return importlib.import_module(f".{self.package}.{self.name}", TOP)
-            label = f"{TOP}.plugins_{self.kind}_{self.name}_{abs(hash(self.path)):x}"
-            spec = importlib.util.spec_from_file_location(label, self.path)
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[label] = module  # dataclasses look their module up by name
-            spec.loader.exec_module(module)
-            return module
+            if self.kind.read:
+                return self.kind.read(self.path)
+            if self.ours:
+                return importlib.import_module(f"{self.kind.package}.{self.name}")
+            return _import_file(self.path, f"{self.kind.name}_{self.name}")
         except Exception as error:
-            if self.kind == "mm_configs" and isinstance(error, UserError):
+            if self.kind.read and isinstance(error, UserError):  # says more than that an import failed
                 raise
             raise UserError(f"plug-in {self.path} does not import: {type(error).__name__}: {error}") from error
 
@@ -70,7 +89,17 @@ class Plugin:
     @property
     def source(self) -> str:
         """Where it comes from, for `ls`."""
-        return "built in" if self.package else str(self.path.parent)
+        return "built in" if self.ours else str(self.path.parent)
+
+
+def _import_file(path: Path, name: str):
+    """A user's file as a module of its own name, the same in every process."""
+    label = f"{__package__.partition('.')[0]}.plugins_{name}_{zlib.crc32(os.fsencode(path)):x}"
+    spec = importlib.util.spec_from_file_location(label, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[label] = module  # dataclasses look their module up by name
+    spec.loader.exec_module(module)
+    return module
 
 
 def plugin_folders() -> list[Path]:
@@ -82,31 +111,7 @@ def plugin_folders() -> list[Path]:
     return folders
 
 
-def scan(kind: str) -> dict[str, Plugin]:
-    """All plug-ins of a kind by name, sorted. Raises UserError when two files share a name."""
-    folder, package, sub, suffix = KINDS[kind]
-    found: dict[str, Plugin] = {}
-    for base, pkg in [(folder, package)] + [(f / sub, None) for f in plugin_folders()]:
-        for path in sorted(base.glob(f"*{suffix}")) if base.is_dir() else []:
-            if path.stem.startswith("_"):
-                continue
-            if path.stem in found:
-                raise UserError(f"two plug-ins of {kind} are called {path.stem}: {found[path.stem].path} and {path}")
-            found[path.stem] = Plugin(kind, path.stem, path, pkg)
-    return dict(sorted(found.items()))
-
-
-def tasks() -> dict[str, Plugin]:
-    """Everything that `--task` takes: the tasks and the mm recipes. Raises UserError when two share a name."""
-    found, recipes = scan("tasks"), scan("mm_configs")
-    for name in found.keys() & recipes.keys():
-        raise UserError(f"a task and an mm recipe are called {name}: {found[name].path} and {recipes[name].path}")
-    return dict(sorted((found | recipes).items()))
-
-
-def get(kind: str, name: str) -> Plugin:
-    """The plug-in of that name; kind tasks: an mm recipe's too. Raises UserError that lists the valid names."""
-    plugins = tasks() if kind == "tasks" else scan(kind)
-    if name not in plugins:
-        raise UserError(f"no {kind.rstrip('s')} called {name}; there are: {', '.join(plugins) or 'none'}")
-    return plugins[name]
+def named(text: str) -> Callable:
+    """The function (or class) called `module:name`, as `train.Hooks` has them."""
+    module, _, name = text.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...benchmarks.datasets.files import cache_folder
 from ..common.atomic import write_atomic
 from ..common.errors import UserError
+from ..common.machine import cache_folder
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
 _RGB = getattr(cv2, "IMREAD_COLOR_RGB", None)  # since OpenCV 4.11

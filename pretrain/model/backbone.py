@@ -18,8 +18,8 @@ from timm.models.swin_transformer import WindowAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ...benchmarks.backbones.encoder import resize_positions
 from ..common.errors import UserError
+from ..common.positions import resize_positions
 from .heads import init_linear
 from .swin import Swin, build_swin
 
@@ -106,7 +106,7 @@ def check_size(backbone: nn.Module, size: int) -> None:
 def tokens(vit: VisionTransformer | Swin, x: Tensor, mask: Tensor | None = None, rule: str = "dino") -> Tokens:
     """Images [M, 3, H, W] -> Tokens. mask [M, h, w]: patches to replace by `masked_embed` before positions are added.
 
-    rule: how positions are made at another grid than the stored one (benchmarks.card.POSITION_RULES).
+    rule: how positions are made at another grid than the stored one (card.POSITION_RULES).
     """
     if isinstance(vit, Swin):
         x = vit.last_map(x)

@@ -1,20 +1,50 @@
-"""Start from a checkpoint: any file that the evaluation's loader accepts."""
+"""Start from a checkpoint: whatever `read_weights` makes of a file; the core alone reads our own exports."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...benchmarks.backbones.encoder import resize_positions
-from ...benchmarks.checkpoints.open import differences, names, open_checkpoint
+from ..common.card import Card
 from ..common.errors import UserError
+from ..common.positions import resize_positions
+from ..common.weights import KEY, load_weights, names
 from ..learner import Learner
 from .network import Network
 from .swin import Swin
 
 
+class Rival(NamedTuple):
+    """Another format that the file could be of: its name, the names of its weights, and how its reading differs."""
+
+    format: str
+    names: frozenset[str]
+    differs: str
+
+
+class Found(NamedTuple):
+    """A file's network: weights by timm's names, their card, the format, and formats that read it differently."""
+
+    weights: dict[str, Tensor]
+    card: Card
+    format: str
+    rivals: Sequence[Rival] = ()
+
+
+def read_own(path: str | Path, format: str | None = None) -> Found:
+    """Of our own exports (.safetensors with a card). Raises UserError for other files."""
+    return Found(*load_weights(path), format or KEY)
+
+
 @torch.no_grad()
-def load_initial(learner: Learner, path: str | Path, format: str | None = None) -> str:
+def load_initial(
+    learner: Learner,
+    path: str | Path,
+    format: str | None = None,
+    read_weights: Callable[[str | Path, str | None], Found] = read_own,
+) -> str:
     """Backbone and, where it has one that fits, readout of a checkpoint become the student's and the teacher's weights.
 
     Stored positions of another grid are resized by the file's own rule. A class token or readout that only one side has
@@ -22,15 +52,15 @@ def load_initial(learner: Learner, path: str | Path, format: str | None = None) 
     line that says what was taken and what was not. Raises UserError, with nothing changed, when the file cannot be read
     or belongs to another network.
     """
-    checkpoint = open_checkpoint(path, format=format)
-    card, weights = checkpoint.card, dict(checkpoint.reading.weights)
+    found = read_weights(path, format)
+    card, weights = found.card, dict(found.weights)
     student = learner.student
     plain = not isinstance(student.backbone, Swin)  # positions are learned
     resized = plain and card.grid**2 != student.backbone.patch_embed.num_patches
     # Without resizing, equal names give equal weights, whatever the format says about positions.
-    if rivals := [r for r in checkpoint.rivals if resized or r.weights.keys() != weights.keys()]:
-        others = " or ".join(f"{r.format} ({differences(checkpoint.reading, r)})" for r in rivals)
-        raise UserError(f"init={path}: could be {checkpoint.reading.format} or {others}: give init_format=NAME")
+    if rivals := [r for r in found.rivals if resized or r.names != weights.keys()]:
+        others = " or ".join(f"{r.format} ({r.differs})" for r in rivals)
+        raise UserError(f"init={path}: could be {found.format} or {others}: give init_format=NAME")
     _same_architecture(path, card, student)
     if plain:
         weights["pos_embed"] = _positions(path, weights["pos_embed"], card, student.backbone)
@@ -45,7 +75,7 @@ def load_initial(learner: Learner, path: str | Path, format: str | None = None) 
         raise UserError(f"init={path}: does not fit network.backbone={student.cfg.backbone}: {names(wrong)}")
     student.load_state_dict({k: v for k, v in given.items() if k in own}, strict=False)
     learner.ema.copy()
-    said = [f"init={path}: format {checkpoint.reading.format}, {len(given) - len(spare)}/{len(given)} tensors taken"]
+    said = [f"init={path}: format {found.format}, {len(given) - len(spare)}/{len(given)} tensors taken"]
     said += [f"not taken: {names(spare)}"] if spare else []
     said += [f"initialised afresh: {names(kept)}"] if kept else []
     if card.heads is None:

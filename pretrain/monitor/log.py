@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from ...benchmarks.results.record import process_peak
 from ..checkpoint import Run
 from ..common.atomic import write_atomic
 from ..common.errors import UserError
+from ..common.machine import process_peak
 from ..common.progress import Reporter
 
 

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from test_completeness import example, save
 
 from selfpatch_bench.benchmarks import UserError
-from selfpatch_bench.benchmarks.checkpoints.open import open_checkpoint
 from selfpatch_bench.benchmarks.commands.inspect import report
-from selfpatch_bench.benchmarks.formats.selfpatch_bench import KEY
+from selfpatch_bench.benchmarks.hub.open import open_checkpoint
 from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
+from selfpatch_bench.pretrain.common.weights import KEY
 
 # -- sizes that a card claims
 

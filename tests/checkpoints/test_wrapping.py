@@ -15,10 +15,11 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
 from selfpatch_bench.benchmarks import UserError, load
-from selfpatch_bench.benchmarks.checkpoints.open import build, default_name, open_checkpoint
+from selfpatch_bench.benchmarks.checkpoints.open import build, default_name
 from selfpatch_bench.benchmarks.checkpoints.state import read_file
 from selfpatch_bench.benchmarks.formats import example_vit
 from selfpatch_bench.benchmarks.hub import remote
+from selfpatch_bench.benchmarks.hub.open import open_checkpoint
 from selfpatch_bench.benchmarks.run.runner import Options, describe
 
 FACTS = {"heads": 2, "mean": 0.5, "std": 0.5}

@@ -10,7 +10,7 @@ import yaml
 from selfpatch_bench.benchmarks import UserError
 from selfpatch_bench.benchmarks.commands.ablate import Grid, Sweep, read_grid
 from selfpatch_bench.benchmarks.synthetic.scenes import make_pictures, make_videos
-from selfpatch_bench.pretrain.common import plugins
+from selfpatch_bench.pretrain.ablations import ABLATIONS
 from selfpatch_bench.pretrain.config import load_recipe, to_dict
 
 POSTER = "selfpatch_poster"
@@ -177,4 +177,4 @@ def test_a_bad_file_is_one_line(folder, change, said):
 
 
 def test_the_grids_are_listed():
-    assert POSTER in plugins.scan("ablations")
+    assert POSTER in ABLATIONS.scan()

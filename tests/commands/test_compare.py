@@ -13,13 +13,13 @@ from scipy import stats
 from selfpatch_bench.benchmarks import UserError
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.commands.compare import compare_command, compare_text, describe_differences, verdict_of
-from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
 from selfpatch_bench.benchmarks.metrics import significance
 from selfpatch_bench.benchmarks.metrics.significance import mcnemar, pack, sign_flip, unpack, welch
 from selfpatch_bench.benchmarks.run.runner import Options
 from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.benchmarks.tasks import Metric
 from selfpatch_bench.pretrain.common.card import Card
+from selfpatch_bench.pretrain.common.weights import save_weights
 
 
 def t_tail(t: float, df: float) -> float:
@@ -305,7 +305,7 @@ def test_the_command_runs_what_is_missing_and_pairs_objects(tmp_path, capsys):
     for seed in range(2):
         torch.manual_seed(seed)
         files.append(tmp_path / f"net{seed}.safetensors")
-        own.write(files[-1], Encoder(card).vit.state_dict(), card, {})
+        save_weights(files[-1], Encoder(card).vit.state_dict(), card, {})
     options = Options(data=[str(data)], out=tmp_path / "out", device="cpu", overrides=["size=128"])
     for _ in range(2):  # the second time nothing is run
         assert compare_command(files, ["davis"], options) == 0

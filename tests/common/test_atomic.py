@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
-from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
 from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.pretrain.common import atomic
 from selfpatch_bench.pretrain.common.atomic import replacing, temporary_name, write_atomic
 from selfpatch_bench.pretrain.common.card import Card
 from selfpatch_bench.pretrain.common.errors import UserError
+from selfpatch_bench.pretrain.common.weights import save_weights
 from training import DINO, environment, pictures
 
 
@@ -26,7 +26,7 @@ def network(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("network") / "net.safetensors"
     card = Card("vit", 8, 96, 2, 2, pos="learned 4x4", mean=(0.5,) * 3, std=(0.5,) * 3)
     torch.manual_seed(0)
-    own.write(path, Encoder(card).vit.state_dict(), card)
+    save_weights(path, Encoder(card).vit.state_dict(), card)
     return path
 
 

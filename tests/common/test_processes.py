@@ -15,13 +15,14 @@ import torch
 
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.commands.ablate import Grid, Sweep
-from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
+from selfpatch_bench.benchmarks.commands.pretrain import HOOKS
 from selfpatch_bench.benchmarks.mm import task as mm_task
 from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.pretrain import slurm
 from selfpatch_bench.pretrain.checkpoint import Run
 from selfpatch_bench.pretrain.common.card import Card
 from selfpatch_bench.pretrain.common.processes import environment, python
+from selfpatch_bench.pretrain.common.weights import save_weights
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.train import settle
 from training import DINO, difference, final, pictures
@@ -38,7 +39,7 @@ def place(tmp_path_factory) -> Path:
     pictures(folder / "pictures")
     torch.manual_seed(0)
     card = Card("vit", 8, 24, 1, 2, pos="learned 4x4", mean=(0.5,) * 3, std=(0.5,) * 3)
-    own.write(folder / "net.safetensors", Encoder(card).vit.state_dict(), card)
+    save_weights(folder / "net.safetensors", Encoder(card).vit.state_dict(), card)
     make_videos(folder / "videos", sequences=2, frames=4, size=(64, 96))
     return folder
 
@@ -116,7 +117,7 @@ def test_processes_of_mm(trap, place, tmp_path):
     """The process that builds a configuration imports the real mm."""
     recipe = Path(mm_task.__file__).parents[2] / "mm_configs/ade20k_semfpn_40k.py"
     job = {"recipe": str(recipe), "export": "", "data": "/data", "out": "", "overrides": ["blocks=2,5,8,11"]}
-    card = own.Card("vit", 16, 24, 6, 2, pos="learned 4x4", mean=(0.5,) * 3, std=(0.5,) * 3).as_dict()
+    card = Card("vit", 16, 24, 6, 2, pos="learned 4x4", mean=(0.5,) * 3, std=(0.5,) * 3).as_dict()
     said = mm_task._ask(json.dumps({"job": job, "card": card, "world": 1}), "cpu")
     assert (said and "the network has 6 blocks" in said, trap()) == (True, []), said
 
@@ -126,7 +127,7 @@ def test_a_job(trap, place, tmp_path, monkeypatch):
     pytest.importorskip("submitit", reason="submitit (extra `slurm`) is not installed")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     cfg = settle(load_recipe("dino", [*STEPS, f"data.path={place / 'pictures'}"]))
-    job = slurm.start(cfg, Run(tmp_path / "run"), "cluster=local,timeout_min=5", resume=False)
+    job = slurm.start(cfg, Run(tmp_path / "run"), "cluster=local,timeout_min=5", resume=False, hooks=HOOKS)
     assert (job.result(), trap()) == (0, [])
 
 

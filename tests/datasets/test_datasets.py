@@ -11,8 +11,9 @@ from PIL import Image
 from conftest import SHARED, shared_cases
 from selfpatch_bench.benchmarks.datasets import davis as datasets
 from selfpatch_bench.benchmarks.datasets import files
-from selfpatch_bench.benchmarks.datasets.davis import VAL_NAMES, data_roots, open_davis, read_frame, result_masks, truth
+from selfpatch_bench.benchmarks.datasets.davis import VAL_NAMES, open_davis, read_frame, result_masks, truth
 from selfpatch_bench.benchmarks.datasets.masks import read_mask, write_mask
+from selfpatch_bench.benchmarks.datasets.roots import data_roots
 from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.pretrain.common.errors import UserError
 

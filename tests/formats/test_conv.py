@@ -15,16 +15,17 @@ from conftest import REPO
 from layouts import PARITY, relative
 from selfpatch_bench.benchmarks import UserError, load
 from selfpatch_bench.benchmarks.backbones.conv import ConvEncoder, timm_network
-from selfpatch_bench.benchmarks.checkpoints.open import build, open_checkpoint
+from selfpatch_bench.benchmarks.checkpoints import FORMATS
+from selfpatch_bench.benchmarks.checkpoints.open import build
 from selfpatch_bench.benchmarks.commands.inspect import report
 from selfpatch_bench.benchmarks.formats import _examples as examples
-from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
+from selfpatch_bench.benchmarks.hub.open import open_checkpoint
 from selfpatch_bench.benchmarks.results import record
 from selfpatch_bench.benchmarks.results.collect import backbone_name
 from selfpatch_bench.benchmarks.run.runner import Options, plan, run
 from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
-from selfpatch_bench.pretrain.common import plugins
 from selfpatch_bench.pretrain.common.card import Card, parse_field
+from selfpatch_bench.pretrain.common.weights import save_weights
 
 
 @pytest.mark.parametrize("arch", ["resnet50", "basic", "resnext", "wide"])
@@ -216,7 +217,7 @@ def test_mmdets_swin(tmp_path):
 def test_heads_are_a_warning(tmp_path):
     """One `--heads` for many files: no error for those that have none or their own."""
     for name, kept in (("swav", "it has none"), ("moby", "(1, 2, 2, 4)")):
-        path, _ = plugins.get("formats", name).module.example(tmp_path)
+        path, _ = FORMATS.get(name).module.example(tmp_path)
         plain, given = open_checkpoint(path), open_checkpoint(path, card={"heads": 6})
         assert given.card == plain.card
         (text,) = set(given.warnings) - set(plain.warnings)
@@ -231,7 +232,7 @@ def test_untrained_weights_are_noticed(tmp_path):
     card = Card("resnet", block="basic", blocks=(1,) * 4, stem_channels=64, widths=(4,) * 4, bn_eps=1e-5)
     torch.save(timm_network(card).state_dict(), tmp_path / "x.pth")
     assert "running mean is still 0" in report(tmp_path / "x.pth", None, {})
-    path, _ = plugins.get("formats", "swav").module.example(tmp_path)
+    path, _ = FORMATS.get("swav").module.example(tmp_path)
     assert "look untrained" not in report(path, None, {})
 
 
@@ -240,13 +241,13 @@ def test_cards_of_other_families(tmp_path):
     vit = Card("vit", 16, 24, 2, 2).as_dict()
     assert not {"window", "depths", "blocks", "widths", "bn_eps", "sizes", "groups"} & vit.keys()
     for name in ("swav", "moby", "torchvision_resnet"):
-        path, _ = plugins.get("formats", name).module.example(tmp_path)
+        path, _ = FORMATS.get(name).module.example(tmp_path)
         encoder = load(path)
         card = encoder.card
         kept = json.loads(json.dumps(card.as_dict()))
         assert Card(**{k: parse_field(k, v) for k, v in kept.items()}).as_dict() == kept
         assert not {"pos", "readout", "registers", "depth"} & kept.keys()
-        own.write(tmp_path / f"{name}.safetensors", open_checkpoint(path).reading.weights, card)
+        save_weights(tmp_path / f"{name}.safetensors", open_checkpoint(path).reading.weights, card)
         again = load(tmp_path / f"{name}.safetensors")
         assert again.fingerprint == encoder.fingerprint
         assert again.card.as_dict() == kept
@@ -361,7 +362,7 @@ def davis_record(path: Path, videos: Path, out: Path, *values: str) -> dict:
 @pytest.mark.parametrize("name", [n for n in NAMES if not n.startswith(("timm_swin", "detco", "resim"))])
 def test_davis(name, videos, tmp_path):
     """Every format runs; the map is in the protocol id, the size rule in the record."""
-    path, facts = plugins.get("formats", name).module.example(tmp_path)
+    path, facts = FORMATS.get(name).module.example(tmp_path)
     if open_checkpoint(path, format=name, card=facts).card.family == "vit":
         pytest.skip("test_davis.py has these")
     found = davis_record(path, videos, tmp_path / "out")
@@ -377,7 +378,7 @@ def test_davis(name, videos, tmp_path):
 
 def test_davis_on_another_stage(videos, tmp_path):
     """`block=1`: stride 8, and the id says layer2; sides that are no multiples of the stride are cut."""
-    path, _ = plugins.get("formats", "densecl").module.example(tmp_path)
+    path, _ = FORMATS.get("densecl").module.example(tmp_path)
     found = davis_record(path, videos, tmp_path / "out", "block=1")
     assert found["protocol"]["id"] == "davis2017-dino-v1-layer2"
     assert found["protocol"]["effective"]["map"] == "layer2, stride 8"
@@ -391,7 +392,7 @@ def test_davis_with_patch_14(videos, tmp_path):
 
     card = Card("vit", 14, 24, 2, 2, pos="learned 4x4", mean=(0.5,) * 3, std=(0.5,) * 3)
     torch.manual_seed(0)
-    own.write(tmp_path / "x.safetensors", Encoder(card).vit.state_dict(), card)
+    save_weights(tmp_path / "x.safetensors", Encoder(card).vit.state_dict(), card)
     found = davis_record(tmp_path / "x.safetensors", videos, tmp_path / "out")
     assert found["protocol"]["id"] == "davis2017-dino-v1-p14"
     assert 0 <= found["metrics"]["JF_m"] <= 100

@@ -12,14 +12,18 @@ import torch
 from conftest import shared_cases
 from layouts import PARITY, layouts, relative, tiny
 from selfpatch_bench.benchmarks import UserError, load
-from selfpatch_bench.benchmarks.backbones.encoder import Encoder, resize_positions
+from selfpatch_bench.benchmarks.backbones.encoder import Encoder
+from selfpatch_bench.benchmarks.checkpoints import FORMATS
 from selfpatch_bench.benchmarks.checkpoints import open as loading
-from selfpatch_bench.benchmarks.checkpoints.open import build, open_checkpoint, ready
+from selfpatch_bench.benchmarks.checkpoints.open import build, ready
 from selfpatch_bench.benchmarks.checkpoints.state import State, read_file
 from selfpatch_bench.benchmarks.commands.inspect import report
 from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
-from selfpatch_bench.pretrain.common import plugins
-from selfpatch_bench.pretrain.common.card import Card, vit_card
+from selfpatch_bench.benchmarks.hub.open import open_checkpoint
+from selfpatch_bench.pretrain.common.card import Card
+from selfpatch_bench.pretrain.common.positions import resize_positions
+from selfpatch_bench.pretrain.common.shapes import vit_card
+from selfpatch_bench.pretrain.common.weights import save_weights
 
 
 @pytest.mark.shared
@@ -28,7 +32,7 @@ def test_layout_of_the_real_size_is_claimed_by_its_format(file):
     """Names and shapes of the real files: the plug-in that the layout names has the highest claim."""
     layout = json.loads(file.read_text())
     shapes = {k.replace("module.", ""): tuple(v) for k, v in layout["tensors"].items()}
-    claims = {name: p.module.claims(shapes, {}) for name, p in plugins.scan("formats").items()}
+    claims = {name: p.module.claims(shapes, {}) for name, p in FORMATS.scan().items()}
     assert claims[layout["plugin"]] == max(claims.values()) > 0, claims
 
 
@@ -97,10 +101,10 @@ def test_bad_files_are_refused_in_one_line(file, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.fixture(params=list(plugins.scan("formats")))
+@pytest.fixture(params=list(FORMATS.scan()))
 def example(request, tmp_path):
     """Each format's own example: (name, path, card overrides). A new format is tested without touching this file."""
-    module = plugins.get("formats", request.param).module
+    module = FORMATS.get(request.param).module
     torch.manual_seed(0)
     path, facts = module.example(tmp_path)
     if open_checkpoint(path, format=request.param, card=facts).card.family != "vit":
@@ -162,14 +166,14 @@ def test_an_export_is_strict_and_round_trips(tmp_path):
     card = Card("vit", 8, 24, 2, 3, False, False, **facts)
     encoder = Encoder(card)
     weights = dict(encoder.vit.state_dict()) | {f"readout.{k}": v for k, v in encoder.readout.state_dict().items()}
-    own.write(tmp_path / "a.safetensors", weights, card, {"run": "x"})
+    save_weights(tmp_path / "a.safetensors", weights, card, {"run": "x"})
     again = load(tmp_path / "a.safetensors")
     assert again.card == card
     x = torch.randn(1, 3, 40, 32)
     assert torch.equal(again(x).image, encoder(x).image)
     assert list(tmp_path.iterdir()) == [tmp_path / "a.safetensors"]
     weights.pop("readout.norm.bias")
-    own.write(tmp_path / "b.safetensors", weights, card)
+    save_weights(tmp_path / "b.safetensors", weights, card)
     with pytest.raises(UserError, match=r"1 missing: readout.norm.bias"):
         load(tmp_path / "b.safetensors")
 
@@ -217,7 +221,7 @@ def test_unknown_heads_and_normalisation_are_never_guessed(tmp_path):
 
 def test_arch_counts_only_if_its_width_fits(tmp_path):
     """The fixture's args say vit_small (384 wide); its weights are 24 wide: the error names both."""
-    _, path, _ = ("dino", *plugins.get("formats", "dino").module.example(tmp_path))
+    _, path, _ = ("dino", *FORMATS.get("dino").module.example(tmp_path))
     with pytest.raises(UserError, match=r"arch vit_small is 384 wide, the weights are 24 wide"):
         load(path)
     tree = torch.load(path, weights_only=False)

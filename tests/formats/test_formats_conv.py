@@ -12,15 +12,16 @@ from conftest import SHARED
 from layouts import PARITY, layouts, relative
 from selfpatch_bench.benchmarks import UserError, load
 from selfpatch_bench.benchmarks.backbones.conv import ConvEncoder, timm_network
+from selfpatch_bench.benchmarks.checkpoints import FORMATS
 from selfpatch_bench.benchmarks.checkpoints import open as loading
-from selfpatch_bench.benchmarks.checkpoints.open import build, open_checkpoint
+from selfpatch_bench.benchmarks.checkpoints.open import build
 from selfpatch_bench.benchmarks.checkpoints.state import State, read_file
 from selfpatch_bench.benchmarks.formats import _examples as examples
-from selfpatch_bench.pretrain.common import plugins
+from selfpatch_bench.benchmarks.hub.open import open_checkpoint
 from selfpatch_bench.pretrain.common.card import Card
 
 # float32: right code is at 1e-7 (convolutions) to 7e-7 (attention); a batch norm eps of 1e-6 for 1e-5 shows at 1e-5.
-NAMES = list(plugins.scan("formats"))
+NAMES = list(FORMATS.scan())
 
 
 def conv_layouts() -> list:
@@ -83,7 +84,7 @@ def test_card_of_the_real_size(file):
 
     refs = {k.replace("module.", ""): Shape(v, kind(k)) for k, v in layout["tensors"].items() if "_index" not in k}
     state, _ = State(refs).split()
-    plugin = plugins.get("formats", layout["plugin"]).module
+    plugin = FORMATS.get(layout["plugin"]).module
     while not plugin.claims(state.shapes, {}):
         state = state.inside()
     weights, card, dropped = plugin.convert(state, {})
@@ -102,7 +103,7 @@ def test_card_of_the_real_size(file):
 def example(request, tmp_path_factory):
     """(name, path, card overrides) of every format whose example is no ViT."""
     torch.manual_seed(0)
-    path, facts = plugins.get("formats", request.param).module.example(tmp_path_factory.mktemp(request.param))
+    path, facts = FORMATS.get(request.param).module.example(tmp_path_factory.mktemp(request.param))
     if open_checkpoint(path, format=request.param, card=facts).card.family == "vit":
         pytest.skip("a ViT: test_formats.py has it")
     return request.param, path, facts
@@ -116,7 +117,7 @@ def test_example_loads_and_gives_features(example):
     assert not found.lacking
     assert (found.card, found.fingerprint) == (asked.card, asked.fingerprint)
     shapes = {k: tuple(v) for k, v in read_file(path)[0].split()[0].shapes.items()}
-    claims = {n: p.module.claims(shapes, read_file(path)[1]) for n, p in plugins.scan("formats").items()}
+    claims = {n: p.module.claims(shapes, read_file(path)[1]) for n, p in FORMATS.scan().items()}
     assert claims[name] == max(claims.values()) > 0
     encoder = build(asked)
     for h, w in ((64, 64), (40, 72), (33, 97)):
@@ -213,7 +214,7 @@ def test_densecl_full_checkpoint(tmp_path):
 
 @pytest.mark.parametrize(("name", "other"), [("mocov2", "teacher"), ("moby", "teacher"), ("dino_resnet50", "student")])
 def test_the_other_network(name, other, tmp_path):
-    path, _ = plugins.get("formats", name).module.example(tmp_path)
+    path, _ = FORMATS.get(name).module.example(tmp_path)
     default, chosen = open_checkpoint(path), open_checkpoint(path, weights=other)
     assert chosen.reading.format == name
     assert chosen.card == default.card
@@ -241,7 +242,7 @@ def test_fine_tuned_by_us(name, tmp_path):
 
 
 def test_one_network_only(tmp_path):
-    path, _ = plugins.get("formats", "swav").module.example(tmp_path)
+    path, _ = FORMATS.get("swav").module.example(tmp_path)
     with pytest.raises(UserError, match="--weights teacher"):
         open_checkpoint(path, weights="teacher")
 

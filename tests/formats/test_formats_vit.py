@@ -14,18 +14,21 @@ import reference_vit as plain
 from conftest import shared_cases
 from layouts import PARITY, layouts, relative, tiny
 from selfpatch_bench.benchmarks import UserError, load
-from selfpatch_bench.benchmarks.backbones.encoder import Encoder, resize_positions
-from selfpatch_bench.benchmarks.checkpoints.open import build, open_checkpoint
+from selfpatch_bench.benchmarks.backbones.encoder import Encoder
+from selfpatch_bench.benchmarks.checkpoints import FORMATS
+from selfpatch_bench.benchmarks.checkpoints.open import build
 from selfpatch_bench.benchmarks.checkpoints.state import State
+from selfpatch_bench.benchmarks.checkpoints.stated import heads_from
 from selfpatch_bench.benchmarks.commands.inspect import report
 from selfpatch_bench.benchmarks.formats import _sincos, example_vit, hf_vit
+from selfpatch_bench.benchmarks.hub.open import open_checkpoint
 from selfpatch_bench.benchmarks.metrics.scoring import ScorePool
 from selfpatch_bench.benchmarks.results import record
 from selfpatch_bench.benchmarks.run.runner import Options, describe, plan, run
 from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.benchmarks.tasks import davis as davis_task
-from selfpatch_bench.pretrain.common import plugins
-from selfpatch_bench.pretrain.common.card import Card, heads_from
+from selfpatch_bench.pretrain.common.card import Card
+from selfpatch_bench.pretrain.common.positions import resize_positions
 
 SIZES = ((32, 32), (48, 48), (24, 56))  # the examples' stored grid, a larger square one, another shape
 
@@ -83,7 +86,7 @@ def test_features_are_those_of_a_plain_network_on_the_original_names(name, tmp_p
     float32 against float64; a norm eps of 1e-5 for 1e-6 shows at 1e-5, anything else above 1e-3.
     """
     torch.manual_seed(1)
-    path, facts = plugins.get("formats", name).module.example(tmp_path)
+    path, facts = FORMATS.get(name).module.example(tmp_path)
     reader, prefix, heads, more = VIT[name]
     net = reader(names_of(path), prefix, heads, **more)
     compare(load(path, **facts), net, assumed=[(24, 56)] if name in SQUARE_ONLY else ())
@@ -92,7 +95,7 @@ def test_features_are_those_of_a_plain_network_on_the_original_names(name, tmp_p
 def test_every_vit_format_has_a_plain_network_here():
     """A format whose example is a ViT is compared above, or named here because another test does it."""
     elsewhere = {"selfpatch", "selfpatch_bench", "mm_finetuned", "moby", "dinov3_ports"}
-    ours = {p.name for p in plugins.scan("formats").values() if "example_vit" in p.path.read_text()}
+    ours = {p.name for p in FORMATS.scan().values() if "example_vit" in p.path.read_text()}
     assert ours <= set(VIT) | elsewhere, "add it to VIT"
 
 
@@ -235,7 +238,7 @@ def test_dinov3_in_the_names_of_others(names, gated, tmp_path):
 
 def test_dinov3s_stored_periods_count(tmp_path):
     """Released files have them rounded to bfloat16: the features are those of the rounded ones."""
-    path, _ = plugins.get("formats", "dinov3").module.example(tmp_path)
+    path, _ = FORMATS.get("dinov3").module.example(tmp_path)
     tree = torch.load(path)
     images = torch.randn(1, 3, 32, 32)
     first = load(path)(images).image
@@ -285,7 +288,7 @@ def test_timms_pooled_network_gives_the_norm_of_the_mean(tmp_path):
 
 def test_mmsegs_attention_is_read_too(tmp_path):
     """mmseg: torch's MultiheadAttention, in_proj being query, key and value; a patch embedding without bias."""
-    path, facts = plugins.get("formats", "mmpretrain_vit").module.example(tmp_path)
+    path, facts = FORMATS.get("mmpretrain_vit").module.example(tmp_path)
     tree = torch.load(path)
     renamed = {}
     for name, value in tree["state_dict"].items():
@@ -411,7 +414,7 @@ ASSUMED = {"mae", "mocov3", "vissl", "moby"}
 @pytest.mark.parametrize("name", [*VIT, "selfpatch", "selfpatch_bench", "mm_finetuned"])
 def test_davis_runs_on_every_vit_format(name, videos, tmp_path):
     """The whole task on the format's own example; the record says which rule made the positions."""
-    path, facts = plugins.get("formats", name).module.example(tmp_path)
+    path, facts = FORMATS.get(name).module.example(tmp_path)
     found = davis(path, videos, tmp_path / "out", facts, 8)
     assert 0 <= found["metrics"]["JF_m"] <= 100
     assert (found["model"]["format"], found["model"]["card"]["patch"]) == (name, 8)
@@ -436,7 +439,7 @@ def test_davis_runs_on_the_small_files(file, shared, videos, tmp_path):
 
 
 def test_davis_on_the_student_says_so(videos, tmp_path):
-    path, facts = plugins.get("formats", "dino").module.example(tmp_path)
+    path, facts = FORMATS.get("dino").module.example(tmp_path)
     found = davis(path, videos, tmp_path / "out", facts, 8, weights="student")
     assert found["model"]["overrides"]["weights"] == found["model"]["facts"]["weights"] == "student"
 
@@ -455,7 +458,7 @@ CHOICES = {  # format -> (default, its prefix, other, its prefix)
 @pytest.mark.parametrize("name", CHOICES)
 def test_weights_chooses_the_network(name, tmp_path):
     """`--weights` overrides the default; what was taken is reported, and what was asked for is in the record."""
-    path, facts = plugins.get("formats", name).module.example(tmp_path)
+    path, facts = FORMATS.get(name).module.example(tmp_path)
     default, first, other, second = CHOICES[name]
     tree, images = names_of(path), torch.randn(1, 3, 32, 32)
     for weights, prefix in ((None, first), (other, second)):
@@ -473,7 +476,7 @@ def test_weights_chooses_the_network(name, tmp_path):
 @pytest.mark.parametrize("name", [*CHOICES, "mocov2"])
 def test_a_damaged_network_is_never_exchanged_for_the_other(name, tmp_path):
     """The default network lacks its first tensor: an error that offers the other one, which is whole, by name."""
-    path, facts = plugins.get("formats", name).module.example(tmp_path)
+    path, facts = FORMATS.get(name).module.example(tmp_path)
     whole = load(path, format=name, **facts)
     tree = torch.load(path, weights_only=False)
     first = CHOICES[name][1] if name in CHOICES else "state_dict.module.encoder_q."
@@ -491,7 +494,7 @@ def test_a_damaged_network_is_never_exchanged_for_the_other(name, tmp_path):
 
 
 def test_weights_that_a_file_lacks_are_an_error(tmp_path):
-    path, facts = plugins.get("formats", "dino").module.example(tmp_path)
+    path, facts = FORMATS.get("dino").module.example(tmp_path)
     tree = torch.load(path, weights_only=False)
     del tree["student"]
     torch.save(tree, path)
@@ -499,10 +502,10 @@ def test_weights_that_a_file_lacks_are_an_error(tmp_path):
         load(path, weights="student", **facts)
     with pytest.raises(UserError, match="it is one of teacher, student, online"):
         load(path, weights="ema", **facts)
-    path, facts = plugins.get("formats", "dinov3").module.example(tmp_path)
+    path, facts = FORMATS.get("dinov3").module.example(tmp_path)
     with pytest.raises(UserError, match="--weights teacher: it holds one network"):
         load(path, weights="teacher", **facts)
-    path, facts = plugins.get("formats", "hf_vit").module.example(tmp_path)
+    path, facts = FORMATS.get("hf_vit").module.example(tmp_path)
     with pytest.raises(UserError, match="hf_vit knows one network"):
         load(path, weights="teacher", **facts)
 
@@ -526,7 +529,7 @@ def test_moco_v3s_vit_small_has_12_heads():
     shapes |= {"blocks.0.mlp.fc1.weight": (1536, 384), "blocks.0.mlp.fc2.weight": (384, 1536)}
     state = State({f"state_dict.base_encoder.{k}": Shaped(v) for k, v in shapes.items()})
     state.refs["state_dict.momentum_encoder.x"] = state.refs["state_dict.predictor.x"] = Shaped((1,))
-    convert = plugins.get("formats", "mocov3").module.convert
+    convert = FORMATS.get("mocov3").module.convert
     assert convert(state, {"arch": "vit_small"})[1].heads == 12
     assert convert(state, {"arch": "vit_base"})[1].heads is None
     assert heads_from({"arch": "vit_small"}, 384)[0] == 6
@@ -534,7 +537,7 @@ def test_moco_v3s_vit_small_has_12_heads():
 
 def test_pwselfs_centre_keeps_it_from_being_dino(tmp_path):
     """A centre with a row for each token is PW-Self's; [1, K] is DINO's."""
-    path, facts = plugins.get("formats", "pwself").module.example(tmp_path)
+    path, facts = FORMATS.get("pwself").module.example(tmp_path)
     tree = torch.load(path, weights_only=False)
     for centre, name in (((1, 17, 4), "pwself"), ((17, 4), "pwself"), ((1, 4), "dino")):
         torch.save(tree | {"dino_loss": {"center": torch.zeros(centre)}}, path)

@@ -33,7 +33,7 @@ def worker() -> None:
     """One line of JSON in, {path, format, card}; one out, {"refused": text} or {"loaded": ..., "names": ...}."""
     import torch
 
-    from selfpatch_bench.benchmarks.checkpoints.open import open_checkpoint
+    from selfpatch_bench.benchmarks.hub.open import open_checkpoint
     from selfpatch_bench.pretrain.common.errors import UserError
 
     torch.set_num_threads(1)
@@ -111,10 +111,10 @@ class Worker:
 
 def examples(folder: Path, only: list[str] | None) -> dict[str, tuple[Path, dict]]:
     """format -> (its example file, card overrides); folders and formats without an example are left out."""
-    from selfpatch_bench.pretrain.common import plugins
+    from selfpatch_bench.benchmarks.checkpoints import FORMATS
 
     found = {}
-    for name, plugin in plugins.scan("formats").items():
+    for name, plugin in FORMATS.scan().items():
         if (only and name not in only) or not hasattr(plugin.module, "example"):
             continue
         (folder / name).mkdir(parents=True)

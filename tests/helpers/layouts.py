@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from conftest import SHARED, shared_cases
-from selfpatch_bench.pretrain.common import plugins
+from selfpatch_bench.benchmarks.checkpoints import FORMATS
 
 # Right code is at 6e-7 in float32 (another order of the same sums); a norm eps of 1e-5 for 1e-6 shows at 1e-5.
 PARITY = 3e-6
@@ -19,7 +19,7 @@ def relative(a, b) -> float:
 
 def layouts(family: str = "") -> list:
     """Layout files whose plug-in exists here; of one family, or of all."""
-    known = plugins.scan("formats")
+    known = FORMATS.scan()
     files = [(p, json.loads(p.values[0].read_text())) for p in shared_cases("checkpoints/layouts/*.json")]
     return [p for p, layout in files if layout["plugin"] in known and family in ("", layout["arch"]["family"])]
 

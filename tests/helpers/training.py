@@ -62,10 +62,10 @@ METHODS = {  # recipe: its options; what every method can do is tested on all of
 DRIVER = r"""
 import json, os, resource, signal, sys, threading, time, traceback
 from pathlib import Path
-from selfpatch_bench.pretrain.common import plugins
+from selfpatch_bench.benchmarks.commands import pretrain
+from selfpatch_bench.benchmarks.commands.watch import Evaluation
+from selfpatch_bench.pretrain import checkpoint, step
 from selfpatch_bench.pretrain.common.errors import UserError
-from selfpatch_bench.pretrain import checkpoint, train
-from selfpatch_bench.pretrain import step as trainer
 from selfpatch_bench.pretrain.monitor import watch
 
 def die():
@@ -74,7 +74,7 @@ def die():
 def prepare(what, number):
     "Let something happen to this process: at the end of a step, around the writing of a step's checkpoint, or in the"
     "evaluation after a step (PART EVENT), also while another process makes that."
-    advance, save, replace = trainer.Trainer.advance, checkpoint.torch.save, os.replace
+    advance, save, replace = step.Trainer.advance, checkpoint.torch.save, os.replace
     events = {"kill": die, "term": lambda: os.kill(os.getpid(), signal.SIGTERM),
               "int": lambda: os.kill(os.getpid(), signal.SIGINT),
               "full": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))}
@@ -85,7 +85,7 @@ def prepare(what, number):
             events[what]()
         return out
     def during(self, *args):
-        if self.trainer.step == number:
+        if args[1] == number:
             events[event]()
         return whole(self, *args)
     def waiting(ranks, mine):
@@ -109,12 +109,12 @@ def prepare(what, number):
         replace(a, b)
         die()
     if what in ("kill", "term", "int", "full"):
-        trainer.Trainer.advance = after
+        step.Trainer.advance = after
     elif part == "wait":
         watch.PULSE, exchange, watch.exchange = 0.0, watch.exchange, waiting
     elif event:
-        whole = getattr(watch.Watch, part)
-        setattr(watch.Watch, part, during)
+        whole = getattr(Evaluation, part)
+        setattr(Evaluation, part, during)
     elif what == "write":
         checkpoint.torch.save = half
     else:
@@ -135,7 +135,7 @@ for job in json.loads(sys.stdin.read()):
         try:
             if job.get("when"):
                 prepare(*job["when"])
-            code = train.pretrain_command(**job["arguments"])
+            code = pretrain.pretrain_command(**job["arguments"])
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             code = error.status
@@ -150,7 +150,7 @@ for job in json.loads(sys.stdin.read()):
 ONE = r"""
 import json, sys
 from selfpatch_bench.pretrain.common.errors import UserError
-from selfpatch_bench.pretrain.train import pretrain_command
+from selfpatch_bench.benchmarks.commands.pretrain import pretrain_command
 if __name__ == "__main__":
     try:
         sys.exit(pretrain_command(**json.loads(sys.argv[1])))

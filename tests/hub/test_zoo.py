@@ -19,13 +19,14 @@ import yaml
 
 from conftest import REPO
 from selfpatch_bench.benchmarks import UserError
-from selfpatch_bench.benchmarks.checkpoints.open import open_checkpoint, ready
+from selfpatch_bench.benchmarks.checkpoints import FORMATS
+from selfpatch_bench.benchmarks.checkpoints.open import ready
 from selfpatch_bench.benchmarks.hub import zoo
 from selfpatch_bench.benchmarks.hub.download import _Redirect
 from selfpatch_bench.benchmarks.hub.fetch import fetch
+from selfpatch_bench.benchmarks.hub.open import open_checkpoint
 from selfpatch_bench.benchmarks.hub.zoo import LOCAL, Public
 from selfpatch_bench.benchmarks.results.published import find_table
-from selfpatch_bench.pretrain.common import plugins
 
 DATA = bytes(range(256)) * 1200  # 300 kB
 SHA = hashlib.sha256(DATA).hexdigest()
@@ -437,7 +438,7 @@ def selfpatch(*arguments, cwd=None, **more):
 
 
 def test_the_command_fetches_a_checkpoint_that_then_needs_no_words(server, tmp_path, plug):
-    path, card = plugins.get("formats", "dino").module.example(tmp_path)
+    path, card = FORMATS.get("dino").module.example(tmp_path)
     server.data = path.read_bytes()
     sha = hashlib.sha256(server.data).hexdigest()
     hub = f"tiny-{sha[:8]}.pth" if re.search("[a-f]", sha[:8]) else f"tiny-{sha[:30]}.pth"
@@ -502,14 +503,14 @@ def test_zoo_needs_no_torch_and_a_run_no_fetch():
     users = {"fetch": set(), "download": set()}
     for path in (REPO / "benchmarks").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.level == 1:
-                for name in {node.module, *(a.name for a in node.names if node.module is None)} & users.keys():
+            if isinstance(node, ast.ImportFrom) and node.level:
+                for name in users.keys() & {(node.module or "").rpartition(".")[2], *(a.name for a in node.names)}:
                     users[name].add(path.relative_to(REPO / "benchmarks").as_posix())
-    assert users == {"fetch": {"cli.py"}, "download": {"fetch.py"}}
+    assert users == {"fetch": {"cli/app.py"}, "download": {"hub/fetch.py"}}
 
 
 def test_a_file_is_known_by_its_sha256_under_any_name(tmp_path, plug):
-    path, card = plugins.get("formats", "dino").module.example(tmp_path)
+    path, card = FORMATS.get("dino").module.example(tmp_path)
     sha = hashlib.sha256(path.read_bytes()).hexdigest()
     plug({"tiny": {"url": "https://example.org/t.pth", "sha256": sha, "row": "A|B", **card}})
     checkpoint = open_checkpoint(path)
@@ -566,7 +567,7 @@ def test_dates_in_names_are_no_digests():
 
 def test_the_built_in_list():
     known = zoo.public()
-    formats, table = plugins.scan("formats"), find_table("selfpatch_poster")
+    formats, table = FORMATS.scan(), find_table("selfpatch_poster")
     rows = {row.key for row in table.rows}
     assert {entry.poster for entry in known.values()} - {""} == rows  # every row of the poster has a checkpoint
     methods = ("iBOT", "MAE", "DINOv2", "DINOv3", "SERE", "PW-Self", "SelfPatch", "DINO")

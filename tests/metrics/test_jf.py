@@ -402,7 +402,7 @@ def start(tmp_path):
     """start(when) -> a process that scores for ever, leader of its own group, and the id of its scoring process."""
     script, started = tmp_path / "script.py", []
     script.write_text(SCRIPT)
-    path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(TESTS / "helpers"), os.environ.get("PYTHONPATH")]))
 
     def start(when: str) -> tuple[subprocess.Popen, int]:
         process = subprocess.Popen(

@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from selfpatch_bench.benchmarks import load
 from selfpatch_bench.benchmarks.backbones.conv import timm_network
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
-from selfpatch_bench.benchmarks.checkpoints.open import load, open_checkpoint
-from selfpatch_bench.benchmarks.formats.selfpatch_bench import write
+from selfpatch_bench.benchmarks.hub.open import open_checkpoint
 from selfpatch_bench.benchmarks.mm import ops, quiet
 from selfpatch_bench.pretrain.common.card import Card
 from selfpatch_bench.pretrain.common.errors import UserError
+from selfpatch_bench.pretrain.common.weights import save_weights
 
 if not all(importlib.util.find_spec(name) for name in ops.PACKAGES):
     pytest.skip("the extra mm is not installed", allow_module_level=True)
@@ -64,7 +65,7 @@ def export(card, path, spread=0.2):
         for k, v in net.state_dict().items()
         if not k.endswith("num_batches_tracked")
     }
-    write(path, weights, card)
+    save_weights(path, weights, card)
     return str(path), weights
 
 
@@ -76,7 +77,7 @@ def test_maps_are_those_of_the_official_detection_backbone(need, tmp_path):
     golden = dict(np.load(need("golden/selfpatch_mm_backbones.npz")))
     checkpoint = open_checkpoint(need("golden/selfpatch_checkpoint.pth"), card={"heads": 3})
     path = str(tmp_path / "x.safetensors")
-    write(path, checkpoint.reading.weights, checkpoint.card)
+    save_weights(path, checkpoint.reading.weights, checkpoint.card)
     taken = sorted(int(k.removeprefix("det.block")) for k in golden if k.startswith("det.block"))
     blocks = (taken + taken[-1:] * 4)[:4]
     vit = TimmViT(checkpoint.card.as_dict(), path, blocks=blocks, norm_cfg=BN)
@@ -312,7 +313,9 @@ def test_weights_of_another_network_are_refused(tmp_path, kind, card, facts, wor
     with pytest.raises(UserError, match=words):
         kind(card.override(facts), path)
     incomplete = tmp_path / "y.safetensors"
-    write(incomplete, {k: v for k, v in weights.items() if k != "bn1.bias" and k != "patch_embed.proj.bias"}, card)
+    save_weights(
+        incomplete, {k: v for k, v in weights.items() if k != "bn1.bias" and k != "patch_embed.proj.bias"}, card
+    )
     with pytest.raises(UserError, match="1 missing"):
         kind(card, str(incomplete))
 

@@ -378,12 +378,12 @@ def test_one_step_on_real_pictures(name, data, need):
 def test_weights_of_an_export(tmp_path):
     """They arrive in the model: strictly, all of them, and unchanged by mm's own initialisation."""
     from selfpatch_bench.benchmarks.backbones.encoder import Encoder
-    from selfpatch_bench.benchmarks.formats.selfpatch_bench import write
+    from selfpatch_bench.pretrain.common.weights import save_weights
 
     card = Card("vit", patch=16, dim=48, depth=12, heads=6, class_token=False, final_norm=False, **STATS)
     torch.manual_seed(0)
     weights = {k: torch.randn_like(v) for k, v in Encoder(card).vit.state_dict().items()}
-    write(tmp_path / "backbone.safetensors", weights, card, {})
+    save_weights(tmp_path / "backbone.safetensors", weights, card, {})
     cfg, _ = build().config(
         Job(str(CONFIGS / "coco_maskrcnn_1x.py"), str(tmp_path / "backbone.safetensors"), "/data", "/out"),
         card,

@@ -21,13 +21,13 @@ from rich.console import Console
 
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.commands.demo_full import SMALL_ADE, SMALL_COCO, SMALL_FPN
-from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
 from selfpatch_bench.benchmarks.mm import task as mm_task
 from selfpatch_bench.benchmarks.results import record
 from selfpatch_bench.benchmarks.run.runner import Options, plan, run
 from selfpatch_bench.benchmarks.synthetic.small_sets import make_ade20k, make_coco
 from selfpatch_bench.pretrain.common.card import Card
 from selfpatch_bench.pretrain.common.errors import UserError
+from selfpatch_bench.pretrain.common.weights import save_weights
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("mmengine") is None, reason="the extra `mm` is not installed")
 COCO, ADE = "coco_maskrcnn_1x", "ade20k_semfpn_40k"
@@ -54,7 +54,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mm")
     card = Card("vit", 16, 96, 6, 3, False, False, pos="learned 8x8", readout="mean", mean=(0.5,) * 3, std=(0.25,) * 3)
     torch.manual_seed(0)
-    own.write(folder / "net.safetensors", Encoder(card).vit.state_dict(), card)
+    save_weights(folder / "net.safetensors", Encoder(card).vit.state_dict(), card)
     make_coco(folder / "coco", (3, 3), (96, 128), same=True)
     make_ade20k(folder / "ade20k", (3, 3), (96, 128), same=True)
     (folder / "plugins/tasks").mkdir(parents=True)

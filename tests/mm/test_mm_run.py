@@ -15,7 +15,6 @@ import torch
 
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.commands.ls import listing
-from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
 from selfpatch_bench.benchmarks.mm import ops
 from selfpatch_bench.benchmarks.mm import task as mm_task
 from selfpatch_bench.benchmarks.mm.job import Job, read_json, write_json
@@ -23,9 +22,10 @@ from selfpatch_bench.benchmarks.run.launchers import launched
 from selfpatch_bench.benchmarks.run.runner import Options, plan
 from selfpatch_bench.benchmarks.synthetic.small_sets import make_ade20k, make_coco
 from selfpatch_bench.benchmarks.tasks import Config, Crash
-from selfpatch_bench.pretrain.common import plugins
+from selfpatch_bench.benchmarks.tasks._registry import RECIPES, get_task, tasks
 from selfpatch_bench.pretrain.common.card import Card
 from selfpatch_bench.pretrain.common.errors import UserError
+from selfpatch_bench.pretrain.common.weights import save_weights
 
 with_mm = pytest.mark.skipif(importlib.util.find_spec("mmengine") is None, reason="the extra `mm` is not installed")
 CARD = Card("vit", 16, 24, 6, 2, False, False, pos="learned 4x4", readout="mean", mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -36,7 +36,7 @@ def place(tmp_path_factory) -> Path:
     """A tiny network and tiny sets in both layouts."""
     folder = tmp_path_factory.mktemp("place")
     torch.manual_seed(0)
-    own.write(folder / "net.safetensors", Encoder(CARD).vit.state_dict(), CARD)
+    save_weights(folder / "net.safetensors", Encoder(CARD).vit.state_dict(), CARD)
     make_coco(folder / "coco", (2, 2), (64, 64), same=True)
     make_ade20k(folder / "ade20k", (2, 2), (64, 64), same=True)
     return folder
@@ -64,7 +64,7 @@ def test_recipes_are_tasks_and_listed_without_mm():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     *lines, declared = done.stdout.splitlines()
     assert done.stderr.strip() == "", "imported for a list"
-    for name in plugins.scan("mm_configs"):
+    for name in RECIPES.scan():
         (line,) = [x for x in lines if x.split()[0] == name]
         assert line.endswith("built in")
         assert ("mIoU" if name.startswith("ade20k") else "AP_bb, AP_bb_50, AP_bb_75") in line
@@ -78,14 +78,14 @@ def test_a_users_recipe_is_a_task_and_a_broken_one_is_listed(tmp_path, monkeypat
     (tmp_path / "mm_configs/bad.py").write_text("# Not yet.\nharness = 3\n")
     (tmp_path / "tasks").mkdir()
     monkeypatch.setenv("SELFPATCH_PLUGINS", str(tmp_path))
-    task = plugins.get("tasks", "mine").module.TASK
+    task = get_task("mine").module.TASK
     assert (task.version, task.dataset, [m.name for m in task.metrics]) == (3, "ade20k", ["mIoU"])
     rows = {line.split()[0]: line for line in listing("tasks", Path()).splitlines()}
     assert "My own recipe." in rows["mine"]
     assert "broken: " in rows["bad"]
     (tmp_path / "tasks/mine.py").write_text("")
     with pytest.raises(UserError, match="a task and an mm recipe are called mine"):
-        plugins.tasks()
+        tasks()
 
 
 @with_mm

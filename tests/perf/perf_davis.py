@@ -17,14 +17,14 @@ from rich.console import Console
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.datasets.davis import open_davis
 from selfpatch_bench.benchmarks.datasets.masks import write_mask
-from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
 from selfpatch_bench.benchmarks.metrics.jf import frame_scores
-from selfpatch_bench.benchmarks.results.record import process_peak
 from selfpatch_bench.benchmarks.run.runner import Options, plan, run
 from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.benchmarks.tasks import davis
 from selfpatch_bench.benchmarks.tasks._propagation import Propagator, first_labels, labels_to_mask, normalise
 from selfpatch_bench.pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD, Card
+from selfpatch_bench.pretrain.common.machine import process_peak
+from selfpatch_bench.pretrain.common.weights import save_weights
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "helpers"))
 import reference_jf
@@ -49,7 +49,7 @@ def measure(patch: int, precision: str, videos: Path, folder: Path, frames: int,
                 mean=IMAGENET_MEAN, std=IMAGENET_STD)  # fmt: skip
     encoder = Encoder(card)
     model = folder / f"s{patch}.safetensors"
-    own.write(model, encoder.vit.state_dict(), card)
+    save_weights(model, encoder.vit.state_dict(), card)
     sequence = open_davis(videos).sequences[0]
     protocol = davis.Protocol()
     size, _ = davis.frame_size(sequence.size, protocol, patch)

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import torch
 
-from selfpatch_bench.benchmarks.results.record import process_peak
 from selfpatch_bench.benchmarks.synthetic.scenes import make_pictures
-from selfpatch_bench.pretrain.common import plugins
+from selfpatch_bench.pretrain.common.machine import process_peak
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.data.images import open_source
 from selfpatch_bench.pretrain.data.loader import batches
 from selfpatch_bench.pretrain.distributed import Ranks
+from selfpatch_bench.pretrain.recipes import RECIPES
 from selfpatch_bench.pretrain.step import Trainer
 
 # Recipes that are for another backbone or other pictures by default are brought to the same.
@@ -70,7 +70,7 @@ def main() -> None:
         trainer.advance(groups)
         print(process_peak())
         return
-    names = ["dino", *(n for n in (args.recipes or ",".join(plugins.scan("recipes"))).split(",") if n != "dino")]
+    names = ["dino", *(n for n in (args.recipes or ",".join(RECIPES.scan())).split(",") if n != "dino")]
     with tempfile.TemporaryDirectory() as folder:
         pictures = make_pictures(Path(folder) / "pictures", 16)
         ready = {name: prepare(name, args.batch, pictures) for name in names}

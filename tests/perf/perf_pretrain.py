@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "helpers"))
 from perf_views import drawn
 
 from reference_pretrain import Plain
-from selfpatch_bench.benchmarks.results.record import process_peak
 from selfpatch_bench.pretrain import optim
+from selfpatch_bench.pretrain.common.machine import process_peak
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.data import pixels
 from selfpatch_bench.pretrain.data.group import Group

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from selfpatch_bench.benchmarks.commands.pretrain import pretrain_command
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.data.images import open_source
 from selfpatch_bench.pretrain.data.loader import batches
@@ -14,7 +15,6 @@ from selfpatch_bench.pretrain.model.backbone import tokens
 from selfpatch_bench.pretrain.monitor import collapse
 from selfpatch_bench.pretrain.monitor.collapse import Collapse, Signs, effective_rank
 from selfpatch_bench.pretrain.step import Trainer
-from selfpatch_bench.pretrain.train import pretrain_command
 from training import DINO, IBOT, MOBY, PWSELF, SELFPATCH, SWIN, lines, pictures
 from training import one_thread as one_thread
 

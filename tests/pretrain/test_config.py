@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from selfpatch_bench.pretrain.common import plugins
 from selfpatch_bench.pretrain.common.errors import UserError
-from selfpatch_bench.pretrain.config import Config, from_dict, load_recipe, to_dict
+from selfpatch_bench.pretrain.config import OBJECTIVES, Config, from_dict, load_recipe, to_dict
 from selfpatch_bench.pretrain.data.views import ViewSpec
+from selfpatch_bench.pretrain.recipes import RECIPES
 
 
 def test_selfpatch_is_the_published_recipe():
@@ -39,11 +39,11 @@ def test_dino_is_the_published_recipe():
     assert cfg.objectives[0].options.centre_views == "global"
 
 
-@pytest.mark.parametrize("recipe", sorted(plugins.scan("recipes")))
+@pytest.mark.parametrize("recipe", sorted(RECIPES.scan()))
 def test_every_recipe_is_valid_and_says_where_it_comes_from(recipe):
     cfg = load_recipe(recipe)
     assert cfg.recipe == recipe
-    header = [line for line in plugins.get("recipes", recipe).path.read_text().splitlines() if line.startswith("#")]
+    header = [line for line in RECIPES.get(recipe).path.read_text().splitlines() if line.startswith("#")]
     text = " ".join(header)
     assert all(word in text for word in ("Source:", "Faithful", "Command:", "Expected:")), text
     assert from_dict(to_dict(cfg)) == cfg
@@ -189,10 +189,10 @@ def numbers(options: type, name: str):
             yield f"{name}.{one.name}", one
 
 
-OBJECTIVES = [plugins.get("objectives", name).module.Config for name in plugins.scan("objectives")]
+OPTIONS = [plugin.module.Config for plugin in OBJECTIVES.scan().values()]
 
 
-@pytest.mark.parametrize("options", [Config, ViewSpec, *OBJECTIVES], ids=lambda o: o.__module__.rpartition(".")[2])
+@pytest.mark.parametrize("options", [Config, ViewSpec, *OPTIONS], ids=lambda o: o.__module__.rpartition(".")[2])
 def test_every_number_has_bounds(options):
     """Whoever adds an option says what it can be."""
     found = dict(numbers(options, options.__name__))
@@ -244,5 +244,5 @@ def test_a_recipe_from_a_file(tmp_path):
 def test_options_are_plain_dataclasses():
     cfg = load_recipe("selfpatch")
     assert all(dataclasses.is_dataclass(e.options) for e in cfg.objectives)
-    module = plugins.get("objectives", "selfpatch").module
+    module = OBJECTIVES.get("selfpatch").module
     assert type(cfg.objectives[1].options) is module.Config

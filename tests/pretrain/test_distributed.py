@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from selfpatch_bench.pretrain.train import pretrain_command
+from selfpatch_bench.benchmarks.commands.pretrain import pretrain_command
 from training import DINO, ONE, SELFPATCH, difference, environment, final, lines, pictures
 from training import one_thread as one_thread
 

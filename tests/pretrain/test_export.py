@@ -6,17 +6,20 @@ import pytest
 import torch
 
 from selfpatch_bench.benchmarks import UserError, load
-from selfpatch_bench.benchmarks.backbones.encoder import Encoder, resize_positions
-from selfpatch_bench.benchmarks.checkpoints.open import open_checkpoint
+from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.checkpoints.torchfile import read_checkpoint
+from selfpatch_bench.benchmarks.commands.export import export, export_command
+from selfpatch_bench.benchmarks.commands.pretrain import read_weights
+from selfpatch_bench.benchmarks.hub.open import open_checkpoint
 from selfpatch_bench.benchmarks.results import record
 from selfpatch_bench.benchmarks.run.runner import Options, run_command
 from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.pretrain.checkpoint import Run
 from selfpatch_bench.pretrain.common.card import Card
+from selfpatch_bench.pretrain.common.positions import resize_positions
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.distributed import Ranks
-from selfpatch_bench.pretrain.export import export, export_command, exports
+from selfpatch_bench.pretrain.export import exports
 from selfpatch_bench.pretrain.learner import Learner
 from selfpatch_bench.pretrain.model.backbone import tokens
 from selfpatch_bench.pretrain.model.initial import load_initial
@@ -173,7 +176,7 @@ def test_export_then_import_is_the_identity(tmp_path):
     for format in (None, "selfpatch"):
         fresh = Learner(learner.cfg)
         assert not torch.equal(fresh.student.backbone.pos_embed, learner.teacher.backbone.pos_embed)
-        load_initial(fresh, export(run.folder, format=format))
+        load_initial(fresh, export(run.folder, format=format), read_weights=read_weights)
         for part in ("backbone", "readout"):
             want = getattr(learner.teacher, part).state_dict()
             got = getattr(fresh.student, part).state_dict()
@@ -278,8 +281,8 @@ def test_start_from_a_file_that_two_formats_claim(tmp_path):
     small += ["objectives.dino.outputs=16", "objectives.dino.hidden=16"]
     learner = Learner(load_recipe("dino", ["network.backbone=vit_tiny_patch16", *small]))
     with pytest.raises(UserError, match=r"could be dino or timm .*init_format=NAME"):
-        load_initial(learner, path)
+        load_initial(learner, path, read_weights=read_weights)
     stored = encoder.vit.pos_embed[:, 1:]
     for format in ("dino", "timm"):
-        assert f"format {format}" in load_initial(learner, path, format)
+        assert f"format {format}" in load_initial(learner, path, format, read_weights)
         assert torch.equal(learner.teacher.backbone.pos_embed[:, 1:], resize_positions(stored, (7, 7), format))

@@ -22,9 +22,8 @@ from plain_pretrain import (
     tiny,
     views,
 )
-from selfpatch_bench.pretrain.common import plugins
 from selfpatch_bench.pretrain.common.errors import UserError
-from selfpatch_bench.pretrain.config import load_recipe
+from selfpatch_bench.pretrain.config import OBJECTIVES, load_recipe
 from selfpatch_bench.pretrain.learner import Learner
 from selfpatch_bench.pretrain.model.backbone import tokens
 from selfpatch_bench.pretrain.objectives import HeadSpec, Spec, Step, merge
@@ -393,7 +392,7 @@ def test_an_objective_and_a_recipe_dropped_into_a_folder(tmp_path, monkeypatch):
         (tmp_path / kind).mkdir()
         (tmp_path / kind / name).write_text(text)
     monkeypatch.setenv("SELFPATCH_PLUGINS", str(tmp_path))
-    assert plugins.get("objectives", "cosine").doc == "Cosine: image vectors of two views agree."
+    assert OBJECTIVES.get("cosine").doc == "Cosine: image vectors of two views agree."
     learner = Learner(load_recipe("mine", ["objectives.cosine.width=5"])).double()
     total, losses, stats = learner(groups(learner), Step())
     total.backward()

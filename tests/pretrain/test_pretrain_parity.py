@@ -14,10 +14,11 @@ import torch
 
 from conftest import shared_cases
 from plain_pretrain import one_thread, relative  # noqa: F401
-from selfpatch_bench.benchmarks.backbones.encoder import resize_positions
-from selfpatch_bench.benchmarks.checkpoints.open import load
+from selfpatch_bench.benchmarks import load
+from selfpatch_bench.benchmarks.commands.pretrain import read_weights
 from selfpatch_bench.pretrain import optim, schedules
 from selfpatch_bench.pretrain.common.errors import UserError
+from selfpatch_bench.pretrain.common.positions import resize_positions
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.data.group import Group
 from selfpatch_bench.pretrain.learner import Learner
@@ -205,7 +206,7 @@ def start(recipe, path, *options):
     small = ["objectives.dino.outputs=16", "objectives.dino.hidden=16"]
     small += ["objectives.selfpatch.outputs=16", "objectives.selfpatch.hidden=16"] * (recipe == "selfpatch")
     learner = Learner(load_recipe(recipe, [*small, *options]))
-    return learner, load_initial(learner, path)
+    return learner, load_initial(learner, path, read_weights=read_weights)
 
 
 TINY = "network.overrides={embed_dim: 48, depth: 3, num_heads: 3}"

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from selfpatch_bench.benchmarks.checkpoints.torchfile import read_checkpoint
+from selfpatch_bench.benchmarks.commands.pretrain import pretrain_command
 from selfpatch_bench.pretrain.checkpoint import Run, read, write_atomic
 from selfpatch_bench.pretrain.common import locks
 from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.monitor.log import cut
-from selfpatch_bench.pretrain.train import pretrain_command
 from training import SELFPATCH, Jobs, environment, final, lines, pictures, same, tensors
 from training import one_thread as one_thread
 

@@ -4,11 +4,12 @@ import time
 
 import pytest
 
-from selfpatch_bench.pretrain import slurm
+from selfpatch_bench.benchmarks.commands.pretrain import HOOKS
+from selfpatch_bench.pretrain import slurm, train
 from selfpatch_bench.pretrain.checkpoint import Run
 from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.config import load_recipe
-from selfpatch_bench.pretrain.train import launch, settle
+from selfpatch_bench.pretrain.train import settle
 from training import DINO, final, lines, pictures, same
 from training import one_thread as one_thread
 
@@ -26,16 +27,16 @@ def test_time_out(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     options = [*DINO, f"data.path={pictures(tmp_path / 'pictures')}", "log.every=10"]
     began = time.monotonic()
-    assert launch(settle(load_recipe("dino", [*options, "loop.epochs=20"])), Run(tmp_path / "short"), False) == 0
+    assert train.run(settle(load_recipe("dino", [*options, "loop.epochs=20"])), tmp_path / "short", False) == 0
     epochs = int(20 * 25 / (time.monotonic() - began))  # 25 s of work, and each start is told to stop after 12
     cfg = settle(load_recipe("dino", [*options, f"loop.epochs={max(20, epochs)}"]))
     run, whole = Run(tmp_path / "run"), Run(tmp_path / "whole")
-    job = slurm.start(cfg, run, "cluster=local,timeout_min=0.4,signal_delay_s=12", resume=False)
+    job = slurm.start(cfg, run, "cluster=local,timeout_min=0.4,signal_delay_s=12", resume=False, hooks=HOOKS)
     assert job.result() == 0
     assert "this job is timed-out" in job.stderr()
     assert f"{run.folder}: from step" in job.stderr()
-    assert launch(cfg, whole, False) == 0
+    assert train.run(cfg, whole.folder, False) == 0
     assert same(final(run.folder), final(whole.folder))
     assert lines(run.folder) == lines(whole.folder)
     with pytest.raises(UserError, match="is not empty: go on with --resume"):
-        slurm.start(cfg, run, "cluster=local", resume=False)
+        slurm.start(cfg, run, "cluster=local", resume=False, hooks=HOOKS)

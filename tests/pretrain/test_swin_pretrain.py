@@ -10,7 +10,8 @@ from timm.models.swin_transformer import SwinTransformer, WindowAttention
 from conftest import shared_cases
 from plain_pretrain import groups, one_thread, relative, window  # noqa: F401
 from selfpatch_bench.benchmarks import load
-from selfpatch_bench.benchmarks.checkpoints.open import open_checkpoint
+from selfpatch_bench.benchmarks.commands.pretrain import pretrain_command, read_weights
+from selfpatch_bench.benchmarks.hub.open import open_checkpoint
 from selfpatch_bench.benchmarks.results import record
 from selfpatch_bench.benchmarks.run.runner import Options, run_command
 from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
@@ -23,7 +24,6 @@ from selfpatch_bench.pretrain.learner import Learner
 from selfpatch_bench.pretrain.model.backbone import build_backbone, tokens
 from selfpatch_bench.pretrain.model.initial import load_initial
 from selfpatch_bench.pretrain.objectives import Step
-from selfpatch_bench.pretrain.train import pretrain_command
 from training import final, pictures
 
 # Windows of 2 on patches of 2: 32 pixels are grids of 16, 8, 4 and 2.
@@ -75,7 +75,7 @@ def test_the_official_network(path):
     overrides = {"embed_dim": card.dim, "depths": list(card.depths), "num_heads": list(card.heads)}
     overrides |= {"window_size": card.window, "patch_size": card.patch}
     learner = Learner(load_recipe("moby", [*MOBY[:2], f"network.overrides={overrides}", *MOBY[7:]]))
-    load_initial(learner, path)
+    load_initial(learner, path, read_weights=read_weights)
     student = learner.student.eval()
     seen = 0
     for key in recorded.files:
@@ -268,7 +268,7 @@ def test_a_swin_from_pictures_to_a_number(recipe, tmp_path):
             found, features = tokens(student.backbone, x), encoder(x, blocks=[-1], norm=False)
             assert relative(features.image, student.image(found)) < 1e-5  # float32, another order of operations
             assert relative(features.patches[0].flatten(2).transpose(1, 2), found.patch) < 1e-5
-    said = load_initial(learner, path)
+    said = load_initial(learner, path, read_weights=read_weights)
     assert "not taken" not in said
     assert "afresh" not in said
     teacher = learner.teacher.state_dict()
@@ -283,11 +283,13 @@ def test_a_swin_from_pictures_to_a_number(recipe, tmp_path):
     assert other.name == "step-00000002.safetensors"
     assert open_checkpoint(other).fingerprint != open_checkpoint(path).fingerprint
     with pytest.raises(UserError, match=r"another network than network\.backbone=swin_tiny: depths"):
-        load_initial(Learner(load_recipe("moby", [*MOBY, "network.overrides.depths=[2,2,2,2]"])), path)
+        load_initial(
+            Learner(load_recipe("moby", [*MOBY, "network.overrides.depths=[2,2,2,2]"])), path, read_weights=read_weights
+        )
     narrow = ["network.backbone=vit_tiny_patch8", "network.overrides={embed_dim: 24, depth: 2, num_heads: 2}"]
     vit = Learner(load_recipe("moby", [*MOBY[2:4], *MOBY[5:], *narrow]))
     with pytest.raises(UserError, match=r"another network than network\.backbone=vit_tiny_patch8: "):
-        load_initial(vit, path)
+        load_initial(vit, path, read_weights=read_weights)
 
 
 # --- small pictures

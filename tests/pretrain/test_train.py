@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from selfpatch_bench.benchmarks.commands.pretrain import pretrain_command
 from selfpatch_bench.pretrain import schedules, train
 from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.config import load_recipe
@@ -15,7 +16,6 @@ from selfpatch_bench.pretrain.data.images import open_source
 from selfpatch_bench.pretrain.data.loader import batches
 from selfpatch_bench.pretrain.distributed import Ranks
 from selfpatch_bench.pretrain.step import NotFinite, Trainer
-from selfpatch_bench.pretrain.train import pretrain_command
 from training import DINO, SELFPATCH, difference, final, lines, pictures, same, tensors
 from training import one_thread as one_thread
 

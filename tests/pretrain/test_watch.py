@@ -10,6 +10,9 @@ from rich.console import Console
 
 from selfpatch_bench.benchmarks import UserError, load
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
+from selfpatch_bench.benchmarks.commands.pretrain import pretrain_command
+from selfpatch_bench.benchmarks.commands.watch import Evaluation, encoder_of, some
+from selfpatch_bench.benchmarks.datasets.imagenet import open_classes
 from selfpatch_bench.benchmarks.pictures.maps import GAP, attention, draw, similarity
 from selfpatch_bench.benchmarks.results.record import read as read_record
 from selfpatch_bench.benchmarks.run.runner import Options, run_command
@@ -17,12 +20,11 @@ from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.pretrain.checkpoint import Run
 from selfpatch_bench.pretrain.common.card import Card
 from selfpatch_bench.pretrain.config import load_recipe
-from selfpatch_bench.pretrain.export import encoder_of, export
+from selfpatch_bench.pretrain.export import export
 from selfpatch_bench.pretrain.learner import Learner
 from selfpatch_bench.pretrain.model.backbone import tokens
 from selfpatch_bench.pretrain.monitor import watch as watching
 from selfpatch_bench.pretrain.monitor.log import Log
-from selfpatch_bench.pretrain.train import pretrain_command
 from training import DINO, SELFPATCH, SWIN, Jobs, final, lines, pictures, same
 from training import one_thread as one_thread
 
@@ -249,7 +251,7 @@ def test_tensorboard_and_a_folder_of_pictures(data, labelled, tmp_path, monkeypa
     def fail(*_):
         raise RuntimeError("something\nelse")
 
-    monkeypatch.setattr(watching.Watch, "propagate", fail)
+    monkeypatch.setattr(Evaluation, "propagate", fail)
     run = tmp_path / "run"
     few = ["loop.steps=5", "schedule.warmup_epochs=0"]
     assert pretrain_command("dino", data, run, overrides=[*DINO, *few]) == 0
@@ -296,14 +298,14 @@ def test_encoder_is_the_exports(data, tmp_path, recipe, given):
 
 def test_some_images_of_every_class(labelled):
     """The first of the classes in turn, in their order, with their own labels."""
-    whole = watching.open_classes(labelled)
-    few = watching.some(whole, 5)
+    whole = open_classes(labelled)
+    few = some(whole, 5)
     assert [len(few.train), len(few.val)] == [5, 5]
     assert few.train.labels.tolist() == [0, 0, 0, 1, 1]
     for i in range(5):
         assert few.train.file(i).startswith("ab"[few.train.labels[i]])
-    assert watching.some(whole, None) is whole
-    assert len(watching.some(whole, 1000).train) == 24
+    assert some(whole, None) is whole
+    assert len(some(whole, 1000).train) == 24
 
 
 # --- maps

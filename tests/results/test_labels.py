@@ -15,12 +15,12 @@ from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.commands import demo
 from selfpatch_bench.benchmarks.commands.ablate import Cell, Grid, Sweep
 from selfpatch_bench.benchmarks.commands.ls import listing
-from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
 from selfpatch_bench.benchmarks.results import labels, record
 from selfpatch_bench.benchmarks.results.collect import load_records
 from selfpatch_bench.benchmarks.run.runner import Options, plan, run
 from selfpatch_bench.pretrain.common.card import Card
 from selfpatch_bench.pretrain.common.errors import UserError
+from selfpatch_bench.pretrain.common.weights import save_weights
 from toy import TASK
 
 CARD = Card("vit", 8, 24, 1, 2, pos="learned 4x4", mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -36,7 +36,7 @@ def toy(tmp_path, monkeypatch):
     monkeypatch.setenv("SELFPATCH_PLUGINS", str(tmp_path / "plug"))
     for seed, name in enumerate("ab"):
         torch.manual_seed(seed)
-        own.write(tmp_path / f"{name}.safetensors", Encoder(CARD).vit.state_dict(), CARD)
+        save_weights(tmp_path / f"{name}.safetensors", Encoder(CARD).vit.state_dict(), CARD)
     return tmp_path
 
 

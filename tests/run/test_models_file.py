@@ -11,15 +11,15 @@ from typer.testing import CliRunner
 
 from selfpatch_bench.benchmarks import UserError
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
+from selfpatch_bench.benchmarks.checkpoints import FORMATS
 from selfpatch_bench.benchmarks.cli.app import app
 from selfpatch_bench.benchmarks.commands.compare import compare_command
-from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
 from selfpatch_bench.benchmarks.results import record
 from selfpatch_bench.benchmarks.run import slurm
 from selfpatch_bench.benchmarks.run.models import Entry, read_models
 from selfpatch_bench.benchmarks.run.runner import Options, describe, expand, gather, plan, run, run_command
-from selfpatch_bench.pretrain.common import plugins
 from selfpatch_bench.pretrain.common.card import Card
+from selfpatch_bench.pretrain.common.weights import save_weights
 from toy import TASK
 
 CARD = Card("vit", 8, 24, 1, 2, pos="learned 4x4", mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -35,9 +35,9 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setenv("SELFPATCH_PLUGINS", str(tmp_path / "plug"))
     torch.manual_seed(0)
     weights = Encoder(CARD).vit.state_dict()
-    own.write(tmp_path / "zoo/ours.safetensors", weights, CARD)
+    save_weights(tmp_path / "zoo/ours.safetensors", weights, CARD)
     torch.save({k: v + 1 for k, v in weights.items()}, tmp_path / "zoo/sub/bare.pth")
-    made, _ = plugins.get("formats", "dino").module.example(tmp_path)
+    made, _ = FORMATS.get("dino").module.example(tmp_path)
     Path(made).rename(tmp_path / "zoo/dino.pth")
     return tmp_path
 

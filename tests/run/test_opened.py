@@ -10,13 +10,13 @@ import torch
 from rich.console import Console
 
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
-from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
 from selfpatch_bench.benchmarks.results import record
 from selfpatch_bench.benchmarks.run import opened, runner
 from selfpatch_bench.benchmarks.run.runner import Options, plan, run
 from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.pretrain.common import plugins
 from selfpatch_bench.pretrain.common.card import Card
+from selfpatch_bench.pretrain.common.weights import save_weights
 
 CARD = Card("vit", 8, 24, 1, 2, pos="learned 4x4", mean=(0.5,) * 3, std=(0.5,) * 3)
 # A task whose number depends on the seed, and which leaves its network in ruins; another whose number does not.
@@ -48,7 +48,7 @@ def run(encoder, cfg, out):
 
 def make(path: Path, seed: int) -> Path:
     torch.manual_seed(seed)
-    own.write(path, Encoder(CARD).vit.state_dict(), CARD)
+    save_weights(path, Encoder(CARD).vit.state_dict(), CARD)
     return path
 
 

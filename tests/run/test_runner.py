@@ -14,11 +14,11 @@ from rich.console import Console
 
 from selfpatch_bench.benchmarks import UserError
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
-from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
+from selfpatch_bench.benchmarks.checkpoints import FORMATS
 from selfpatch_bench.benchmarks.results import record
 from selfpatch_bench.benchmarks.run.runner import Options, plan, run
-from selfpatch_bench.pretrain.common import plugins
 from selfpatch_bench.pretrain.common.card import Card
+from selfpatch_bench.pretrain.common.weights import save_weights
 from toy import TASK
 
 
@@ -33,7 +33,7 @@ def toy(tmp_path, monkeypatch):
     card = Card("vit", 8, 24, 1, 2, pos="learned 4x4", mean=(0.5,) * 3, std=(0.5,) * 3)
     for i, name in enumerate("ab"):
         torch.manual_seed(i)
-        own.write(tmp_path / f"{name}.safetensors", Encoder(card).vit.state_dict(), card)
+        save_weights(tmp_path / f"{name}.safetensors", Encoder(card).vit.state_dict(), card)
     return tmp_path
 
 
@@ -175,7 +175,7 @@ def test_one_file_of_each_kind_is_found_and_used(toy, monkeypatch):
         textwrap.dedent(
             '''
             """Everything in capitals."""
-            from selfpatch_bench.pretrain.common.card import vit_card
+            from selfpatch_bench.pretrain.common.shapes import vit_card
 
             def claims(shapes, meta):
                 return 3 if "POS_EMBED" in shapes else 0
@@ -214,13 +214,13 @@ def test_a_duplicate_name_is_an_error(toy):
     folder.mkdir()
     (folder / "dino.py").write_text("")
     with pytest.raises(UserError, match=r"two plug-ins of formats are called dino"):
-        plugins.scan("formats")
+        FORMATS.scan()
 
 
 def test_a_plugin_folder_that_is_not_there(monkeypatch):
     monkeypatch.setenv("SELFPATCH_PLUGINS", "/nowhere/at/all")
     with pytest.raises(UserError, match="/nowhere/at/all"):
-        plugins.scan("formats")
+        FORMATS.scan()
 
 
 def test_records_are_listed(toy):
@@ -252,11 +252,11 @@ def test_peak_memory_is_the_process_own():
     """A small program that a large one starts is small: its record must not carry its parent's peak."""
     parent = """
 import subprocess, sys
-from selfpatch_bench.benchmarks.results.record import process_peak
+from selfpatch_bench.pretrain.common.machine import process_peak
 filled = bytearray(b"1") * 300_000_000
 print(process_peak(), subprocess.run([sys.executable, "-c", sys.argv[1]], capture_output=True, text=True).stdout)
 """
-    child = "from selfpatch_bench.benchmarks.results.record import process_peak; print(process_peak())"
+    child = "from selfpatch_bench.pretrain.common.machine import process_peak; print(process_peak())"
     done = subprocess.run([sys.executable, "-c", parent, child], capture_output=True, text=True, check=True)
     large, small = map(int, done.stdout.split())
     assert large > 300_000_000

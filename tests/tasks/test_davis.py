@@ -18,12 +18,12 @@ from selfpatch_bench.benchmarks import UserError, load
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.datasets.davis import open_davis
 from selfpatch_bench.benchmarks.datasets.masks import read_mask, write_mask
-from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
 from selfpatch_bench.benchmarks.results import record
 from selfpatch_bench.benchmarks.run.runner import Options, plan, run
 from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.benchmarks.tasks import davis
 from selfpatch_bench.pretrain.common.card import Card
+from selfpatch_bench.pretrain.common.weights import save_weights
 
 CASES = shared_cases("golden/*/scores.json")
 QUIET = Console(quiet=True)
@@ -124,7 +124,7 @@ def network(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     card = Card("vit", 8, 24, 2, 2, pos="learned 4x4", mean=(0.5,) * 3, std=(0.25,) * 3)
     path = tmp_path_factory.mktemp("models") / "net.safetensors"
-    own.write(path, Encoder(card).vit.state_dict(), card)
+    save_weights(path, Encoder(card).vit.state_dict(), card)
     return path
 
 
@@ -170,7 +170,7 @@ def test_precision_is_recorded_and_changes_the_key(network, videos, tmp_path):
 
 def test_patch_that_does_not_divide_is_in_the_protocol_id(videos, tmp_path):
     card = Card("vit", 14, 24, 1, 2, pos="learned 4x4", mean=(0.5,) * 3, std=(0.25,) * 3)
-    own.write(tmp_path / "p14.safetensors", Encoder(card).vit.state_dict(), card)
+    save_weights(tmp_path / "p14.safetensors", Encoder(card).vit.state_dict(), card)
     (found,) = evaluate([tmp_path / "p14.safetensors"], videos, tmp_path, SMALL)
     assert found["protocol"]["id"] == "davis2017-dino-v1-p14"
     protocol = davis.Protocol()
@@ -237,7 +237,7 @@ def test_a_frame_that_breaks_midway_leaves_a_failure_record_and_the_rest_goes_on
     whole = frame.read_bytes()
     other = tmp_path / "other.safetensors"
     card = load(network).card
-    own.write(other, {k: v * 1.5 for k, v in load(network).vit.state_dict().items()}, card)
+    save_weights(other, {k: v * 1.5 for k, v in load(network).vit.state_dict().items()}, card)
     chosen = Options(data=[str(root)], out=out, overrides=list(SMALL), device="cpu")
     jobs = plan([network, other], ["davis"], chosen)
     frame.write_bytes(whole[:30] + b"\xff\xd9")

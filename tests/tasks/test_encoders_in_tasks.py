@@ -20,11 +20,12 @@ from typer.testing import CliRunner
 from conftest import SHARED, shared_cases
 from mm_building import CARDS, CONFIGS, build, mm
 from selfpatch_bench.benchmarks import UserError
-from selfpatch_bench.benchmarks.backbones.encoder import encoder_for
+from selfpatch_bench.benchmarks.backbones.build import encoder_for
+from selfpatch_bench.benchmarks.checkpoints import FORMATS
 from selfpatch_bench.benchmarks.checkpoints import open as loading
 from selfpatch_bench.benchmarks.cli.app import app
 from selfpatch_bench.benchmarks.datasets.imagenet import open_classes
-from selfpatch_bench.benchmarks.formats.selfpatch_bench import write
+from selfpatch_bench.benchmarks.hub.open import open_checkpoint
 from selfpatch_bench.benchmarks.metrics.scoring import ScorePool
 from selfpatch_bench.benchmarks.mm.job import Job
 from selfpatch_bench.benchmarks.results import record
@@ -33,10 +34,10 @@ from selfpatch_bench.benchmarks.run.runner import Options, plan, run
 from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.benchmarks.tasks import davis as davis_task
 from selfpatch_bench.benchmarks.tasks._features import Crop, image_vector
-from selfpatch_bench.pretrain.common import plugins
 from selfpatch_bench.pretrain.common.card import Card
+from selfpatch_bench.pretrain.common.weights import save_weights
 
-NAMES = list(plugins.scan("formats"))
+NAMES = list(FORMATS.scan())
 FLOAT32 = 1e-5  # max|a-b| / max|b|: the same sums in batches of another size
 SIDE = 48  # pixels that the network sees: the examples' stored grids are of 32, so that positions are resized
 
@@ -70,9 +71,9 @@ def example_of(tmp_path_factory):
     @functools.cache
     def made(name: str) -> Example:
         torch.manual_seed(0)
-        path, facts = plugins.get("formats", name).module.example(tmp_path_factory.mktemp(name))
+        path, facts = FORMATS.get(name).module.example(tmp_path_factory.mktemp(name))
         entry = Entry(path, name=name, format=name, card=facts)
-        return Example(name, entry, loading.open_checkpoint(path, format=name, card=facts))
+        return Example(name, entry, open_checkpoint(path, format=name, card=facts))
 
     return made
 
@@ -289,7 +290,7 @@ def test_mm_backbone(name, example_of, tmp_path):
     """One step forward and back in a COCO and an ADE20K recipe of its family, with BN in the place of SyncBN."""
     example = example_of(name)
     weights, card = example.checkpoint.reading.weights, example.card
-    write(tmp_path / "backbone.safetensors", weights, card, {})  # as the task does
+    save_weights(tmp_path / "backbone.safetensors", weights, card, {})  # as the task does
     for recipe in RECIPES[card.family]:
         check_backbone(recipe, card, weights, tmp_path / "backbone.safetensors")
 
@@ -302,7 +303,7 @@ def test_mm_backbone_of_our_own_class_attention(family, tmp_path):
     torch.manual_seed(0)
     weights = {k: torch.randn(shape) / 8 for k, shape in encoder_for(card).named_shapes().items()}
     assert any(k.startswith("readout.") for k in weights)
-    write(tmp_path / "backbone.safetensors", weights, card, {})
+    save_weights(tmp_path / "backbone.safetensors", weights, card, {})
     for recipe in RECIPES[family]:
         check_backbone(recipe, card, weights, tmp_path / "backbone.safetensors")
 
@@ -314,7 +315,7 @@ def test_mm_backbone_that_is_not_there(tmp_path):
     short = CARDS["swin"].override({"depths": (1, 1, 1), "heads": (1, 2, 4)})
     for card, recipe in ((wide, "coco_maskrcnn_1x"), (short, "coco_maskrcnn_swin_1x")):
         weights = {k: torch.zeros(shape) for k, shape in encoder_for(card).named_shapes().items()}
-        write(tmp_path / "backbone.safetensors", weights, card, {})
+        save_weights(tmp_path / "backbone.safetensors", weights, card, {})
         assert refusal(card, rescale=True)
         check_backbone(recipe, card, weights, tmp_path / "backbone.safetensors")
 

@@ -15,13 +15,13 @@ from conftest import shared_cases
 from selfpatch_bench.benchmarks import UserError, load
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.datasets.imagenet import open_classes
-from selfpatch_bench.benchmarks.formats import selfpatch_bench as own
 from selfpatch_bench.benchmarks.metrics.significance import unpack
 from selfpatch_bench.benchmarks.results import record
 from selfpatch_bench.benchmarks.run.runner import Options, plan, run_command
 from selfpatch_bench.benchmarks.tasks._features import Crop, features, image_vector
 from selfpatch_bench.benchmarks.tasks.knn import accuracies, vote
 from selfpatch_bench.pretrain.common.card import Card
+from selfpatch_bench.pretrain.common.weights import save_weights
 
 COLOURS = {"blue": (40, 60, 190), "green": (50, 160, 60), "red": (200, 50, 40)}
 
@@ -51,7 +51,7 @@ def network(tmp_path) -> Path:
     torch.manual_seed(0)
     card = Card("vit", 8, 24, 2, 3, pos="learned 4x4", mean=(0.5,) * 3, std=(0.5,) * 3)
     path = tmp_path / "net.safetensors"
-    own.write(path, Encoder(card).vit.state_dict(), card, {})
+    save_weights(path, Encoder(card).vit.state_dict(), card, {})
     return path
 
 

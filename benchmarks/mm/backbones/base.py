@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ....pretrain.common.card import Card, parse_field
 from ....pretrain.common.errors import UserError
-from ...checkpoints.open import names, open_checkpoint
+from ....pretrain.common.weights import names
+from ...checkpoints.open import open_file
 from .. import ops
 
 ops.install()  # before the first import of mmcv
@@ -52,7 +53,7 @@ class Backbone(nn.Module):
 
         prefix: of `module`'s names, which the export goes without. Raises UserError that names what does not fit.
         """
-        weights = open_checkpoint(path, format="selfpatch_bench").reading.weights
+        weights = open_file(path, format="selfpatch_bench").reading.weights
         kept = {k: v for k, v in weights.items() if not k.startswith(tuple(unused))}
         # batch norm's counter is not among the weights of a card, and torch does without it
         state = {k: tuple(v.shape) for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}

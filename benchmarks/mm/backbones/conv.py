@@ -20,7 +20,7 @@ class TimmSwin(Backbone):
 
     As in Swin-Transformer-Object-Detection (models/backbones/swin_transformer.py), where the pretrained final norm is
     left out. Equal to it for pictures of more than 224 pixels; a stage of one window is shifted there and not here (see
-    conv.PaddedSwinBlock). card, weights, with_cp: as in TimmViT. drop_path: the last block's, rising linearly from 0.
+    swin.PaddedSwinBlock). card, weights, with_cp: as in TimmViT. drop_path: the last block's, rising linearly from 0.
     """
 
     family = "swin"

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ....pretrain.common.card import Card
 from ....pretrain.common.errors import UserError
-from ...backbones.encoder import Encoder, resize_positions
+from ....pretrain.common.positions import resize_positions
+from ...backbones.encoder import Encoder
 from ..recipe import blocks_of
 from .base import MODELS, Backbone, build_norm_layer
 

@@ -26,10 +26,10 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # ------------------------------------------------------------------------------------------------ of the project
 def examples(folder: Path) -> None:
     """Every built-in format's `example()`, in FOLDER/FORMAT/; FOLDER/examples.json: format -> [file, its facts]."""
-    from selfpatch_bench.pretrain.common import plugins
+    from selfpatch_bench.benchmarks.checkpoints import FORMATS
 
     found = {}
-    for name, plugin in plugins.scan("formats").items():
+    for name, plugin in FORMATS.scan().items():
         for seed, place in enumerate((folder / name, folder / f".{name}")):
             place.mkdir(parents=True)
             torch.manual_seed(seed)

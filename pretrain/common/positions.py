@@ -1,0 +1,41 @@
+"""Learned positions of a ViT at another patch grid than the stored one."""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import UserError
+
+ASSUMED = "dino (assumed)"
+
+
+def rule_for(rule: str, side: int, grid: tuple[int, int]) -> str:
+    """The rule that makes the positions of `grid` from a stored side x side: `rule`, or DINO's where it has no answer.
+
+    The official code of some formats takes the stored grid only, or square ones: for others DINO's rule is assumed.
+    """
+    answers = grid == (side, side) or rule not in ("stored", "square") or (rule == "square" and grid[0] == grid[1])
+    return rule if answers else ASSUMED
+
+
+def resize_positions(patches: Tensor, grid: tuple[int, int], rule: str) -> Tensor:
+    """Stored positions [1, G*G, D] at another grid (h, w) -> [1, h*w, D].
+
+    rule: a key of card.POSITION_RULES. "dino" hands bicubic interpolation a scale factor with 0.1 added to each side
+    (facebookresearch/dino 7c446df, vision_transformer.py), which samples other points than an output size does.
+    """
+    side = math.isqrt(patches.shape[1])
+    h, w = grid
+    if (h, w) == (side, side):
+        return patches
+    rule = rule_for(rule, side, grid)
+    stored = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    if rule in ("dino", ASSUMED):
+        scale = ((h + 0.1) / side, (w + 0.1) / side)
+        out = F.interpolate(stored, scale_factor=scale, mode="bicubic", recompute_scale_factor=False)
+    else:
+        out = F.interpolate(stored, size=(h, w), mode="bicubic", antialias=rule == "timm")
+    if out.shape[-2:] != (h, w):
+        raise UserError(f"positions {side}x{side} resized to {tuple(out.shape[-2:])} instead of {h}x{w}")
+    return out.permute(0, 2, 3, 1).flatten(1, 2)

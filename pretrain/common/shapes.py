@@ -1,0 +1,140 @@
+"""A network's card from the shapes of its weights, under timm's names."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+
+from .card import LIMITS, Card
+from .errors import UserError
+
+
+def vit_card(shapes: Mapping[str, tuple], **known) -> Card:
+    """A ViT's card from the shapes of its timm-named weights; `known` are the facts that the format knows.
+
+    Raises UserError (without the file's name, which the caller adds) when the shapes cannot be a ViT's.
+    """
+    try:
+        dim, channels, patch, patch_w = shapes["patch_embed.proj.weight"]
+        hidden = shapes["blocks.0.mlp.fc1.weight"][0]
+        gated = hidden == 2 * shapes["blocks.0.mlp.fc2.weight"][1]
+        rotary = "rope_periods" in shapes
+        positions = 0 if rotary else shapes["pos_embed"][1]
+        registers = shapes["reg_token"][1] if "reg_token" in shapes else 0
+        per_head = 4 * shapes["rope_periods"][0] if rotary else 0
+    except (KeyError, ValueError, IndexError) as error:
+        raise UserError(f"not a ViT: no usable {error}") from None
+    blocks = {int(m[1]) for k in shapes if (m := re.match(r"blocks\.(\d{1,9})\.", k))}
+    depth = len(blocks)
+    if blocks != set(range(depth)):
+        raise UserError(f"not a ViT: its {depth} blocks are not numbered 0 to {depth - 1}")
+    class_token = "cls_token" in shapes
+    grid = math.isqrt(max(positions - class_token, 0))
+    wrong = not rotary and positions != grid * grid + class_token
+    if channels != 3 or patch != patch_w or wrong or (rotary and (per_head == 0 or dim % per_head)):
+        embedding = f"{dim}x{channels}x{patch}x{patch_w}"
+        raise UserError(f"not a square ViT on RGB: patch embedding {embedding}, {positions} positions")
+    facts = {
+        "family": "vit",
+        "patch": patch,
+        "dim": dim,
+        "depth": depth,
+        "class_token": class_token,
+        "final_norm": "norm.weight" in shapes,
+        "registers": registers,
+        "layer_scale": "blocks.0.ls1.gamma" in shapes,
+        "pos": "rotary" if rotary else f"learned {grid}x{grid}",
+        "mlp_ratio": _ratio(hidden, dim),
+        "qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
+        "act": "swiglu" if gated else "gelu (erf)",
+        "readout": _readout(shapes, class_token),
+    }
+    facts |= {"pos_resize": "rotary", "heads": dim // per_head} if rotary else {}
+    return Card(**(facts | known))
+
+
+def _readout(shapes: Mapping, class_token: bool) -> str:
+    if "readout.cls_token" in shapes:
+        return "class_attention"
+    return "mean_norm" if "fc_norm.weight" in shapes else "token" if class_token else "mean"
+
+
+def _ratio(hidden: int, dim: int) -> float:
+    """hidden/dim such that timm's int(dim * ratio) gives `hidden` back."""
+    ratio = hidden / dim
+    return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
+def resnet_card(shapes: Mapping[str, tuple], **known) -> Card:
+    """A ResNet's card from the shapes of its timm-named weights; `known` are the facts that the format knows.
+
+    Raises UserError (without the file's name) when the shapes cannot be a ResNet's.
+    """
+    _no_empty(shapes)
+    try:
+        stem = shapes["conv1.weight"]
+        blocks = tuple(_count(shapes, rf"layer{i}\.(\d{{1,9}})\.") for i in (1, 2, 3, 4))
+        last = "conv3" if "layer1.0.conv3.weight" in shapes else "conv2"
+        widths = tuple(shapes[f"layer{i}.0.{last}.weight"][0] for i in (1, 2, 3, 4))
+        inner, per_group = shapes["layer1.0.conv2.weight"][:2]
+    except (KeyError, ValueError, IndexError) as error:
+        raise UserError(f"not a ResNet: no usable {error}") from None
+    if len(stem) != 4 or stem[1:] != (3, 7, 7):
+        raise UserError(f"not a ResNet whose stem is one 7x7 convolution on RGB: conv1 is {list(stem)}")
+    facts = {"block": "bottleneck, stride on the 3x3" if last == "conv3" else "basic"}
+    planes = widths[0] // 4
+    if last == "conv3" and per_group and (inner, per_group) != (planes, planes):
+        groups = max(inner // per_group, 1)
+        base_width = round(inner / groups * 64 / max(planes, 1))
+        facts |= {"groups": groups if groups > 1 else None, "base_width": base_width if base_width != 64 else None}
+    facts |= {"blocks": blocks, "stem_channels": stem[0], "widths": widths, "bn_eps": 1e-5}
+    return Card("resnet", **(facts | known))
+
+
+def swin_card(shapes: Mapping[str, tuple], **known) -> Card:
+    """A Swin's card from the shapes of its timm-named weights; `known` are the facts that the format knows.
+
+    Raises UserError (without the file's name) when the shapes cannot be a Swin's.
+    """
+    _no_empty(shapes)
+    try:
+        dim, channels, patch, patch_w = shapes["patch_embed.proj.weight"]
+        stages = _count(shapes, r"layers\.(\d{1,9})\.")
+        depths = tuple(_count(shapes, rf"layers\.{i}\.blocks\.(\d{{1,9}})\.") for i in range(stages))
+        first = [f"layers.{i}.blocks.0." for i in range(stages)]
+        rows = shapes[first[0] + "attn.relative_position_bias_table"][0]
+        heads = tuple(shapes[name + "attn.relative_position_bias_table"][1] for name in first)
+        hidden = shapes[first[0] + "mlp.fc1.weight"][0]
+    except (KeyError, ValueError, IndexError) as error:
+        raise UserError(f"not a Swin: no usable {error}") from None
+    window = (math.isqrt(rows) + 1) // 2
+    if channels != 3 or patch != patch_w or (2 * window - 1) ** 2 != rows or not 1 <= window <= LIMITS["window"]:
+        raise UserError(f"not a Swin on RGB: patch embedding {dim}x{channels}x{patch}x{patch_w}, {rows} positions")
+    facts = {
+        "patch": patch,
+        "window": window,
+        "dim": dim,
+        "depths": depths,
+        "heads": heads,
+        "final_norm": "norm.weight" in shapes,
+        "class_token": False,
+        "patch_norm": "patch_embed.norm.weight" in shapes,
+        "absolute_pos": "absolute_pos_embed" in shapes,
+        "mlp_ratio": hidden / dim,
+        "qkv_bias": first[0] + "attn.qkv.bias" in shapes,
+        "norm_eps": 1e-5,
+        "sizes": "padded",
+    }
+    return Card("swin", **(facts | known))
+
+
+def _count(shapes: Iterable[str], pattern: str) -> int:
+    """How many numbered members there are. Raises ValueError unless they are numbered 0, 1, 2 ... (1000 at most)."""
+    numbers = {int(m[1]) for k in shapes if (m := re.match(pattern, k))}
+    if not numbers or numbers != set(range(len(numbers))) or len(numbers) > LIMITS["blocks"]:
+        raise ValueError(f"numbering of {pattern.partition('(')[0]}")
+    return len(numbers)
+
+
+def _no_empty(shapes: Mapping[str, tuple]) -> None:
+    if empty := [name for name, shape in shapes.items() if 0 in shape]:
+        raise UserError(f"{empty[0]} has no elements: {list(shapes[empty[0]])}")
