@@ -92,8 +92,8 @@ from selfpatch_bench.benchmarks.hub import zoo
 from selfpatch_bench.benchmarks.commands.convert import convert_command
 from selfpatch_bench.benchmarks.run.runner import Options, run_command
 from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
-from selfpatch_bench.pretrain.export import export
-from selfpatch_bench.pretrain.train import pretrain_command
+from selfpatch_bench.benchmarks.commands.export import export
+from selfpatch_bench.benchmarks.commands.pretrain import pretrain_command
 if __name__ == "__main__":
     run = out / "run"
     assert pretrain_command("dino", place / "pictures", run, overrides=options) == 0

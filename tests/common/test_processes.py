@@ -147,7 +147,7 @@ CALLS = {
         "status = run_command([place + '/net.safetensors'], ['davis'], options)\n"
     ),
     "train": (
-        "from selfpatch_bench.pretrain.train import pretrain_command\n"
+        "from selfpatch_bench.benchmarks.commands.pretrain import pretrain_command\n"
         f"options = {[*STEPS, 'data.workers=2']}\n"
         "status = pretrain_command('dino', place + '/pictures', Path('run'), overrides=options)\n"
     ),

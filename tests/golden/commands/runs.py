@@ -79,8 +79,9 @@ def plugins(place: Place) -> dict[str, str]:
     """A user's plug-in folder with one of each kind: listed, and used."""
     given = ("--plugins", PLUGINS)
     shouty = place.networks / "shouty.safetensors"
-    found = [place("ls", kind, *given) for kind in ("tasks", "formats", "recipes", "ablations")]
-    found += [place("ls", "tasks", env={"SELFPATCH_PLUGINS": str(PLUGINS)})]
+    lists = [place("ls", kind, *given) for kind in ("tasks", "formats", "recipes", "ablations")]
+    lists += [place("ls", "tasks", env={"SELFPATCH_PLUGINS": str(PLUGINS)})]
+    found = [re.sub(" {2,}", "  ", str(done)) for done in lists]  # columns are as wide as the longest path
     found += [
         place("zoo", "shouty_net", *given),
         place("inspect", shouty, *given),
