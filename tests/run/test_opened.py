@@ -14,7 +14,9 @@ from selfpatch_bench.benchmarks.results import record
 from selfpatch_bench.benchmarks.run import opened, runner
 from selfpatch_bench.benchmarks.run.runner import Options, plan, run
 from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
-from selfpatch_bench.pretrain.common import plugins
+from selfpatch_bench.benchmarks.tasks import make_key
+from selfpatch_bench.benchmarks.tasks._registry import get_task
+from selfpatch_bench.benchmarks.tasks._registry import tasks as all_tasks
 from selfpatch_bench.pretrain.common.card import Card
 from selfpatch_bench.pretrain.common.weights import save_weights
 
@@ -106,19 +108,19 @@ def test_the_key_is_that_of_seed_0(place):
             "fingerprint": job.model.fingerprint, "card": job.model.card, "task": task, "version": 1,
             "protocol": {"value": 0.0}, "limit": None, "data": "sha256:0", "seed": 0,
         }  # fmt: skip
-        assert job.key == record.make_key(parts)
+        assert job.key == make_key(parts)
         again = go(place, tasks=(task,), seeds=[0, 3])
-        assert [j.key for j in again] == [job.key, *[record.make_key(parts | {"seed": 3})] * (task == "drawn")]
+        assert [j.key for j in again] == [job.key, *[make_key(parts | {"seed": 3})] * (task == "drawn")]
 
 
 def test_the_tasks_say_whether_they_draw(place, tmp_path):
     """davis and knn do not; what is trained does; scoring masks does not, whatever the task."""
-    seeded = {name: p.module.TASK.seeded for name, p in plugins.tasks().items() if p.package}
+    seeded = {name: p.module.TASK.seeded for name, p in all_tasks().items() if p.ours}
     assert {name for name, value in seeded.items() if not value} == {"davis", "knn"}
     videos = make_videos(tmp_path / "videos", sequences=1, frames=3, size=(48, 64))
     options = Options(data=[str(videos)], out=tmp_path / "out", device="cpu", seeds=[0, 1, 2])
     assert len(plan([place / "a.safetensors"], ["davis"], options)) == 1
-    task = plugins.get("tasks", "linear").module.TASK
+    task = get_task("linear").module.TASK
     assert runner.seeds_of(task, Options(seeds=[0, 1])) == [0, 1]
     assert runner.seeds_of(task, Options(seeds=[4, 1], masks=tmp_path)) == [0]
     assert runner.seeds_of(task, Options(seeds=[4, 1], eval_only=tmp_path)) == [0]

@@ -141,7 +141,7 @@ class Commands:
 
     def __init__(self, server: Server, folder: Path, words: dict[Path, str]):
         self.server, self.folder = server, folder.resolve()
-        self.words = {str(self.folder): "FOLDER"} | {str(p.resolve()): w for p, w in words.items()}
+        self.words = {str(self.folder): "FOLDER"} | {str(q): w for p, w in words.items() for q in (p, p.resolve())}
 
     def __call__(self, *arguments, kill: str | None = None, env: dict | None = None, code: str = "") -> Done:
         """Run a command to its end. kill: it dies, as by SIGKILL, just before a file gets this name. env: variables
