@@ -14,7 +14,7 @@ from .common.shapes import swin_card, vit_card
 from .common.weights import names, save_weights
 from .config import Config, from_dict
 from .model.backbone import build_backbone
-from .model.readout import ClassAttentionReadout
+from .model.readout import readout_of
 from .model.swin import Swin, timm_swin
 from .model.vit import timm_vit
 
@@ -67,14 +67,10 @@ def portable(state: Mapping[str, Tensor], cfg: Config) -> tuple[dict[str, Tensor
 
 def named_shapes(card: Card) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the weights that the evaluation's network of this card has."""
-    swin = card.family == "swin"
     with torch.device("meta"):
-        net = timm_swin(card) if swin else timm_vit(card)
-        state = net.state_dict()
+        state = (timm_swin(card) if card.family == "swin" else timm_vit(card)).state_dict()
         if card.readout == "class_attention":
-            width, heads = (net.num_features, card.heads[-1]) if swin else (card.dim, card.heads)
-            readout = ClassAttentionReadout(width, heads, 2, card.mlp_ratio, card.norm_eps)
-            state |= {f"readout.{k}": v for k, v in readout.state_dict().items()}
+            state |= {f"readout.{k}": v for k, v in readout_of(card).state_dict().items()}
     return {k: tuple(v.shape) for k, v in state.items()}
 
 

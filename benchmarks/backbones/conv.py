@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...pretrain.common.card import BLOCKS, Card
 from ...pretrain.common.errors import UserError
-from ...pretrain.model.readout import ClassAttentionReadout
+from ...pretrain.model.readout import readout_of
 from ...pretrain.model.swin import timm_swin
 from .encoder import Encoder, Features
 
@@ -95,7 +95,7 @@ class ConvEncoder(nn.Module):
             self.widths = [card.dim << i for i in range(len(card.depths))]
         self.width = self.widths[-1]
         if card.readout == "class_attention":  # our own Swins pretrained with SelfPatch
-            self.readout = ClassAttentionReadout(self.width, card.heads[-1], 2, card.mlp_ratio, card.norm_eps)
+            self.readout = readout_of(card)
         self.eval().requires_grad_(False)
 
     def assign(self, weights: dict[str, Tensor]) -> None:

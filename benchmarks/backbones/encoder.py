@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ...pretrain.common.card import Card
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.positions import resize_positions, rule_for
-from ...pretrain.model.readout import ClassAttentionReadout
+from ...pretrain.model.readout import readout_of
 from ...pretrain.model.vit import timm_vit
 
 
@@ -47,7 +47,7 @@ class Encoder(nn.Module):
         self.accounting: str | None = None
         self.vit = timm_vit(card)
         if card.readout == "class_attention":
-            self.readout = ClassAttentionReadout(card.dim, card.heads, 2, card.mlp_ratio, card.norm_eps)
+            self.readout = readout_of(card)
         if card.readout == "mean_norm":
             self.fc_norm = nn.LayerNorm(card.dim, eps=card.norm_eps)
         if card.pos == "rotary":

@@ -1,12 +1,11 @@
 """What a pretraining run is evaluated by on the way (config.Watch): pictures, k-NN and DAVIS.
 
-Handed to the core as `pretrain.HOOKS.evaluate`; when it is called, and what is made of its numbers, is
+Handed to the core as `train.Hooks.evaluate` by pretrain.py; when it is called, and what is made of its numbers, is
 pretrain/monitor/watch.py's.
 """
 
 import re
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from ...pretrain.export import portable
 from ...pretrain.monitor.log import Log
 from .. import tasks
 from ..backbones.build import encoder_with
-from ..datasets.imagenet import ClassSet, Split, open_classes
+from ..datasets.imagenet import ClassSet, Split, in_turn, open_classes
 from ..pictures.maps import attention, draw, similarity
 from ..tasks import davis, knn
 from ..tasks._features import BATCH, Crop, ahead
@@ -154,12 +153,7 @@ def some(data: ClassSet, count: int | None) -> ClassSet:
 
 
 def _first(split: Split, count: int) -> Split:
-    seen: Counter = Counter()
-    turns = []
-    for i, label in enumerate(split.labels.tolist()):
-        turns.append((seen[label], i))
-        seen[label] += 1
-    kept = sorted(i for _, i in sorted(turns)[:count])
+    kept = in_turn(split.labels.tolist(), count)
     return replace(split, picks=split.picks[kept], labels=split.labels[kept])
 
 

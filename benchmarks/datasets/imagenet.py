@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -78,12 +79,17 @@ def _split(root: Path, name: str, limit: int | None) -> tuple[ImageSource, list[
     classes = [first for first, _, _ in folders]
     if limit is None:
         return source, classes, np.arange(len(source))
+    return source, classes, np.array(in_turn(classes, limit))
+
+
+def in_turn(labels: Iterable, count: int) -> list[int]:
+    """The first `count` images, one of every class in turn: their numbers, sorted. labels: every image's class."""
     seen: Counter = Counter()
-    turn = []
-    for i, label in enumerate(classes):
-        turn.append((seen[label], i))
+    turns = []
+    for i, label in enumerate(labels):
+        turns.append((seen[label], i))
         seen[label] += 1
-    return source, classes, np.array(sorted(i for _, i in sorted(turn)[:limit]))
+    return sorted(i for _, i in sorted(turns)[:count])
 
 
 def open_classes(root: Path | str, limit: int | None = None) -> ClassSet:

@@ -10,6 +10,8 @@ import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 
+from ..common.card import Card
+
 KeysValues = list[tuple[Tensor, Tensor]]  # per block: keys and values of the patches, [..., N, heads, d] each
 
 
@@ -107,3 +109,10 @@ class ClassAttentionReadout(nn.Module):
         for block, (keys, values) in zip(self.cls_blocks, cached or self.keys_values(patches), strict=True):
             token = block(token, keys[rows, index], values[rows, index], valid)
         return self.norm(token)
+
+
+def readout_of(card: Card) -> ClassAttentionReadout:
+    """The class attention that a card speaks of: two blocks, as wide as the last tokens."""
+    swin = card.family == "swin"
+    width, heads = (card.dim << len(card.depths) - 1, card.heads[-1]) if swin else (card.dim, card.heads)
+    return ClassAttentionReadout(width, heads, 2, card.mlp_ratio, card.norm_eps)
