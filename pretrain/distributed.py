@@ -1,5 +1,6 @@
 """The processes of a run: one alone, or those that `torchrun` (or a Slurm job) started."""
 
+import gc
 import os
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -19,6 +20,16 @@ PATIENCE = 120.0
 def restarted() -> bool:
     """Whether a launcher started this process anew, after a failure or a time-out."""
     return any(os.environ.get(name, "0") not in ("", "0") for name in RESTARTS)
+
+
+def leave() -> None:
+    """Leave the group of processes for good, once nothing in use belongs to it.
+
+    Its threads end here: one that lives on into the end of Python aborts a process that has done all its work. DDP
+    modules hold the group, and circles of references hold them.
+    """
+    gc.collect()
+    dist.destroy_process_group()
 
 
 class Told(UserError):
@@ -71,7 +82,7 @@ class Ranks:
 
     def __exit__(self, kind, *_) -> None:
         if self.joined and kind is None:  # after an error the others may be waiting for us, and leaving would wait too
-            dist.destroy_process_group()
+            leave()
         self.joined = False
 
     @property

@@ -111,6 +111,8 @@ def work(job: Job) -> None:
     """Train (or go on with it), evaluate, and write the result, as one of the processes."""
     import torch
 
+    from ...pretrain.distributed import leave
+
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     cuda = job.device.startswith("cuda")
     if cuda:
@@ -121,6 +123,13 @@ def work(job: Job) -> None:
     # Held until this process ends. Not before the others are there: then the first parent has seen that all was quiet.
     lock = (Path(job.out) / LOCK).open("a")
     take(lock.fileno(), math.inf, shared=True)
+    train_and_test(job, rank, world, cuda)
+    if world > 1:
+        leave()
+
+
+def train_and_test(job: Job, rank: int, world: int, cuda: bool) -> None:
+    """The work itself, by a process that has joined the others; the first writes the result."""
     from ..checkpoints.open import open_file
 
     began = time.monotonic()
@@ -152,8 +161,6 @@ def work(job: Job) -> None:
             "seconds": round(time.monotonic() - began, 3),
         }
         write_json(Path(job.out) / RESULT, result, sync=True)
-    if world > 1:
-        torch.distributed.destroy_process_group()
 
 
 def join(name: str, cuda: bool) -> None:

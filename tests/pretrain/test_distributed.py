@@ -50,6 +50,28 @@ def test_two_processes_equal_one(data, tmp_path, recipe, options):
     assert done.stderr.count("5 steps done") == 1  # one process speaks
 
 
+# What is left of a process after its run: it must be able to end, whatever the others do.
+LEFT = r"""
+import json, os, sys
+from selfpatch_bench.benchmarks.commands.pretrain import pretrain_command
+if __name__ == "__main__":
+    status = pretrain_command(**json.loads(sys.argv[1]))
+    tasks = [open(f"/proc/self/task/{task}/comm").read().strip() for task in os.listdir("/proc/self/task")]
+    print("left:", *sorted(name for name in tasks if "gloo" in name), flush=True)
+    sys.exit(status)
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="lists the threads of a process as Linux does")
+def test_no_thread_of_the_group_is_left(data, tmp_path):
+    """A thread that waits for messages while Python ends aborts the process, after all its work."""
+    command = torchrun(tmp_path, 2, recipe="dino", data=data, out=tmp_path / "run", overrides=(*DINO, *EXACT))
+    (tmp_path / "one.py").write_text(LEFT)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["left:", "left:"]
+
+
 def test_noise_belongs_to_the_share(data, tmp_path):
     """Two processes with stochastic depth do what one does in two micro-steps: noise goes by the share of the batch."""
     options = (
