@@ -22,6 +22,16 @@ def shared_cases(pattern: str) -> list:
     return [pytest.param(p, id=str(p.relative_to(SHARED))) for p in sorted(SHARED.glob(pattern))]
 
 
+def golden_cases(pattern: str) -> list:
+    """What official code computed, by pattern: files of tests/golden/official, which everybody has, and further ones of
+    the shared folder, as pytest parameters."""
+    folder = REPO / "tests/golden/official"
+    kept = [pytest.param(p, id=str(p.relative_to(folder))) for p in sorted(folder.glob(pattern))]
+    assert kept, f"{folder} holds no {pattern}"
+    more = shared_cases(f"golden/{pattern}")
+    return kept + [pytest.param(*c.values, id=c.id, marks=pytest.mark.shared) for c in more]
+
+
 def pytest_collection_modifyitems(items):
     if SHARED.is_dir():
         return

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import SHARED, shared_cases
+from conftest import golden_cases, shared_cases
+from official_runs import videos_of
 from selfpatch_bench.benchmarks.datasets import davis as datasets
 from selfpatch_bench.benchmarks.datasets import files
 from selfpatch_bench.benchmarks.datasets.davis import VAL_NAMES, open_davis, read_frame, result_masks, truth
@@ -633,14 +634,11 @@ def test_real_results(folder):
             assert np.array_equal(found.read(s, i), raw > 0 if s.objects == 1 else raw)
 
 
-@pytest.mark.shared
-@pytest.mark.parametrize("scores", shared_cases("golden/*/scores.json"))
-def test_counts_of_the_reference_runs(scores):
+@pytest.mark.parametrize("scores", golden_cases("*/scores.json"))
+def test_counts_of_the_reference_runs(scores, tmp_path):
     """Frames and objects of every sequence are those the official evaluator scored."""
     case = json.loads(scores.read_text())
-    root = SHARED / case.get("data", "")
-    if "data" not in case or not (root / FRAMES).is_dir():
-        pytest.skip(f"{scores} has no data here")
+    root = videos_of(case, tmp_path)
     davis = open_davis(root, frames=case.get("frames"))
     by_name = {s.name: s for s in davis.sequences}
     assert case["sequences"]

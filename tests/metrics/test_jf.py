@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 import reference_jf as plain
-from conftest import REPO, SHARED, shared_cases
+from conftest import REPO, SHARED, golden_cases, shared_cases
+from official_runs import videos_of
 from selfpatch_bench.benchmarks.metrics import jf, scoring
 from selfpatch_bench.pretrain.common.errors import UserError
 
@@ -242,13 +243,10 @@ def test_official_scores_of_a_methods_binary_masks(path):
         pytest.skip(f"no masks below {SHARED}/data/*/{method}_results")
 
 
-@pytest.mark.shared
-@pytest.mark.parametrize("path", shared_cases("golden/*/scores.json"))
-def test_official_scores_of_propagated_masks(path):
+@pytest.mark.parametrize("path", golden_cases("*/scores.json"))
+def test_official_scores_of_propagated_masks(path, tmp_path):
     golden = json.loads(path.read_text())
-    annotations = SHARED / golden["data"] / "Annotations" / "480p"
-    if not annotations.is_dir():
-        pytest.skip(f"{annotations} is absent")
+    annotations = videos_of(golden, tmp_path) / "Annotations/480p"
     results = {}
     for sequence, recorded in golden["sequences"].items():
         truths, names, objects = _truths(annotations / sequence, recorded["frames"])

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from conftest import shared_cases
+from conftest import golden_cases
 from plain_pretrain import aggregate, chosen, gradients, groups, one_thread, relative  # noqa: F401
 from reference_moby import PlainMoby, learning_rate, plain_head
 from selfpatch_bench.pretrain import optim, schedules
@@ -140,8 +140,7 @@ class Recorded:
         return found
 
 
-@pytest.mark.shared
-@pytest.mark.parametrize("path", shared_cases("golden/moby_step*.npz"))
+@pytest.mark.parametrize("path", golden_cases("moby_step*.npz"))
 def test_the_official_steps(path):
     """Losses, gradients, norms before clipping, queues and weights of the recorded steps: 1e-5 in the L2 norm of each
     tensor, plus what rounding does here.

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import shared_cases
+from conftest import golden_cases
 from plain_pretrain import one_thread, relative  # noqa: F401
 from selfpatch_bench.benchmarks import load
 from selfpatch_bench.benchmarks.commands.pretrain import read_weights
@@ -26,12 +26,9 @@ from selfpatch_bench.pretrain.model.backbone import tokens
 from selfpatch_bench.pretrain.model.initial import load_initial
 from selfpatch_bench.pretrain.objectives import Step
 
-pytestmark = pytest.mark.shared
-
 RECIPES = {"selfpatch": "selfpatch", "dino": "dino"}
-STEPS = [c for c in shared_cases("golden/*_step*.npz") if c.values[0].name.split("_")[0] in RECIPES]
-RUNS = [c for c in shared_cases("golden/*_trajectory*.json") if c.values[0].name.split("_")[0] in RECIPES]
-NONE = pytest.param(None, marks=pytest.mark.skip(reason="no golden of this kind in the shared folder"))
+STEPS = [c for c in golden_cases("*_step*.npz") if c.values[0].name.split("_")[0] in RECIPES]
+RUNS = [c for c in golden_cases("*_trajectory*.json") if c.values[0].name.split("_")[0] in RECIPES]
 
 
 def our_name(key, recipe):
@@ -93,7 +90,7 @@ class Case:
         return torch.from_numpy(np.asarray(self.z[key]))
 
 
-@pytest.fixture(params=STEPS or [NONE])
+@pytest.fixture(params=STEPS)
 def case(request):
     return Case(request.param)
 
@@ -150,7 +147,7 @@ def test_outputs(case):
 
 @torch.no_grad()
 def test_positions_at_another_size(case):
-    """The first view cut to its upper rows: 160x224, in patches another grid than the stored square."""
+    """The first view cut to its upper rows, in patches another grid than the stored square."""
     found = [k for k in case.z.files if re.fullmatch(r"student_(backbone|cls)_\d+x\d+", k)]
     assert found
     for key in found:
@@ -164,7 +161,7 @@ def test_positions_at_another_size(case):
         assert relative(plain.patch if "backbone" in key else net.image(plain), case.tensor(key)) > 1e-4
 
 
-@pytest.mark.parametrize("path", RUNS or [NONE])
+@pytest.mark.parametrize("path", RUNS)
 def test_trajectory(path):
     """Every step's learning rate, decay, momentum, loss and sums of absolute weights; 1e-4."""
     run = json.loads(path.read_text())
@@ -212,6 +209,7 @@ def start(recipe, path, *options):
 TINY = "network.overrides={embed_dim: 48, depth: 3, num_heads: 3}"
 
 
+@pytest.mark.shared
 @torch.no_grad()
 def test_start_from_an_official_checkpoint(need):
     """Student and teacher then compute what the loader's encoder computes from that file."""
@@ -226,6 +224,7 @@ def test_start_from_an_official_checkpoint(need):
         assert relative(net.image(toks), encoder(x).image) < 1e-5
 
 
+@pytest.mark.shared
 @torch.no_grad()
 def test_start_from_another_readout_and_size(need):
     """A class token that SelfPatch has no use for is left out, its own readout starts afresh, positions are resized."""
@@ -243,6 +242,7 @@ def test_start_from_another_readout_and_size(need):
     assert torch.equal(learner.student.readout.norm.weight, encoder.vit.norm.weight)
 
 
+@pytest.mark.shared
 def test_start_from_what_does_not_fit(need):
     path = need("golden/selfpatch_checkpoint.pth")
     for options, said in (

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import reference_views as reference
-from conftest import REPO, shared_cases
+from conftest import golden_cases
 from plain_pretrain import (  # noqa: F401
     TINY,
     cross_entropy,
@@ -71,13 +71,8 @@ def plain_match(a, b, patches_a, patches_b):
 
 # --- matching
 
-GOLDEN = [pytest.param(REPO / "tests/golden/pwself_matching.json", id="kept")]
-GOLDEN += [
-    pytest.param(*c.values, id=c.id, marks=pytest.mark.shared) for c in shared_cases("golden/pwself_matching*.json")
-]
 
-
-@pytest.mark.parametrize("path", GOLDEN)
+@pytest.mark.parametrize("path", golden_cases("pwself_matching*.json"))
 def test_recorded_matches(path):
     """Exactly those of the official code, one by one and all of one size at once."""
     cases = json.loads(Path(path).read_text())
@@ -164,13 +159,8 @@ def test_mean_number_of_matches():
 
 # --- the loss
 
-LOSSES = shared_cases("golden/pwself_loss*.npz") or [
-    pytest.param(None, marks=pytest.mark.skip(reason="no golden/pwself_loss*.npz in the shared folder"))
-]
 
-
-@pytest.mark.shared
-@pytest.mark.parametrize("path", LOSSES)
+@pytest.mark.parametrize("path", golden_cases("pwself_loss*.npz"))
 def test_recorded_loss(path):
     """Loss, centre and gradients by the outputs of a step of the official code; 1e-5."""
     z = {k: torch.from_numpy(v) for k, v in np.load(path).items()}

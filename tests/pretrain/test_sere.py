@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conftest import shared_cases
+from conftest import golden_cases
 from plain_pretrain import gradients, groups, heads, one_thread, relative, tiny  # noqa: F401
 from selfpatch_bench.pretrain import optim
 from selfpatch_bench.pretrain.common.errors import UserError
@@ -19,9 +19,7 @@ from selfpatch_bench.pretrain.learner import Learner
 from selfpatch_bench.pretrain.model.backbone import tokens
 from selfpatch_bench.pretrain.objectives import Step
 
-STEPS = shared_cases("golden/sere_step*.npz") or [
-    pytest.param(None, marks=pytest.mark.skip(reason="no golden/sere_step*.npz in the shared folder"))
-]
+STEPS = golden_cases("sere_step*.npz")
 
 
 def our_name(key):
@@ -83,7 +81,6 @@ def case(request):
     return Case(request.param)
 
 
-@pytest.mark.shared
 def test_losses_centres_and_gradients(case):
     learner = case.learner
     total, losses, stats = learner(case.groups, Step(epoch=1))
@@ -105,7 +102,6 @@ def test_losses_centres_and_gradients(case):
         assert relative(learner.objectives[name].centre, case.tensor(key).view(1, -1)) < 1e-5
 
 
-@pytest.mark.shared
 def test_recorded_grids(case):
     """Points where two global views, and a local and a global one, see their overlap; float32 there."""
     (a, b), checked = case.groups, 0

@@ -13,7 +13,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from conftest import SHARED, shared_cases
+from conftest import golden_cases
+from official_runs import checkpoint_of, videos_of
 from selfpatch_bench.benchmarks import UserError, load
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.datasets.davis import open_davis
@@ -25,7 +26,7 @@ from selfpatch_bench.benchmarks.tasks import davis
 from selfpatch_bench.pretrain.common.card import Card
 from selfpatch_bench.pretrain.common.weights import save_weights
 
-CASES = shared_cases("golden/*/scores.json")
+CASES = golden_cases("*/scores.json")
 QUIET = Console(quiet=True)
 
 
@@ -49,15 +50,12 @@ def rescaled(path: Path, out: Path) -> Path:
     return out
 
 
-@pytest.mark.shared
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("file", CASES)
 def test_masks_and_scores_are_the_official_ones(file, tmp_path):
     """At least 99.9 % equal pixels in every frame (a float32 sum in another order may turn a tie), J&F within 0.002."""
     golden = json.loads(file.read_text())
-    root, checkpoint = SHARED / golden["data"], SHARED / golden["checkpoint"]
-    if not root.exists() or not checkpoint.exists():
-        pytest.skip(f"{root} or {checkpoint} is absent")
+    root, checkpoint = videos_of(golden, tmp_path), checkpoint_of(golden)
     if "patch_embed" in golden:
         checkpoint = rescaled(checkpoint, tmp_path / "rescaled.pth")
     listed = tmp_path / "list.txt"
@@ -87,9 +85,7 @@ def test_masks_and_scores_are_the_official_ones(file, tmp_path):
 def test_the_trained_file_as_it_is(file, tmp_path):
     """Its own mean and std (--card mean=0.5 std=0.5) and timm's positions: within half a point of the official J&F."""
     golden = json.loads(file.read_text())
-    root, checkpoint = SHARED / golden["data"], SHARED / golden["checkpoint"]
-    if not root.exists() or not checkpoint.exists():
-        pytest.skip(f"{root} or {checkpoint} is absent")
+    root, checkpoint = videos_of(golden, tmp_path), checkpoint_of(golden)
     card = {"heads": golden["heads"], "mean": "0.5", "std": "0.5"}
     (found,) = evaluate([checkpoint], root, tmp_path, card=card)
     assert abs(found["metrics"]["JF_m"] - 100 * golden["global"]["JF_M"]) < 0.5
