@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .common.errors import UserError
+from .common.keyvalue import key_value
 from .common.plugins import Kind
 from .common.ranges import bounded, check_number, check_numbers
 from .data.views import PIXELS, Views
@@ -218,10 +219,8 @@ def from_dict(values: Mapping, overrides: Sequence[str] = (), where: str = "conf
         _put(root, key, value, where)
     entries = [_entry(e, where) for e in _listed(given, where)]
     for text in overrides:
-        key, equals, value = text.partition("=")
-        key = key.strip().replace("[", ".").replace("]", "")
-        if not equals or not key:
-            raise UserError(f"{text}: an option is written key=value, for example loop.batch=64")
+        key, value = key_value(text, example="loop.batch=64")
+        key = key.replace("[", ".").replace("]", "")
         value = _parse(text, value)
         head, _, rest = key.partition(".")
         if head != "objectives":

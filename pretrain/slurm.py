@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .checkpoint import JOBS, Run
 from .common.errors import UserError
+from .common.keyvalue import key_value
 from .common.processes import safe_path
 from .config import Config, from_dict, to_dict
 from .train import Hooks, run
@@ -102,12 +103,10 @@ def parse(options: str) -> dict:
     """`partition=gpu,nodes=2` -> {"partition": "gpu", "nodes": 2}"""
     found = {}
     for part in options.split(","):
-        key, equals, value = part.partition("=")
-        if not equals or not key.strip():
-            raise UserError(f"--slurm {options}: written as key=value,key=value, for example partition=gpu,nodes=2")
+        key, value = key_value(part, f"--slurm {options}", "partition=gpu,nodes=2")
         for kind in (int, float, str):
             try:
-                found[key.strip()] = kind(value)
+                found[key] = kind(value)
                 break
             except ValueError:
                 continue

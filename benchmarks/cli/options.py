@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ...pretrain.common.errors import UserError
+from ...pretrain.common.keyvalue import key_value, split
 
 Checkpoints = Annotated[list[Path] | None, typer.Argument(metavar="CKPT... [key=value...]", show_default=False)]
 Out = Annotated[Path, typer.Option("--out", help="Folder of records, masks and pictures.")]
@@ -54,9 +55,7 @@ def card_fields(heads: int | None, fields: list[str] | None) -> dict[str, str]:
     """--heads and --card as one table. Raises UserError for a field without a value."""
     table: dict[str, str] = {}
     for item in fields or []:
-        key, sign, value = item.partition("=")
-        if not sign:
-            raise UserError(f"--card {item}: not key=value")
+        key, value = key_value(item, f"--card {item}")
         table[key] = value
     return table | ({"heads": str(heads)} if heads is not None else {})
 
@@ -90,9 +89,9 @@ def spell_out_card(arguments: list[str]) -> list[str]:
     out: list[str] = []
     in_card = False
     for argument in arguments:
-        key, sign, _ = argument.partition("=")
-        if in_card and sign and key in FIELDS and out[-1] != "--card":
+        is_field = (split(argument) or ("",))[0] in FIELDS
+        if in_card and is_field and out[-1] != "--card":
             out.append("--card")
-        in_card = argument == "--card" or (in_card and bool(sign) and key in FIELDS)
+        in_card = argument == "--card" or (in_card and is_field)
         out.append(argument)
     return out

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ...pretrain.ablations import ABLATIONS
 from ...pretrain.common.errors import UserError
+from ...pretrain.common.keyvalue import key_value
 from ...pretrain.common.processes import environment, python, refuse_in_child
 from ..results import record
 from ..results.published import load_published
@@ -186,7 +187,7 @@ class Sweep:
         for path in record.files(self.out, TASK):
             one = record.read(path)
             given = one["protocol"].get("overridden") or {}
-            same = {k: str(v) for k, v in given.items()} == dict(v.split("=", 1) for v in self.grid.davis)
+            same = {k: str(v) for k, v in given.items()} == dict(map(key_value, self.grid.davis))
             if one.get("status") != "done" or one.get("limit") != self.grid.limit or not same:
                 continue
             names = one["_label"]["names"] if "_label" in one else [one["model"]["name"]]

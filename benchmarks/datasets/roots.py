@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from ...pretrain.common.errors import UserError
+from ...pretrain.common.keyvalue import split
 
 
 def environment_roots(names: Iterable[str]) -> dict[str, Path]:
@@ -37,8 +38,8 @@ def split_roots(values: list[str]) -> tuple[str | None, dict[str, str]]:
     """
     plain, named = [], {}
     for value in values or []:
-        name, equals, root = value.partition("=")
-        if Path(value).expanduser().exists() or not equals or not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+        name, root = split(value) or ("", value)
+        if Path(value).expanduser().exists() or not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
             plain.append(value)
         elif name in named:
             raise UserError(f"--data {value}: {name} is given twice")

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ...pretrain.common.card import POSITION_RULES, Card
 from ...pretrain.common.errors import UserError
+from ...pretrain.common.keyvalue import key_value
 from ..tasks import Metric
 from ..tasks._registry import RECIPES
 
@@ -200,9 +201,7 @@ def parse(overrides: Iterable[str]) -> tuple[dict, dict]:
     """
     own, dotted = {}, {}
     for item in overrides:
-        key, sign, text = item.partition("=")
-        if not sign or not key:
-            raise UserError(f"{item}: not key=value")
+        key, text = key_value(item)
         try:
             value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=True)["value"]
         except (OmegaConfBaseException, ValueError) as error:

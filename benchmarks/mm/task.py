@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ...pretrain.common.card import Card
 from ...pretrain.common.errors import UserError
+from ...pretrain.common.keyvalue import key_value
 from ...pretrain.common.locks import take
 from ...pretrain.common.processes import environment, python
 from ..tasks import Config, Crash, Data, Task
@@ -68,9 +69,9 @@ class MMTask:
 
     def parse(self, options) -> tuple[Protocol, dict, list[str]]:
         """-> (protocol, what differs from the recipe, keys that no recipe has); see runner.parse_protocol."""
-        pairs = [item.partition("=") for item in options.overrides]
-        unknown = [key for key, _, _ in pairs if "." not in key and key not in recipe.OWN]
-        given = {key: value for key, _, value in pairs if key not in unknown}
+        given = dict(map(key_value, options.overrides))
+        unknown = [key for key in given if "." not in key and key not in recipe.OWN]
+        given = {key: value for key, value in given.items() if key not in unknown}
         own, _ = recipe.parse(f"{k}={v}" for k, v in given.items())
         world = max(options.gpus, options.world)
         model = None

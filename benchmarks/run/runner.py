@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from ...pretrain.common.errors import UserError
+from ...pretrain.common.keyvalue import key_value
 from ...pretrain.common.progress import Reporter
 from ..datasets.roots import data_roots
 from ..environment import environment, peak_memory
@@ -80,9 +81,7 @@ def parse_protocol(protocol: type, overrides: Iterable[str]) -> tuple[object, di
     names = {f.name: f for f in dataclasses.fields(protocol)}
     base, unknown = OmegaConf.structured(protocol), []
     for item in overrides:
-        key, sign, _ = item.partition("=")
-        if not sign:
-            raise UserError(f"{item}: not key=value")
+        key, _ = key_value(item)
         if key.partition(".")[0] not in names:
             unknown.append(key)
             continue

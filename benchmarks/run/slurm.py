@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from ...pretrain.common.keyvalue import split
 from ...pretrain.slurm import parse, queue, require, tasks_per_node
 from .runner import Options, gather, plan, run_command
 
@@ -56,16 +57,13 @@ def start(models: list[Path], tasks: list[str], options: Options, slurm: str):
 
 def _absolute(options: Options) -> Options:
     """Every path from the root, since the job may start in another folder."""
-    where = [
-        name + sign + str(Path(root).expanduser().absolute())
-        for name, sign, root in (_root(item) for item in options.data)
-    ]
+    where = [name + str(Path(root).expanduser().absolute()) for name, root in map(_root, options.data)]
     names = ("out", "masks", "list_file", "eval_only", "models")
     paths = {n: Path(getattr(options, n)).expanduser().absolute() for n in names if getattr(options, n) is not None}
     return replace(options, data=where, **paths)
 
 
-def _root(item: str) -> tuple[str, str, str]:
-    """`NAME=ROOT` or `ROOT` -> (NAME, "=", ROOT), as datasets.roots.data_roots reads it."""
-    name, sign, root = item.partition("=")
-    return (name, sign, root) if sign and not Path(item).exists() else ("", "", item)
+def _root(item: str) -> tuple[str, str]:
+    """`NAME=ROOT` -> ("NAME=", ROOT); ROOT -> ("", ROOT), as datasets.roots.split_roots tells them apart."""
+    pair = None if Path(item).exists() else split(item)
+    return (f"{pair[0]}=", pair[1]) if pair else ("", item)

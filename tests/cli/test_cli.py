@@ -51,7 +51,7 @@ def test_help_imports_nothing_heavy():
         (["run", "--task", "davis"], "give checkpoints, or --masks"),
         (["run", "x.pth"], "--task: which? there are: "),
         (["run", "x.pth", "--task", "dvais"], "no task called dvais"),
-        (["run", "x.pth", "--task", "davis", "--card", "heads"], "--card heads: not key=value"),
+        (["run", "x.pth", "--task", "davis", "--card", "heads"], "--card heads: not written as key=value"),
         (["run", "x.pth", "--task", "davis", "--seed", "-1"], "--seed -1"),
         (["run", "x.pth", "--task", "davis", "--plugins", "nowhere"], "nowhere"),
         (["inspect", "."], "folder"),

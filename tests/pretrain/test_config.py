@@ -84,7 +84,7 @@ ERRORS = {
     "loop.batch=many": "loop.batch=many",
     "loop.batch=2.5": "could not be converted to Integer",
     "loop.batch=0": "at least 1",
-    "loop.batch": "written key=value",
+    "loop.batch": "written as key=value",
     "loop.batch.size=3": "loop.batch is a single value",
     "loop.precision=half": "auto, float32, bf16, fp16, float64",
     "optim.clip_mode=all": "per_tensor or global",
