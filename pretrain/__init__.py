@@ -14,5 +14,7 @@ keep(
         "group": "pretrain.data.group",
         "views": "pretrain.data.views",
         "masks": "pretrain.data.masks",
+        "learner": "pretrain.step",
+        "schedules": "pretrain.optim",
     },
 )

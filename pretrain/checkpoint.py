@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from .common.atomic import TEMPORARY, write_atomic
 from .common.errors import UserError
 from .common.locks import Busy, lock
-from .config import Config, from_dict, to_dict
+from .config import Config, from_dict, read_options, to_dict
 
 log = logging.getLogger(__name__)
 NAME = re.compile(r"step-(\d{8,})\.pt")
@@ -136,13 +136,8 @@ class Run:
         """config.yaml with overrides. Raises UserError where there is no run."""
         if not self.config_file.is_file():
             raise UserError(f"--resume {self.folder}: no run is there (it would have a config.yaml)")
-        try:
-            written = OmegaConf.to_container(OmegaConf.load(self.config_file), resolve=True)
-        except Exception as error:
-            raise UserError(f"{self.config_file}: not yaml: {error}") from None
-        if not isinstance(written, dict):
-            raise UserError(f"{self.config_file}: holds no options")
-        return from_dict(written, overrides, str(self.config_file))
+        where = str(self.config_file)
+        return from_dict(read_options(self.config_file, where), overrides, where)
 
     def check_config(self, wanted: Config, state: dict | None) -> None:
         """Raise UserError where a configuration would change the result of the run (of its checkpoint, or of its

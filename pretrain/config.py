@@ -4,7 +4,8 @@ Types are strict: an unknown key or a value of another type is a UserError that 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, make_dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,18 @@ from omegaconf.errors import OmegaConfBaseException
 from .common.errors import UserError
 from .common.keyvalue import key_value
 from .common.plugins import Kind
-from .common.ranges import bounded, check_number, check_numbers
-from .data.views import PIXELS, Views
+from .common.ranges import check_number, check_numbers
+from .options import STEPS, Config, ObjectiveEntry
 from .recipes import RECIPES
-from .schedules import LR_RULES
 
 OBJECTIVES = Kind("objectives", Path(__file__).resolve().parent / "objectives", f"{__package__}.objectives")
-PRECISIONS = ("auto", "float32", "bf16", "fp16", "float64")
-STEPS = 10**8  # of a run: its schedules are tables
+# Options that take one of a few words.
+CHOICES = {
+    "loop.precision": ("auto", "float32", "bf16", "fp16", "float64"),
+    "optim.clip_mode": ("per_tensor", "global"),
+    "checkpoint.export": ("teacher", "student"),
+    "schedule.lr_rule": ("dino", "timm"),
+}
 # Bounds of network.overrides, which timm's constructors do not check.
 SIZES = {"at_least": 1, "at_most": 2**14}
 COUNTS = {"at_least": 1, "at_most": 1000}
@@ -34,213 +39,58 @@ OVERRIDES = {
 }
 
 
-@dataclass
-class Data:
-    """path: images to train on (see images.open_source), root: where a list file's paths start. mean, std: of RGB in
-    0..1. workers: processes that make views, per training process (null: as many as there are cores for each).
-    prefetch: batches each makes ahead."""
-
-    path: str | None = None
-    root: str | None = None
-    mean: tuple[float, float, float] = bounded((0.485, 0.456, 0.406), at_least=0, at_most=1)
-    std: tuple[float, float, float] = bounded((0.229, 0.224, 0.225), above=0, at_most=1)
-    workers: int | None = bounded(None, at_least=0, at_most=1024)
-    prefetch: int = bounded(2, at_least=1, at_most=1024)
-
-
-@dataclass
-class Network:
-    """backbone: vit_{tiny,small,base,large}_patchP, swin_{tiny,small,base,large}, or any ViT or Swin of timm;
-    overrides: arguments of timm's constructor. class_token: null leaves the architecture's own. readout: token |
-    class_attention | mean; readout_depth: blocks of class attention. drop_path: stochastic depth of the student,
-    teacher_drop_path of the teacher. positions: how they are made at other sizes (card.POSITION_RULES).
-    image_size: whose patch grid the stored positions have (null: that of the global views)."""
-
-    backbone: str = "vit_small_patch16"
-    class_token: bool | None = None
-    readout: str = "token"
-    readout_depth: int = bounded(2, at_least=1, at_most=100)
-    drop_path: float = bounded(0.1, at_least=0, below=1)
-    teacher_drop_path: float = bounded(0.0, at_least=0, below=1)
-    positions: str = "dino"
-    image_size: int | None = bounded(None, at_least=1, at_most=PIXELS)
-    overrides: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class ObjectiveEntry:
-    """name: of the plug-in. weight: 0 leaves it and its heads out. options: its own Config. In a recipe all three
-    stand side by side: {name: selfpatch, weight: 0.1, k: 4}."""
-
-    name: str
-    weight: float = bounded(1.0, at_least=0, at_most=10**6)
-    options: Any = None
-
-
-@dataclass
-class Optim:
-    """AdamW. clip: largest L2 norm of a gradient, of every tensor (clip_mode per_tensor) or of all together (global);
-    null: none. decay_biases: also decay biases; 1-D weights never are, nor parameters whose name contains one of
-    no_decay. freeze: parameters whose name contains one of these get no update in the first freeze_epochs epochs."""
-
-    betas: tuple[float, float] = bounded((0.9, 0.999), at_least=0, below=1)
-    eps: float = bounded(1e-8, above=0)
-    clip: float | None = bounded(3.0, above=0)
-    clip_mode: str = "per_tensor"
-    decay_biases: bool = False
-    no_decay: list[str] = field(default_factory=list)
-    freeze: list[str] = field(default_factory=lambda: ["last_layer"])
-    freeze_epochs: int = bounded(1, at_least=0)
-
-
-@dataclass
-class Schedule:
-    """lr: peak for a batch of lr_batch images, scaled in proportion to the batch; min_lr and warmup_lr are scaled so
-    only with scale_min_lr. warmup_epochs: linear from warmup_lr. lr_rule: dino (the cosine follows the warm-up) | timm
-    (it began with the run, and every value is used one step late). weight_decay, ema: along a cosine to their *_end.
-    ema_shift: the teacher's momentum is that of so many steps later (1: an update before the next forward)."""
-
-    lr: float = bounded(5e-4, at_least=0, at_most=1000)
-    lr_batch: int = bounded(256, at_least=1, at_most=10**9)
-    min_lr: float = bounded(1e-6, at_least=0, at_most=1000)
-    scale_min_lr: bool = False
-    warmup_epochs: float = bounded(10.0, at_least=0)
-    warmup_lr: float = bounded(0.0, at_least=0, at_most=1000)
-    lr_rule: str = "dino"
-    weight_decay: float = bounded(0.04, at_least=0, at_most=1000)
-    weight_decay_end: float = bounded(0.4, at_least=0, at_most=1000)
-    ema: float = bounded(0.996, at_least=0, at_most=1)
-    ema_end: float = bounded(1.0, at_least=0, at_most=1)
-    ema_shift: int = bounded(0, at_least=0, at_most=1000)
-
-
-@dataclass
-class Loop:
-    """epochs, or steps if given (then the schedules span these). batch: images per optimiser step, over all processes
-    and the accumulation's micro-steps. precision: auto (bf16 on a GPU that has it, else float32) | float32 | bf16 |
-    fp16 | float64. compile: torch.compile the networks. fused_attention: null picks the faster kernel."""
-
-    epochs: int = bounded(100, at_least=1, at_most=STEPS)
-    steps: int | None = bounded(None, at_least=1, at_most=STEPS)
-    batch: int = bounded(1024, at_least=1, at_most=10**9)
-    accumulation: int = bounded(1, at_least=1, at_most=10**9)
-    precision: str = "auto"
-    device: str = "auto"
-    compile: bool = False
-    fused_attention: bool | None = None
-
-
-@dataclass
-class Checkpoint:
-    """every_steps: also save every so many steps (null: at the end of epochs only). keep_every: epochs whose checkpoint
-    is kept beside the last one. export: teacher | student, the network that the method is evaluated by."""
-
-    every_steps: int | None = bounded(None, at_least=1)
-    keep_every: int = bounded(20, at_least=0)
-    export: str = "teacher"
-
-
-@dataclass
-class Log:
-    """every: steps between lines. tensorboard: also write event files."""
-
-    every: int = bounded(10, at_least=1)
-    tensorboard: bool = False
-
-
-@dataclass
-class Watch:
-    """Evaluation of the running network (checkpoint.export) every so many epochs and at the end; it changes nothing of
-    the training. every: epochs (null: none). knn: a folder of labelled images, train/ and val/ with a folder per class;
-    knn_images: only so many of each of the two, from the classes in turn. davis: a folder in the DAVIS layout, of which
-    the first `sequences`, with so many frames of each (null: all) and davis_size pixels on the shorter side. pictures:
-    so many images whose patch similarity and attention are drawn, the first of `images`, a folder (null: of the
-    training images). size: pixels of the squares that the network sees of them and of knn's."""
-
-    every: int | None = bounded(None, at_least=1)
-    knn: str | None = None
-    knn_images: int | None = bounded(None, at_least=1)
-    davis: str | None = None
-    sequences: int = bounded(2, at_least=1)
-    frames: int | None = bounded(None, at_least=1)
-    davis_size: int = bounded(480, at_least=1, at_most=PIXELS)
-    pictures: int = bounded(4, at_least=0)
-    images: str | None = None
-    size: int = bounded(224, at_least=1, at_most=PIXELS)
-
-
-@dataclass
-class Config:
-    """A run. init: checkpoint to start from (any file that the loader accepts); init_format: its format, where the file
-    could be of several."""
-
-    recipe: str = ""
-    seed: int = bounded(0, at_least=0, below=2**63)
-    init: str | None = None
-    init_format: str | None = None
-    data: Data = field(default_factory=Data)
-    views: Views = field(default_factory=Views)
-    network: Network = field(default_factory=Network)
-    objectives: list[Any] = field(default_factory=list)
-    optim: Optim = field(default_factory=Optim)
-    schedule: Schedule = field(default_factory=Schedule)
-    loop: Loop = field(default_factory=Loop)
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    log: Log = field(default_factory=Log)
-    watch: Watch = field(default_factory=Watch)
-
-
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Config:
     """A recipe by name, or by the path of a yaml file, with `dotted.key=value` overrides -> a checked Config.
 
     Rows of views and objectives are addressed by number, objectives also by name: `objectives.selfpatch.weight=0`.
     """
-    if name.endswith((".yaml", ".yml")):
-        path = Path(name)
-        if not path.is_file():
-            raise UserError(f"recipe {name}: no such file")
-    else:
-        path = RECIPES.get(name).path
+    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES.get(name).path
+    if not path.is_file():
+        raise UserError(f"recipe {name}: no such file")
+    return from_dict({"recipe": path.stem} | read_options(path, f"recipe {path}"), overrides, f"recipe {path.name}")
+
+
+def read_options(path: Path, what: str) -> dict:
+    """A yaml file of options. Raises UserError, which calls it `what`."""
     try:
-        loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        found = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except Exception as error:  # yaml's and OmegaConf's errors have no common base
-        raise UserError(f"recipe {path}: not yaml: {error}") from None
-    if not isinstance(loaded, dict):
-        raise UserError(f"recipe {path}: holds no options")
-    return from_dict({"recipe": path.stem} | loaded, overrides, f"recipe {path.name}")
+        raise UserError(f"{what}: not yaml: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{what}: holds no options")
+    return found
 
 
 def from_dict(values: Mapping, overrides: Sequence[str] = (), where: str = "config") -> Config:
-    """Nested plain values, as `to_dict` gives them, with overrides on top -> a checked Config. Raises UserError."""
-    values = dict(values)
-    given = values.pop("objectives", [])
+    """Nested dicts and lists, as `to_dict` gives them, with overrides on top -> a checked Config. Raises UserError."""
     root = OmegaConf.structured(Config)
     for key, value in values.items():
-        _put(root, key, value, where)
-    entries = [_entry(e, where) for e in _listed(given, where)]
+        if key != "objectives":
+            _put(root, key, value, where)
+    objectives = _objectives(values.get("objectives", []), where)
     for text in overrides:
         key, value = key_value(text, example="loop.batch=64")
         key = key.replace("[", ".").replace("]", "")
         value = _parse(text, value)
-        head, _, rest = key.partition(".")
-        if head != "objectives":
+        section, _, rest = key.partition(".")
+        if section != "objectives":
             _put(root, key, value, "option")
         elif not rest:
-            entries = [_entry(e, key) for e in _listed(value, key)]
+            objectives = _objectives(value, key)
         else:
             label, _, option = rest.partition(".")
-            _put(_find(entries, label), option, value, f"objectives.{label}")
+            _put(_objective(objectives, label), option, value, f"objectives.{label}")
     config: Config = OmegaConf.to_object(root)
-    config.objectives = [_finish(*e) for e in entries]
+    config.objectives = [_entry(*o) for o in objectives]
     check(config)
     return config
 
 
 def to_dict(config: Config) -> dict:
-    """Plain nested values that `from_dict` takes back, for the run's folder and its checkpoints."""
+    """Nested dicts and lists that `from_dict` takes back, for the run's folder and its stored states."""
     values = asdict(config)
     values["objectives"] = [{"name": e.name, "weight": e.weight} | asdict(e.options) for e in config.objectives]
-    return _plain(values)
+    return _lists(values)
 
 
 def check(config: Config) -> None:
@@ -254,18 +104,12 @@ def check(config: Config) -> None:
         check_numbers(replace(entry, options=None), f"objectives.{entry.name}")
         check_numbers(entry.options, f"objectives.{entry.name}")
     config.views.check()
-    loop, optim = config.loop, config.optim
-    if loop.precision not in PRECISIONS:
-        raise UserError(f"loop.precision={loop.precision}: it is one of {', '.join(PRECISIONS)}")
-    if optim.clip_mode not in ("per_tensor", "global"):
-        raise UserError(f"optim.clip_mode={optim.clip_mode}: it is per_tensor or global")
-    if config.checkpoint.export not in ("teacher", "student"):
-        raise UserError(f"checkpoint.export={config.checkpoint.export}: it is teacher or student")
-    if config.schedule.lr_rule not in LR_RULES:
-        raise UserError(f"schedule.lr_rule={config.schedule.lr_rule}: it is {' or '.join(LR_RULES)}")
-    watch = config.watch
+    for key, words in CHOICES.items():
+        if (value := attrgetter(key)(config)) not in words:
+            must = " or ".join(words) if len(words) == 2 else f"one of {', '.join(words)}"
+            raise UserError(f"{key}={value}: it is {must}")
     for name in ("knn", "davis", "images"):
-        if watch.every is None and getattr(watch, name):
+        if config.watch.every is None and getattr(config.watch, name):
             raise UserError(f"watch.{name}: give the epochs between evaluations too, for example watch.every=10")
     if not any(e.weight for e in config.objectives):
         raise UserError("objectives: a run needs at least one with a weight other than 0")
@@ -282,10 +126,11 @@ def total_steps(config: Config, steps_per_epoch: int) -> int:
     return total
 
 
-def _plain(value):
+def _lists(value):
+    """The same with lists in place of tuples, however deep."""
     if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+        return {k: _lists(v) for k, v in value.items()}
+    return [_lists(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def _parse(text: str, value: str) -> Any:
@@ -296,25 +141,25 @@ def _parse(text: str, value: str) -> Any:
         raise UserError(f"{text}: the value is not valid yaml; quote it if it is a text") from None
 
 
-def _listed(value: Any, where: str) -> list:
-    if not isinstance(value, list):
+def _objectives(rows: Any, where: str) -> list[tuple[str, DictConfig]]:
+    """A recipe's list of objectives -> the name of each, and its options and weight, typed by its file's Config."""
+    if not isinstance(rows, list):
         raise UserError(f"{where}: objectives is a list of {{name: ..., weight: ..., option: ...}}")
-    return value
-
-
-def _entry(value: Any, where: str) -> tuple[str, DictConfig]:
-    """One objective of a recipe -> its name, and its options and weight, typed by its file's Config."""
-    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
-        raise UserError(f"{where}: an objective needs a name, as in {{name: dino, weight: 1}}; found {value}")
-    name = value["name"]
-    try:
-        node = OmegaConf.structured(make_dataclass("Entry", [("weight", float, 1.0)], bases=(_options(name),)))
-    except (OmegaConfBaseException, TypeError) as error:
-        raise UserError(f"objective {name}: its Config cannot hold options: {str(error).splitlines()[0]}") from None
-    for key, option in value.items():
-        if key != "name":
-            _put(node, key, option, f"{where}: objectives.{name}")
-    return name, node
+    found = []
+    for row in rows:
+        if not isinstance(row, Mapping) or not isinstance(row.get("name"), str):
+            raise UserError(f"{where}: an objective needs a name, as in {{name: dino, weight: 1}}; found {row}")
+        name = row["name"]
+        try:
+            node = OmegaConf.structured(make_dataclass("Entry", [("weight", float, 1.0)], bases=(_options(name),)))
+        except (OmegaConfBaseException, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"objective {name}: its Config cannot hold options: {reason}") from None
+        for key, value in row.items():
+            if key != "name":
+                _put(node, key, value, f"{where}: objectives.{name}")
+        found.append((name, node))
+    return found
 
 
 def _options(name: str) -> type:
@@ -325,21 +170,21 @@ def _options(name: str) -> type:
     return found
 
 
-def _find(entries: list[tuple[str, DictConfig]], label: str) -> DictConfig:
-    """An objective by name or number."""
-    for number, (name, node) in enumerate(entries):
+def _objective(objectives: list[tuple[str, DictConfig]], label: str) -> DictConfig:
+    """One of them, by name or number."""
+    for number, (name, node) in enumerate(objectives):
         if label in (name, str(number)):
             return node
-    raise UserError(f"objectives.{label}: there is none; there are: {', '.join(n for n, _ in entries) or 'none'}")
+    raise UserError(f"objectives.{label}: there is none; there are: {', '.join(n for n, _ in objectives) or 'none'}")
 
 
-def _finish(name: str, node: DictConfig) -> ObjectiveEntry:
+def _entry(name: str, node: DictConfig) -> ObjectiveEntry:
     options = _options(name)
     try:
-        made = OmegaConf.to_object(node)
+        values = OmegaConf.to_object(node)
     except OmegaConfBaseException as error:  # an option without a default that nobody gave
         raise UserError(f"objectives.{name}: {str(error).splitlines()[0]}") from None
-    return ObjectiveEntry(name, node.weight, options(**{f.name: getattr(made, f.name) for f in fields(options)}))
+    return ObjectiveEntry(name, node.weight, options(**{f.name: getattr(values, f.name) for f in fields(options)}))
 
 
 def _put(root: DictConfig, key: str, value: Any, where: str) -> None:

@@ -1,24 +1,116 @@
-"""One optimiser step, and the state that it changes. No method has a name here: see learner.py and objectives/."""
+"""One optimiser step, and the state that it changes. No method has a name here: see objectives/."""
 
 import contextlib
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from . import optim, schedules
+from . import optim
 from .common.errors import UserError
-from .config import Config, to_dict, total_steps
-from .data.group import Group
+from .config import OBJECTIVES, Config, to_dict, total_steps
+from .data.group import Group, normalise
 from .data.views import hashed
 from .distributed import Ranks
-from .learner import Learner
-from .objectives import Step
+from .model.backbone import build_backbone, check_size, set_fused_attention
+from .model.network import Network, own_stream
+from .objectives import Net, Step, merge
 
 VERSION = 1  # of a checkpoint's layout
 _NOISE = 0x6E6F697365  # apart from the keys of views and of the order of images
 LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Learner(nn.Module):
+    """Student, teacher and objectives of a configuration as one module with a single forward.
+
+    DDP wraps it whole, so that no head is left without gradient by accident.
+    `learner(groups, step)` -> (total, losses, stats): the weighted sum to call backward on, every part detached under
+    OBJECTIVE.PART, and detached sums under OBJECTIVE.STAT to be added over micro-steps and processes. Parameters:
+    `student.*` (trained), `teacher.*` (no gradient), `objectives.*` (buffers).
+    Raises UserError for a configuration that cannot be built.
+    """
+
+    def __init__(self, cfg: Config):
+        super().__init__()
+        self.cfg = cfg
+        layout = cfg.views.groups()
+        sizes = [cfg.views.specs()[views[0]].size for views in layout]
+        with torch.device("meta"):
+            plan = build_backbone(
+                cfg.network.backbone,
+                cfg.network.image_size or sizes[0],
+                cfg.network.class_token,
+                overrides=cfg.network.overrides,
+            )
+        for size in sizes:
+            check_size(plan, size)
+        patch = plan.stride
+        net = Net(
+            plan.num_features,
+            cfg.network.readout,
+            plan.cls_token is not None,
+            tuple(len(views) for views in layout),
+            tuple((size // patch, size // patch) for size in sizes),
+            plan.blocks[-1].attn.num_heads,
+            cfg.views.mask.kind != "none",
+        )
+        self.patch = patch
+        active = [e for e in cfg.objectives if e.weight]
+        kinds = {e.name: OBJECTIVES.get(e.name).module.Objective for e in active}
+        self.weights = {e.name: e.weight for e in active}
+        spec = merge({e.name: kinds[e.name].spec(e.options, net) for e in active})
+        self.teacher_views = spec.teacher_views
+        self.student, self.teacher = (
+            Network(cfg.network, spec, side, sizes[0], len(sizes), cfg.seed) for side in ("student", "teacher")
+        )
+        self.teacher.requires_grad_(False)
+        self.objectives = nn.ModuleDict()
+        for entry in active:
+            with own_stream(cfg.seed, f"objectives.{entry.name}"):
+                self.objectives[entry.name] = kinds[entry.name](entry.options, net)
+        self.ema = optim.Ema(self.student, self.teacher)
+        self.ema.copy()
+
+    def forward(self, groups: Sequence[Group], step: Step) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        groups = [self.normalised(g) for g in groups]
+        with torch.no_grad():
+            seen = groups if self.teacher_views == "all" else [groups[0], *[None] * (len(groups) - 1)]
+            teacher = self.teacher(seen)
+        student = self.student(groups)
+        total, losses, stats = 0.0, {}, {}
+        for name, objective in self.objectives.items():
+            parts, sums = objective(student, teacher, groups, step)
+            total = total + self.weights[name] * sum(parts.values())
+            losses |= {f"{name}.{k}": v.detach() for k, v in parts.items()}
+            stats |= {f"{name}.{k}": v.detach() for k, v in sums.items()}
+        return total, losses, stats
+
+    def normalised(self, group: Group) -> Group:
+        """uint8 pixels -> what the networks take; others pass."""
+        if group.x.dtype != torch.uint8:
+            return group
+        kind = next(self.student.parameters()).dtype
+        return replace(group, x=normalise(group.x, self.cfg.data.mean, self.cfg.data.std, kind))
+
+    @torch.no_grad()
+    def finish_step(self, stats: dict[str, Tensor], momentum: float) -> dict[str, Tensor]:
+        """After the optimiser's step: EMA, then the objectives' updates from the added-up stats; -> numbers for the log
+        under OBJECTIVE.NAME, 0-dim tensors."""
+        self.ema.update(momentum)
+        found = {}
+        for name, objective in self.objectives.items():
+            own = {k.removeprefix(f"{name}."): v for k, v in stats.items() if k.startswith(f"{name}.")}
+            found |= {f"{name}.{k}": v for k, v in (objective.update(own) or {}).items()}
+        return found
+
+    def set_attention(self, device: str, low_precision: bool, fused: bool | None = None) -> None:
+        """Choose the attention kernels for a device type ("cpu", "cuda") and precision; `fused` overrules."""
+        if fused is None:
+            fused = device != "cpu" or not low_precision
+        set_fused_attention([self.student, self.teacher], fused)
 
 
 class NotFinite(Exception):
@@ -63,14 +155,16 @@ class Trainer:
                 f"loop.accumulation={loop.accumulation})"
             )
         self.precision = choose_precision(loop.precision, self.device)
-        self.schedules = schedules.build(cfg.schedule, loop.batch, total_steps(cfg, steps_per_epoch), steps_per_epoch)
+        self.schedules = optim.build_schedules(
+            cfg.schedule, loop.batch, total_steps(cfg, steps_per_epoch), steps_per_epoch
+        )
         self.learner = Learner(cfg)
         if self.precision == "float64":
             self.learner.double()
         self.learner.to(self.device)
         self.learner.set_attention(self.device.type, self.precision in LOW, loop.fused_attention)
         self.named = [(n, p) for n, p in self.learner.student.named_parameters() if p.requires_grad]
-        self.optimiser = optim.build(self.named, cfg.optim)
+        self.optimiser = optim.build_optimiser(self.named, cfg.optim)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         if loop.compile:  # block by block: they share their code, so that it is compiled once for each shape
             for network in (self.learner.student, self.learner.teacher):

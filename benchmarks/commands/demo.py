@@ -17,7 +17,7 @@ from ...pretrain.common.processes import refuse_in_child
 from ...pretrain.common.weights import save_weights
 from ...pretrain.config import Config, load_recipe
 from ...pretrain.export import portable
-from ...pretrain.learner import Learner
+from ...pretrain.step import Learner
 from ...pretrain.train import settle
 from ..backbones.encoder import Encoder
 from ..results import record

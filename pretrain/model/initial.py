@@ -11,7 +11,7 @@ from ..common.card import Card
 from ..common.errors import UserError
 from ..common.positions import resize_positions
 from ..common.weights import KEY, load_weights, names
-from ..learner import Learner
+from ..step import Learner
 from .network import Network
 from .swin import Swin
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ..common.card import POSITION_RULES
 from ..common.errors import UserError
-from ..config import Network as NetworkConfig
 from ..geometry import neighbours
 from ..objectives import INPUTS, Aggregated, HeadSpec, Spec
+from ..options import Network as NetworkConfig
 from .backbone import Tokens, build_backbone, tokens
 from .heads import init_linear
 from .readout import ClassAttentionReadout

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .. import schedules
+from .. import optim
 from ..common.ranges import bounded
 from ..model.heads import PrototypeHead
 from . import Step
@@ -59,7 +59,7 @@ class PrototypeObjective(nn.Module):
         """The teacher's temperature in that epoch."""
         c = self.cfg
         start, epochs = c.teacher_temperature_start, c.teacher_temperature_epochs
-        return schedules.warm_up(start, c.teacher_temperature, epochs, step.epoch)
+        return optim.warm_up(start, c.teacher_temperature, epochs, step.epoch)
 
     def log_targets(self, logits: Tensor, step: Step, row: Tensor | int = 0) -> Tensor:
         """Teacher logits [..., K] -> log softmax((logits - centre) / temperature), at least float32; row: which of the

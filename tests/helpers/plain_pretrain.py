@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.data.group import Group
-from selfpatch_bench.pretrain.learner import Learner
 from selfpatch_bench.pretrain.objectives import Step
+from selfpatch_bench.pretrain.step import Learner
 
 TINY = [
     "network.overrides={embed_dim: 24, depth: 2, num_heads: 2}",

@@ -10,11 +10,10 @@ from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.data.images import open_source
 from selfpatch_bench.pretrain.data.loader import batches
 from selfpatch_bench.pretrain.distributed import Ranks
-from selfpatch_bench.pretrain.learner import Learner
 from selfpatch_bench.pretrain.model.backbone import tokens
 from selfpatch_bench.pretrain.monitor import collapse
 from selfpatch_bench.pretrain.monitor.collapse import Collapse, Signs, effective_rank
-from selfpatch_bench.pretrain.step import Trainer
+from selfpatch_bench.pretrain.step import Learner, Trainer
 from training import DINO, IBOT, MOBY, PWSELF, SELFPATCH, SWIN, lines, pictures
 from training import one_thread as one_thread
 

@@ -5,9 +5,11 @@ import re
 
 import pytest
 
+from selfpatch_bench.pretrain import options
 from selfpatch_bench.pretrain.common.errors import UserError
-from selfpatch_bench.pretrain.config import OBJECTIVES, Config, from_dict, load_recipe, to_dict
+from selfpatch_bench.pretrain.config import OBJECTIVES, from_dict, load_recipe, to_dict
 from selfpatch_bench.pretrain.data.views import ViewSpec
+from selfpatch_bench.pretrain.options import Config, ObjectiveEntry, comments
 from selfpatch_bench.pretrain.recipes import RECIPES
 
 
@@ -197,6 +199,35 @@ def test_every_number_has_bounds(options):
     """Whoever adds an option says what it can be."""
     found = dict(numbers(options, options.__name__))
     assert [name for name, one in found.items() if "bounds" not in one.metadata and "radius" not in name] == []
+
+
+SECTIONS = [f.type for f in dataclasses.fields(Config) if getattr(f.type, "__module__", "") == options.__name__]
+
+
+@pytest.mark.parametrize("section", [*SECTIONS, Config, ObjectiveEntry], ids=lambda s: s.__name__)
+def test_every_option_has_a_comment(section):
+    said = comments(section)
+    assert [
+        f.name for f in dataclasses.fields(section) if f.name not in said and not dataclasses.is_dataclass(f.type)
+    ] == []
+
+
+def test_comments_of_a_base_and_of_several_lines():
+    @dataclasses.dataclass
+    class Base:
+        """radius: is no comment."""
+
+        # How far,
+        # in patches.
+        radius: int = 1
+        k: int = 4
+
+    @dataclasses.dataclass
+    class Own(Base):
+        # Of neighbours.
+        k: int = 8
+
+    assert comments(Own) == {"radius": "How far, in patches.", "k": "Of neighbours."}
 
 
 def test_numbers_of_a_plugin_are_finite(tmp_path, monkeypatch):

@@ -20,10 +20,9 @@ from selfpatch_bench.pretrain.common.positions import resize_positions
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.distributed import Ranks
 from selfpatch_bench.pretrain.export import exports
-from selfpatch_bench.pretrain.learner import Learner
 from selfpatch_bench.pretrain.model.backbone import tokens
 from selfpatch_bench.pretrain.model.initial import load_initial
-from selfpatch_bench.pretrain.step import Trainer
+from selfpatch_bench.pretrain.step import Learner, Trainer
 
 SMALL = [
     "views.rows.0.size=32", "views.rows.1.size=32", "views.rows.2.size=16", "views.rows.2.count=2", "loop.batch=4",

@@ -26,9 +26,9 @@ from selfpatch_bench.pretrain.data.images import open_source
 from selfpatch_bench.pretrain.data.loader import batches
 from selfpatch_bench.pretrain.data.masks import draw_mask
 from selfpatch_bench.pretrain.data.views import Mask, Views, ViewSpec
-from selfpatch_bench.pretrain.learner import Learner
 from selfpatch_bench.pretrain.model.backbone import tokens
 from selfpatch_bench.pretrain.objectives import Step
+from selfpatch_bench.pretrain.step import Learner
 from training import pictures
 
 BLOCK = Mask("block")

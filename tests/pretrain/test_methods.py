@@ -13,8 +13,8 @@ from selfpatch_bench.benchmarks.run.runner import Options, run_command
 from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.pretrain.config import from_dict
 from selfpatch_bench.pretrain.export import export
-from selfpatch_bench.pretrain.learner import Learner
 from selfpatch_bench.pretrain.model.backbone import tokens
+from selfpatch_bench.pretrain.step import Learner
 from training import METHODS, Jobs, difference, final, lines, pictures, same
 from training import one_thread as one_thread
 

@@ -16,19 +16,18 @@ from torch import nn
 from conftest import golden_cases
 from plain_pretrain import aggregate, chosen, gradients, groups, one_thread, relative  # noqa: F401
 from reference_moby import PlainMoby, learning_rate, plain_head
-from selfpatch_bench.pretrain import optim, schedules
+from selfpatch_bench.pretrain import optim
 from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.data.group import Group
 from selfpatch_bench.pretrain.distributed import Ranks
-from selfpatch_bench.pretrain.learner import Learner
 from selfpatch_bench.pretrain.model import batchnorm
 from selfpatch_bench.pretrain.model.backbone import tokens
 from selfpatch_bench.pretrain.model.batchnorm import BatchNorm
 from selfpatch_bench.pretrain.model.heads import BatchNormMlp
 from selfpatch_bench.pretrain.objectives import Step, _contrast
 from selfpatch_bench.pretrain.objectives.moby_patch import one_each
-from selfpatch_bench.pretrain.step import Trainer
+from selfpatch_bench.pretrain.step import Learner, Trainer
 
 NARROW = "network.overrides={embed_dim: 24, depth: 2, num_heads: 2}"
 TINY = ["network.backbone=vit_tiny_patch8", NARROW, "network.drop_path=0", "loop.device=cpu"]
@@ -118,8 +117,8 @@ class Recorded:
                 for p in learner.parameters():
                     p.mul_(1 + 1e-7 * torch.randn(p.shape, generator=g))
         cfg, found = learner.cfg, {}
-        momentum = schedules.cosine(self.momentum, 1.0, self.steps_of_run)
-        optimiser = optim.build(student.items(), cfg.optim)
+        momentum = optim.cosine(self.momentum, 1.0, self.steps_of_run)
+        optimiser = optim.build_optimiser(student.items(), cfg.optim)
         optim.set_schedule(optimiser, 1e-3, 0.05)
         learner.ema.update(momentum[0])  # in a run of ours the target is the student then
         for t in range(self.count):
@@ -225,7 +224,7 @@ def test_schedules_of_the_recipe():
     corrected form; all rates scale with the batch."""
     cfg, per_epoch = load_recipe("moby"), 2502  # ImageNet-1k in batches of 512
     steps = cfg.loop.epochs * per_epoch
-    run = schedules.build(cfg.schedule, 512, steps, per_epoch)
+    run = optim.build_schedules(cfg.schedule, 512, steps, per_epoch)
     used = [0.99, *run.ema[:-1]]  # of the target's update before step t
     assert [used[0], used[steps // 4], used[steps // 2]] == pytest.approx([0.99, 0.9915, 0.995], abs=5e-5)
     assert used[3 * steps // 4] == pytest.approx(0.9985, abs=5e-5)
@@ -236,13 +235,13 @@ def test_schedules_of_the_recipe():
     assert run.lr[0] == run.lr[1] == 5e-7
     assert 1 - run.lr[warm + 1] / 1e-3 == pytest.approx(0.0007, abs=5e-5)
     assert set(run.weight_decay) == {0.05}
-    double = schedules.build(cfg.schedule, 1024, steps, per_epoch)
+    double = optim.build_schedules(cfg.schedule, 1024, steps, per_epoch)
     np.testing.assert_allclose(double.lr, 2 * run.lr, rtol=1e-12)
-    corrected = schedules.build(load_recipe("moby", ["schedule.lr_rule=dino"]).schedule, 512, steps, per_epoch)
+    corrected = optim.build_schedules(load_recipe("moby", ["schedule.lr_rule=dino"]).schedule, 512, steps, per_epoch)
     assert corrected.lr[warm - 1] == corrected.lr[warm] == 1e-3
     assert corrected.lr[0] == 5e-7
     with pytest.raises(UserError, match="warm-up of 50 steps"):
-        schedules.timm_cosine(1.0, 0.0, 20, 50)
+        optim.timm_cosine(1.0, 0.0, 20, 50)
     with pytest.raises(UserError, match=r"schedule.lr_rule=cosine: it is dino or timm"):
         load_recipe("moby", ["schedule.lr_rule=cosine"])
 
@@ -255,7 +254,7 @@ def test_what_is_decayed():
     assert {"backbone.pos_embed", "backbone.cls_token", "heads.predictor.mlp.3.weight"} <= decayed
     assert {"heads.projector.mlp.1.weight", "heads.projector.mlp.1.bias", "readout.norm.weight"} <= rest
     cfg = load_recipe("moby", ["optim.no_decay=[relative_position_bias_table,pos_embed,cls_token]"])
-    corrected = {*optim.build(named, cfg.optim).param_groups[0]["names"]}
+    corrected = {*optim.build_optimiser(named, cfg.optim).param_groups[0]["names"]}
     assert decayed - corrected == {"backbone.pos_embed", "backbone.cls_token"}
 
 

@@ -11,14 +11,14 @@ from torch import nn
 from plain_pretrain import TINY, aggregate, chosen, class_attention, groups, one_thread, relative, tiny  # noqa: F401
 from plain_pretrain import heads as small_heads
 from selfpatch_bench.pretrain.common.errors import UserError
-from selfpatch_bench.pretrain.config import Network as NetworkConfig
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.data.group import Group
-from selfpatch_bench.pretrain.learner import Learner
 from selfpatch_bench.pretrain.model.backbone import Tokens, build_backbone, set_fused_attention, tokens
 from selfpatch_bench.pretrain.model.heads import PrototypeHead, WeightNormLinear
 from selfpatch_bench.pretrain.model.network import Network, most_similar
 from selfpatch_bench.pretrain.objectives import Aggregated, HeadSpec, Spec, Step
+from selfpatch_bench.pretrain.options import Network as NetworkConfig
+from selfpatch_bench.pretrain.step import Learner
 
 SMALL = {"embed_dim": 24, "depth": 2, "num_heads": 2}
 

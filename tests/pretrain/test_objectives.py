@@ -24,10 +24,10 @@ from plain_pretrain import (
 )
 from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.config import OBJECTIVES, load_recipe
-from selfpatch_bench.pretrain.learner import Learner
 from selfpatch_bench.pretrain.model.backbone import tokens
 from selfpatch_bench.pretrain.objectives import HeadSpec, Spec, Step, merge
 from selfpatch_bench.pretrain.objectives._prototypes import cross_entropy
+from selfpatch_bench.pretrain.step import Learner
 
 
 def plain_outputs(network, group, how=None):

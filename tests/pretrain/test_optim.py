@@ -6,8 +6,8 @@ from torch import nn
 
 from plain_pretrain import groups, one_thread, relative, tiny  # noqa: F401
 from selfpatch_bench.pretrain import optim
-from selfpatch_bench.pretrain.config import Optim
 from selfpatch_bench.pretrain.objectives import Step
+from selfpatch_bench.pretrain.options import Optim
 
 
 def with_gradients(spread=3.0):
@@ -46,7 +46,7 @@ def test_one_step_of_adamw_written_out():
     _, named = with_gradients()
     before = {n: p.detach().clone() for n, p in named}
     grads = {n: p.grad.clone() for n, p in named if p.grad is not None}
-    optimiser = optim.build(named, Optim())
+    optimiser = optim.build_optimiser(named, Optim())
     optim.set_schedule(optimiser, lr=1e-3, weight_decay=0.3)
     optimiser.step()
     for name, p in named:
@@ -95,7 +95,7 @@ def test_no_clipping(mode):
 def test_frozen_last_layers():
     """Neither updated nor decayed in the first epoch, both heads; trained from the second on."""
     learner, named = with_gradients()
-    optimiser = optim.build(named, Optim())
+    optimiser = optim.build_optimiser(named, Optim())
     optim.set_schedule(optimiser, 1e-3, 0.1)
     start = {n: p.detach().clone() for n, p in named}
     optim.freeze(named, ["last_layer"], 1, epoch=0)

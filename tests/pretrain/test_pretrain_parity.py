@@ -16,15 +16,15 @@ from conftest import golden_cases
 from plain_pretrain import one_thread, relative  # noqa: F401
 from selfpatch_bench.benchmarks import load
 from selfpatch_bench.benchmarks.commands.pretrain import read_weights
-from selfpatch_bench.pretrain import optim, schedules
+from selfpatch_bench.pretrain import optim
 from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.common.positions import resize_positions
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.data.group import Group
-from selfpatch_bench.pretrain.learner import Learner
 from selfpatch_bench.pretrain.model.backbone import tokens
 from selfpatch_bench.pretrain.model.initial import load_initial
 from selfpatch_bench.pretrain.objectives import Step
+from selfpatch_bench.pretrain.step import Learner
 
 RECIPES = {"selfpatch": "selfpatch", "dino": "dino"}
 STEPS = [c for c in golden_cases("*_step*.npz") if c.values[0].name.split("_")[0] in RECIPES]
@@ -173,8 +173,10 @@ def test_trajectory(path):
     peak = max(range(len(steps)), key=lambda i: steps[i]["lr"])
     cfg = load_recipe(case.recipe, [f"schedule.lr={run.get('base_lr', 5e-4)}", f"schedule.lr_batch={run['batch']}"])
     cfg.schedule.warmup_epochs = (peak + 1) / run["steps_per_epoch"]
-    table = schedules.build(cfg.schedule, run["batch"], run["epochs"] * run["steps_per_epoch"], run["steps_per_epoch"])
-    optimiser = optim.build(learner.student.named_parameters(), cfg.optim)
+    table = optim.build_schedules(
+        cfg.schedule, run["batch"], run["epochs"] * run["steps_per_epoch"], run["steps_per_epoch"]
+    )
+    optimiser = optim.build_optimiser(learner.student.named_parameters(), cfg.optim)
     for wanted in steps:
         t = wanted["it"]
         assert table.epoch(t) == wanted["epoch"]

@@ -30,9 +30,9 @@ from selfpatch_bench.pretrain.data.images import open_source
 from selfpatch_bench.pretrain.data.loader import batches
 from selfpatch_bench.pretrain.data.views import Views, ViewSpec, draw, draw_all, draw_patches, uniforms
 from selfpatch_bench.pretrain.geometry import match
-from selfpatch_bench.pretrain.learner import Learner
 from selfpatch_bench.pretrain.objectives import Net, Step
 from selfpatch_bench.pretrain.objectives.pwself import Config, Objective
+from selfpatch_bench.pretrain.step import Learner
 from training import pictures
 
 

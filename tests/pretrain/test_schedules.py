@@ -5,13 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from selfpatch_bench.pretrain import schedules
+from selfpatch_bench.pretrain import optim
 from selfpatch_bench.pretrain.common.errors import UserError
-from selfpatch_bench.pretrain.config import Schedule, load_recipe, total_steps
+from selfpatch_bench.pretrain.config import load_recipe, total_steps
+from selfpatch_bench.pretrain.options import Schedule
 
 
 def test_learning_rate():
-    lr = schedules.cosine(2e-3, 1e-6, steps=300, warmup=30)
+    lr = optim.cosine(2e-3, 1e-6, steps=300, warmup=30)
     assert len(lr) == 300
     assert lr[0] == 0
     assert lr[29] == lr[30] == 2e-3
@@ -22,7 +23,7 @@ def test_learning_rate():
 
 @pytest.mark.parametrize(("base", "middle"), [(0.996, 0.998), (0.99, 0.995)])
 def test_momentum_rises_to_one(base, middle):
-    m = schedules.cosine(base, 1.0, steps=1000)
+    m = optim.cosine(base, 1.0, steps=1000)
     assert m[0] == pytest.approx(base, abs=1e-15)
     assert m[500] == pytest.approx(middle, abs=1e-15)
     assert np.all(np.diff(m) > 0)
@@ -31,26 +32,26 @@ def test_momentum_rises_to_one(base, middle):
 
 def test_warm_up_that_does_not_fit_is_said():
     with pytest.raises(UserError, match="warm-up of 50 steps"):
-        schedules.cosine(1.0, 0.0, steps=20, warmup=50)
+        optim.cosine(1.0, 0.0, steps=20, warmup=50)
     with pytest.raises(UserError, match="warm-up of 410 steps does not fit a run of 100"):
-        schedules.build(Schedule(), batch=8, steps=100, steps_per_epoch=41)
+        optim.build_schedules(Schedule(), batch=8, steps=100, steps_per_epoch=41)
 
 
 def test_warm_up_as_long_as_the_run():
-    assert schedules.cosine(1.0, 0.0, steps=5, warmup=5).tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert optim.cosine(1.0, 0.0, steps=5, warmup=5).tolist() == [0, 0.25, 0.5, 0.75, 1]
 
 
 def test_teacher_temperature_by_epoch():
-    values = [schedules.warm_up(0.04, 0.07, 4, epoch) for epoch in range(7)]
+    values = [optim.warm_up(0.04, 0.07, 4, epoch) for epoch in range(7)]
     np.testing.assert_allclose(values, [0.04, 0.05, 0.06, 0.07, 0.07, 0.07, 0.07], rtol=1e-14)
-    assert schedules.warm_up(0.04, 0.07, 0, 0) == 0.07
+    assert optim.warm_up(0.04, 0.07, 0, 0) == 0.07
 
 
 def test_a_run_of_the_selfpatch_recipe():
     cfg = load_recipe("selfpatch", ["loop.epochs=200"])
     per_epoch = 1251  # ImageNet-1k in batches of 1024
     steps = total_steps(cfg, per_epoch)
-    run = schedules.build(cfg.schedule, cfg.loop.batch, steps, per_epoch)
+    run = optim.build_schedules(cfg.schedule, cfg.loop.batch, steps, per_epoch)
     assert len(run) == len(run.weight_decay) == len(run.ema) == steps == 200 * per_epoch
     assert run.lr.max() == pytest.approx(2e-3, rel=1e-14)
     assert run.lr[10 * per_epoch - 1] == run.lr[10 * per_epoch] == run.lr.max()
@@ -62,15 +63,15 @@ def test_a_run_of_the_selfpatch_recipe():
 
 def test_shifted_momentum():
     """A teacher that moves before the next forward: at its first update nothing but the step's weights is new."""
-    plain = schedules.build(Schedule(ema=0.99, warmup_epochs=0), 8, 20, 5).ema
-    early = schedules.build(Schedule(ema=0.99, warmup_epochs=0, ema_shift=1), 8, 20, 5).ema
+    plain = optim.build_schedules(Schedule(ema=0.99, warmup_epochs=0), 8, 20, 5).ema
+    early = optim.build_schedules(Schedule(ema=0.99, warmup_epochs=0, ema_shift=1), 8, 20, 5).ema
     assert len(early) == 20
     np.testing.assert_array_equal(early[:-1], plain[1:])
     assert early[-1] == 1
 
 
 def test_scaled_minimum():
-    run = schedules.build(Schedule(min_lr=1e-3, scale_min_lr=True, warmup_epochs=0), 512, 10000, 5)
+    run = optim.build_schedules(Schedule(min_lr=1e-3, scale_min_lr=True, warmup_epochs=0), 512, 10000, 5)
     assert run.lr[-1] == pytest.approx(2e-3, rel=1e-4)
 
 

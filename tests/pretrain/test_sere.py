@@ -15,9 +15,9 @@ from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.data.group import Group
 from selfpatch_bench.pretrain.geometry import overlap_grid, sampling
-from selfpatch_bench.pretrain.learner import Learner
 from selfpatch_bench.pretrain.model.backbone import tokens
 from selfpatch_bench.pretrain.objectives import Step
+from selfpatch_bench.pretrain.step import Learner
 
 STEPS = golden_cases("sere_step*.npz")
 

@@ -20,10 +20,10 @@ from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.export import export
 from selfpatch_bench.pretrain.geometry import neighbours
-from selfpatch_bench.pretrain.learner import Learner
 from selfpatch_bench.pretrain.model.backbone import build_backbone, tokens
 from selfpatch_bench.pretrain.model.initial import load_initial
 from selfpatch_bench.pretrain.objectives import Step
+from selfpatch_bench.pretrain.step import Learner
 from training import final, pictures
 
 # Windows of 2 on patches of 2: 32 pixels are grids of 16, 8, 4 and 2.

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from selfpatch_bench.benchmarks.commands.pretrain import pretrain_command
-from selfpatch_bench.pretrain import schedules, train
+from selfpatch_bench.pretrain import optim, train
 from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.data.images import open_source
@@ -184,7 +184,7 @@ def test_log(data, tmp_path, capsys):
     assert [x["step"] for x in found] == [5, 10, 12]
     assert [x["epoch"] for x in found] == [1, 2, 2]
     cfg = load_recipe("selfpatch", options)
-    plan = schedules.build(cfg.schedule, 4, 12, 4)
+    plan = optim.build_schedules(cfg.schedule, 4, 12, 4)
     for line in found:
         for key in ("lr", "weight_decay", "ema"):
             assert line[key] == getattr(plan, key)[line["step"] - 1]

@@ -21,10 +21,10 @@ from selfpatch_bench.pretrain.checkpoint import Run
 from selfpatch_bench.pretrain.common.card import Card
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.export import export
-from selfpatch_bench.pretrain.learner import Learner
 from selfpatch_bench.pretrain.model.backbone import tokens
 from selfpatch_bench.pretrain.monitor import watch as watching
 from selfpatch_bench.pretrain.monitor.log import Log
+from selfpatch_bench.pretrain.step import Learner
 from training import DINO, SELFPATCH, SWIN, Jobs, final, lines, pictures, same
 from training import one_thread as one_thread
 
