@@ -1,18 +1,14 @@
 """Which numbers an option can be: said beside its field, checked before anything is made of it."""
 
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import field, fields, is_dataclass
 from typing import Any
 
 from .errors import UserError
 
-TESTS = {  # bound -> its words, and whether a number keeps to it
-    "at_least": ("at least", lambda x, bound: x >= bound),
-    "above": ("above", lambda x, bound: x > bound),
-    "at_most": ("at most", lambda x, bound: x <= bound),
-    "below": ("below", lambda x, bound: x < bound),
-}
+TESTS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 
 def bounded(default: Any, **limits: float) -> Any:
@@ -45,24 +41,21 @@ def check_number(value: Any, name: str, **limits: float) -> None:
         for i, part in enumerate(value):
             check_number(part, f"{name}[{i}]", **limits)
     elif isinstance(value, (list, tuple)):
-        if wrong := [x for x in value if not _fits(x, limits)]:
-            raise UserError(f"{name}={list(value)}: each must be {_words(wrong[0], limits)}")
-    elif _is_number(value) and not _fits(value, limits):
-        raise UserError(f"{name}={value}: it must be {_words(value, limits)}")
+        for number in value:
+            if must := _broken(number, limits):
+                raise UserError(f"{name}={list(value)}: each must be {must}")
+    elif _is_number(value) and (must := _broken(value, limits)):
+        raise UserError(f"{name}={value}: it must be {must}")
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _finite(value: float) -> bool:
-    return isinstance(value, int) or math.isfinite(value)
-
-
-def _fits(value: float, limits: Mapping[str, float]) -> bool:
-    return _finite(value) and all(TESTS[kind][1](value, bound) for kind, bound in limits.items())
-
-
-def _words(value: float, limits: Mapping[str, float]) -> str:
-    words = [] if _finite(value) else ["finite"]
-    return " and ".join(words + [f"{TESTS[kind][0]} {bound}" for kind, bound in limits.items()])
+def _broken(value: float, limits: Mapping[str, float]) -> str:
+    """What a number must be, in words; nothing if it is."""
+    finite = isinstance(value, int) or math.isfinite(value)
+    if finite and all(TESTS[limit](value, bound) for limit, bound in limits.items()):
+        return ""
+    words = [f"{limit.replace('_', ' ')} {bound}" for limit, bound in limits.items()]
+    return " and ".join(words if finite else ["finite", *words])
