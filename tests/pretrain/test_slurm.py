@@ -1,5 +1,7 @@
 """A run as a job of submitit's: its local executor, real time-outs."""
 
+import importlib
+import pickle
 import time
 
 import pytest
@@ -8,6 +10,7 @@ from selfpatch_bench.benchmarks.commands.pretrain import HOOKS
 from selfpatch_bench.pretrain import slurm, train
 from selfpatch_bench.pretrain.checkpoint import Run
 from selfpatch_bench.pretrain.common.errors import UserError
+from selfpatch_bench.pretrain.common.slurm import parse, processes
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.train import settle
 from training import DINO, final, lines, pictures, same
@@ -15,9 +18,30 @@ from training import one_thread as one_thread
 
 
 def test_options():
-    assert slurm.parse("partition=gpu, nodes=2,mem_gb=1.5") == {"partition": "gpu", "nodes": 2, "mem_gb": 1.5}
+    pytest.importorskip("submitit", reason="submitit (extra `slurm`) is not installed")
+    assert parse("partition=gpu, nodes=2,mem_gb=1.5") == {"partition": "gpu", "nodes": 2, "mem_gb": 1.5}
+    assert [processes(x) for x in ("partition=gpu", "nodes=2,gpus_per_node=8", "gpus_per_node=8,tasks_per_node=1")] == [
+        *(1, 16, 1),
+    ]
     with pytest.raises(UserError, match="written as key=value"):
-        slurm.parse("gpu")
+        parse("gpu")
+    with pytest.raises(UserError, match="gpus_per_node=a100:8: it is a whole number"):
+        processes("gpus_per_node=a100:8")
+
+
+@pytest.mark.parametrize(
+    ("module", "state"),
+    [
+        ("pretrain.slurm", {"config": {}, "folder": "run", "resume": False, "hooks": HOOKS}),
+        ("benchmarks.run.slurm", {"models": [], "tasks": ["davis"], "options": None, "plugins": ""}),
+    ],
+)
+def test_a_job_that_was_queued_before_an_update(module, state):
+    """Its pickle names these classes and holds these attributes."""
+    found = importlib.import_module(f"selfpatch_bench.{module}").Job
+    job = found.__new__(found)
+    job.__dict__ |= state
+    assert vars(pickle.loads(pickle.dumps(job))) == vars(type(job)(**state)) == state
 
 
 def test_time_out(tmp_path, monkeypatch):

@@ -1,0 +1,95 @@
+"""`--slurm partition=...,nodes=...`: work as a Slurm job, which is queued again when its time is up.
+
+Needs submitit (extra `slurm`).
+"""
+
+import contextlib
+import importlib.util
+import shlex
+import sys
+from pathlib import Path
+
+from .errors import UserError
+from .keyvalue import key_value
+from .processes import safe_path
+
+# submitit's own names; others are Slurm's and get its prefix, as in partition -> slurm_partition.
+GENERAL = ("nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "mem_gb", "timeout_min", "name")
+TIMEOUTS = 1000  # times that a job is queued again
+
+
+class Job:
+    """What Slurm starts in every process of a job, each time that the job is queued: `work() -> exit status`."""
+
+    def work(self) -> int:
+        raise NotImplementedError
+
+    def __call__(self) -> int:
+        from submitit.helpers import TorchDistributedEnvironment
+
+        # The variables that torchrun would set. The processes of a node see all of its GPUs and take one each.
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        return self.work()
+
+    def again(self) -> "Job":
+        """What is to be started when the job is queued again."""
+        return self
+
+    def checkpoint(self):
+        """Called by submitit before it queues the job again."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self.again())
+
+
+def queue(job: Job, folder: Path, options: str, name: str):
+    """Hand a job to Slurm; -> submitit's Job. folder: for submitit's files. options: `key=value,...`, submitit's or
+    Slurm's names; cluster=local runs the job here. Raises UserError."""
+    parameters = parse(options)
+    parameters["tasks_per_node"] = tasks_per_node(parameters)
+    cluster = parameters.pop("cluster", "slurm")
+    python = f"{shlex.quote(sys.executable)} -P"  # no module comes from the folder that the job starts in
+    import submitit
+
+    try:
+        if cluster == "local":  # directly: it then takes fractions of a minute
+            executor = submitit.LocalExecutor(folder, max_num_timeout=TIMEOUTS, python=python)
+        else:
+            executor = submitit.AutoExecutor(folder, cluster, slurm_max_num_timeout=TIMEOUTS, slurm_python=python)
+            parameters = {k if k in GENERAL else f"slurm_{k}": v for k, v in parameters.items()}
+            parameters.setdefault("name", name)
+        executor.update_parameters(**parameters)
+        with safe_path():
+            return executor.submit(job)
+    except (AssertionError, NameError, TypeError, ValueError, RuntimeError, OSError) as error:
+        raise UserError(f"--slurm {options}: {error}") from error
+
+
+def processes(options: str) -> int:
+    """Of all nodes together. Raises UserError."""
+    parameters = parse(options)
+    return tasks_per_node(parameters) * int(parameters.get("nodes", 1))
+
+
+def tasks_per_node(parameters: dict) -> int:
+    """A process for each GPU, unless the user says another number. Raises UserError."""
+    key = "tasks_per_node" if "tasks_per_node" in parameters else "gpus_per_node"
+    value = parameters.get(key, 1)
+    if not isinstance(value, int):
+        raise UserError(f"--slurm {key}={value}: it is a whole number")
+    return value
+
+
+def parse(options: str) -> dict:
+    """`partition=gpu,nodes=2` -> {"partition": "gpu", "nodes": 2}. Raises UserError, also where submitit is not
+    installed."""
+    if importlib.util.find_spec("submitit") is None:
+        raise UserError("--slurm needs submitit: pip install 'selfpatch-bench[slurm]'")
+    found = {}
+    for part in options.split(","):
+        key, value = key_value(part, f"--slurm {options}", "partition=gpu,nodes=2")
+        for number in (int, float, str):
+            with contextlib.suppress(ValueError):
+                found[key] = number(value)
+                break
+    return found
