@@ -32,7 +32,7 @@ def leave() -> None:
     dist.destroy_process_group()
 
 
-class Told(UserError):
+class Reported(UserError):
     """A UserError that the first process reports; the others end without a word."""
 
 
@@ -90,7 +90,7 @@ class Ranks:
         return self.rank == 0
 
     def first(self, work: Callable[[], Any]) -> Any:
-        """Do something in the first process only; every process gets its result, or its UserError (Told elsewhere)."""
+        """Do something in the first process only; every process gets its result, or its UserError (as Reported)."""
         if not self.joined:
             return work()
         answer: list = [None]
@@ -98,13 +98,13 @@ class Ranks:
             try:
                 answer = [work()]
             except UserError as error:
-                answer = [Told(str(error), error.status)]
+                answer = [Reported(str(error), error.status)]
                 raise
             finally:
                 dist.broadcast_object_list(answer, src=0, device=self.device)
             return answer[0]
         dist.broadcast_object_list(answer, src=0, device=self.device)
-        if isinstance(answer[0], Told):
+        if isinstance(answer[0], Reported):
             raise answer[0]
         return answer[0]
 

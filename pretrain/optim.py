@@ -58,14 +58,9 @@ class Schedules:
     lr: np.ndarray
     weight_decay: np.ndarray
     ema: np.ndarray
-    steps_per_epoch: int
 
     def __len__(self) -> int:
         return len(self.lr)
-
-    def epoch(self, step: int) -> int:
-        """0-based epoch that a step belongs to."""
-        return step // self.steps_per_epoch
 
 
 def build_schedules(cfg: Schedule, batch: int, steps: int, steps_per_epoch: int) -> Schedules:
@@ -81,7 +76,6 @@ def build_schedules(cfg: Schedule, batch: int, steps: int, steps_per_epoch: int)
         LR_RULES[cfg.lr_rule](peak, cfg.min_lr * ends, steps, warmup, cfg.warmup_lr * ends),
         cosine(cfg.weight_decay, cfg.weight_decay_end, steps),
         np.append(ema, np.full(cfg.ema_shift, cfg.ema_end))[cfg.ema_shift :],
-        steps_per_epoch,
     )
 
 
@@ -139,7 +133,7 @@ def clip_per_tensor(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
 
 
 def clip(parameters: Iterable[nn.Parameter], limit: float | None, mode: str = "per_tensor") -> Tensor:
-    """Clip in the configured way (config.Optim); -> gradient norms before, [tensors] or [1]."""
+    """Clip in the configured way (options.Optim); -> gradient norms before, [tensors] or [1]."""
     parameters = list(parameters)
     if mode == "per_tensor":
         return clip_per_tensor(parameters, float("inf") if limit is None else limit)

@@ -3,7 +3,8 @@
 import contextlib
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class Learner(nn.Module):
     DDP wraps it whole, so that no head is left without gradient by accident.
     `learner(groups, step)` -> (total, losses, stats): the weighted sum to call backward on, every part detached under
     OBJECTIVE.PART, and detached sums under OBJECTIVE.STAT to be added over micro-steps and processes. Parameters:
-    `student.*` (trained), `teacher.*` (no gradient), `objectives.*` (buffers).
+    `student.*` and `objectives.*` (trained), `teacher.*` (no gradient).
     Raises UserError for a configuration that cannot be built.
     """
 
@@ -88,6 +89,11 @@ class Learner(nn.Module):
             stats |= {f"{name}.{k}": v.detach() for k, v in sums.items()}
         return total, losses, stats
 
+    def trained(self) -> list[tuple[str, nn.Parameter]]:
+        """Parameters that the optimiser changes, with their names: the student's, and the objectives' own."""
+        own = [(f"objectives.{name}", p) for name, p in self.objectives.named_parameters()]
+        return [(name, p) for name, p in [*self.student.named_parameters(), *own] if p.requires_grad]
+
     def normalised(self, group: Group) -> Group:
         """uint8 pixels -> what the networks take; others pass."""
         if group.x.dtype != torch.uint8:
@@ -114,27 +120,19 @@ class Learner(nn.Module):
 
 
 class NotFinite(Exception):
-    """Loss or gradients of a step are not finite; nothing has been changed by it. kind: which of the two."""
-
-    def __init__(self, kind: str):
-        super().__init__(kind)
-        self.kind = kind
+    """Loss or gradients (the message says which) of a step are not finite; nothing has been changed by it."""
 
 
-@dataclass
-class Outcome:
-    """What a step did, over the global batch. total: the weighted sum of losses; losses: its parts; numbers: what the
-    objectives report (teacher entropy, KL); all 0-dim tensors on the device. norm: largest gradient norm of a tensor
-    (or the global one), before clipping. flag: the largest of `flag` over processes."""
+class Outcome(NamedTuple):
+    """What a step did, over the global batch.
 
-    total: Tensor
-    losses: dict[str, Tensor]
-    numbers: dict[str, Tensor]
-    norm: Tensor
+    numbers: by their names in the log, 0-dim tensors on the device or plain: the loss (weighted sum), its parts, what
+    the objectives report (teacher entropy, KL), grad_norm: largest gradient norm of a tensor (or the global one) before
+    clipping, and the schedules' values. flag: the largest of `flag` over processes.
+    """
+
+    numbers: dict[str, Tensor | float]
     flag: int
-    lr: float
-    weight_decay: float
-    ema: float
 
 
 class Trainer:
@@ -147,7 +145,7 @@ class Trainer:
 
     def __init__(self, cfg: Config, steps_per_epoch: int, ranks: Ranks):
         loop = cfg.loop
-        self.cfg, self.ranks, self.device = cfg, ranks, ranks.device
+        self.cfg, self.ranks, self.device, self.per_epoch = cfg, ranks, ranks.device, steps_per_epoch
         self.parts = ranks.world * loop.accumulation
         if loop.batch % self.parts:
             raise UserError(
@@ -163,7 +161,7 @@ class Trainer:
             self.learner.double()
         self.learner.to(self.device)
         self.learner.set_attention(self.device.type, self.precision in LOW, loop.fused_attention)
-        self.named = [(n, p) for n, p in self.learner.student.named_parameters() if p.requires_grad]
+        self.named = self.learner.trained()
         self.optimiser = optim.build_optimiser(self.named, cfg.optim)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         if loop.compile:  # block by block: they share their code, so that it is compiled once for each shape
@@ -180,40 +178,46 @@ class Trainer:
     @property
     def epoch(self) -> int:
         """0-based epoch of the next step, which is the number of finished epochs."""
-        return self.schedules.epoch(self.step)
+        return self.step // self.per_epoch
 
     def advance(self, groups: list[Group], flag: int = 0) -> Outcome:
         """One optimiser step. groups: of this process's images, on the device. flag: a number >= 0 on which the
         processes agree by its maximum. Raises NotFinite (everything is then as before the step)."""
-        t, accumulation, optimiser = self.step, self.cfg.loop.accumulation, self.optimiser
-        values = [float(v[t]) for v in (self.schedules.lr, self.schedules.weight_decay, self.schedules.ema)]
-        optim.set_schedule(optimiser, *values[:2])
+        cfg, optimiser, plan = self.cfg.optim, self.optimiser, self.schedules
+        lr, decay, ema = (float(values[self.step]) for values in (plan.lr, plan.weight_decay, plan.ema))
+        optim.set_schedule(optimiser, lr, decay)
         optimiser.zero_grad(set_to_none=True)
-        sums: dict[str, Tensor] = {}
-        for micro in range(accumulation):
-            for name, value in self._micro_step(groups, micro, last=micro == accumulation - 1).items():
-                sums[name] = sums[name] + value if name in sums else value
+        sums = self._backward(groups)
         flags = torch.zeros(self.ranks.world, device=self.device)
         flags[self.ranks.rank] = flag
         sums = self.ranks.add(sums | {"flag": flags})
-        total, losses = sums.pop("total") / self.parts, {}
         flag = int(sums.pop("flag").max())
-        for name in [n for n in sums if n.startswith("loss ")]:
-            losses[name.removeprefix("loss ")] = sums.pop(name) / self.parts
+        total = sums.pop("loss") / self.parts
+        losses = {k.removeprefix("loss "): sums.pop(k) / self.parts for k in list(sums) if k.startswith("loss ")}
         self.scaler.unscale_(optimiser)
-        norms = optim.clip((p for _, p in self.named), self.cfg.optim.clip, self.cfg.optim.clip_mode)
+        norms = optim.clip((p for _, p in self.named), cfg.clip, cfg.clip_mode)
         norm = norms.max() if len(norms) else norms.sum()
         # With a scaler, gradients that are too large are its business: it leaves the step out and lowers the scale.
         finite = torch.isfinite(torch.stack([total, total if self.scaler.is_enabled() else norm.to(total)])).tolist()
         if not all(finite):
             optimiser.zero_grad(set_to_none=True)
             raise NotFinite("gradients" if finite[0] else "loss")
-        optim.freeze(self.named, self.cfg.optim.freeze, self.cfg.optim.freeze_epochs, self.epoch)
+        optim.freeze(self.named, cfg.freeze, cfg.freeze_epochs, self.epoch)
         self.scaler.step(optimiser)
         self.scaler.update()
-        numbers = self.learner.finish_step(sums, values[2])
+        numbers = {"loss": total} | losses | self.learner.finish_step(sums, ema)
+        numbers |= {"grad_norm": norm, "lr": lr, "weight_decay": decay, "ema": ema}
         self.step += 1
-        return Outcome(total, losses, numbers, norm, flag, *values)
+        return Outcome(numbers | ({"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {}), flag)
+
+    def _backward(self, groups: list[Group]) -> dict[str, Tensor]:
+        """Forward and backward of all micro-steps; -> their losses and the objectives' sums, added up."""
+        accumulation = self.cfg.loop.accumulation
+        sums: dict[str, Tensor] = {}
+        for micro in range(accumulation):
+            for name, value in self._micro_step(groups, micro, last=micro == accumulation - 1).items():
+                sums[name] = sums[name] + value if name in sums else value
+        return sums
 
     def _micro_step(self, groups: list[Group], micro: int, last: bool) -> dict[str, Tensor]:
         """Forward and backward of one of the accumulation's shares; -> its losses and the objectives' sums."""
@@ -229,7 +233,7 @@ class Trainer:
             with torch.autocast(self.device.type, cast, enabled=cast is not None):
                 total, losses, stats = self.module(rows, Step(self.step, self.epoch, part, self.parts))
             self.scaler.scale(total / accumulation).backward()
-        return {"total": total.detach()} | {f"loss {k}": v for k, v in losses.items()} | stats
+        return {"loss": total.detach()} | {f"loss {k}": v for k, v in losses.items()} | stats
 
     def state(self) -> dict:
         """Everything that a step changes, and the configuration: dicts of tensors and plain values."""
@@ -264,7 +268,7 @@ class Trainer:
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
-    """config.Loop.precision -> float32 | bf16 | fp16 | float64"""
+    """options.Loop.precision -> float32 | bf16 | fp16 | float64"""
     if wanted != "auto":
         return wanted
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"

@@ -1,5 +1,6 @@
 """What a run says: a line of JSON every few steps, progress on the screen, TensorBoard where asked for."""
 
+import contextlib
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from ..common.atomic import write_atomic
 from ..common.errors import UserError
 from ..common.machine import process_peak
 from ..common.progress import Reporter
+from .collapse import Signs
 
 
 class Log:
@@ -27,11 +29,14 @@ class Log:
     `warning`, a text. Evaluations on the way have lines of their own (see watch.py).
     """
 
-    def __init__(self, run: Run, start: int, tensorboard: bool, console: Console, title: str):
-        """start: steps done already; lines of later steps are removed, so that none appears twice."""
-        cut(run.log_file, start)
+    def __init__(self, run: Run, start: int, total: int, signs: Signs, tensorboard: bool = False, title: str = ""):
+        """start: steps done already; lines of later steps are removed, so that none appears twice. total: steps of the
+        run. signs: of what the lines show; they see those of before."""
+        for line in cut(run.log_file, start):
+            signs.look(line)
+        self.path, self.total, self.signs = run.log_file, total, signs
         self.events = event_writer(run.folder / "tensorboard", start) if tensorboard else None
-        self.path, self.reporter = run.log_file, Reporter(title, console)
+        self.reporter = Reporter(title, Console(stderr=True))
 
     def __enter__(self) -> "Log":
         self.file = open(self.path, "a", encoding="utf-8")
@@ -59,19 +64,23 @@ class Log:
         self.waited += waited
 
     def line(self, values: dict) -> dict:
-        """Write a line of numbers (0-dim tensors or plain), with speed and memory; -> the line."""
+        """Write a step's numbers (0-dim tensors or of Python), with speed, memory and what they show; -> the line."""
         spent = max(time.perf_counter() - self.since, 1e-9)
-        values = values | {
+        values = {k: json_value(v) for k, v in values.items()} | {
             "images_per_s": round(self.images / spent, 3),
             "data_wait": round(self.waited / spent, 4),
             "memory_gb": round(peak_memory() / 2**30, 3),
         }
         self.meter()
-        return self.write(values)
+        if signs := self.signs.look(values):
+            values["warning"] = "; ".join(signs)
+        self.write(values)
+        text = f"loss {values['loss']:.4f}  {values['images_per_s']:.4g} images/s"
+        self.reporter(values["step"], self.total, text)
+        return values
 
-    def write(self, values: dict) -> dict:
-        """Write a line, of which `step` is one value; a `warning` is also said. -> the line."""
-        values = {k: plain(v) for k, v in values.items()}
+    def write(self, values: dict) -> None:
+        """Write a line, of which `step` is one value; a `warning` is also said."""
         if text := values.get("warning"):
             self.reporter.console.print(f"step {values['step']}: warning: {text}", highlight=False, soft_wrap=True)
         try:
@@ -85,7 +94,6 @@ class Log:
                     self.events.add_text(name, value, values["step"])
                 elif name != "step" and value is not None:
                     self.events.add_scalar(name, value, values["step"])
-        return values
 
     def picture(self, name: str, image: np.ndarray, step: int) -> None:
         """Show a picture, uint8 RGB [H, W, 3], in TensorBoard."""
@@ -93,7 +101,7 @@ class Log:
             self.events.add_image(name, image, step, dataformats="HWC")
 
 
-def plain(value) -> float | int | str | None:
+def json_value(value) -> float | int | str | None:
     """A number as JSON has it; what is not finite becomes null. A text stays."""
     value = value.item() if isinstance(value, torch.Tensor) else value
     return value if isinstance(value, str) or math.isfinite(value) else None
@@ -106,30 +114,22 @@ def peak_memory() -> int:
     return process_peak()
 
 
-def cut(path: Path, start: int) -> None:
-    """Remove the lines of steps after `start`, and one that a kill left unfinished."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            if json.loads(line)["step"] <= start:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue
-    write_atomic(path, lambda file: file.write("".join(kept).encode()))
+def cut(path: Path, start: int) -> list[dict]:
+    """Remove the lines of steps after `start`, and one that a kill left unfinished; -> those that stay."""
+    kept = [line for line in entries(path) if line["step"] <= start]
+    if path.exists():
+        write_atomic(path, lambda file: file.write("".join(f"{json.dumps(line)}\n" for line in kept).encode()))
+    return kept
 
 
 def entries(path: Path) -> list[dict]:
     """The lines of a log, in order, without one that a kill left unfinished."""
     found = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        try:
+        with contextlib.suppress(ValueError):
             values = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(values, dict) and isinstance(values.get("step"), int):
-            found.append(values)
+            if isinstance(values, dict) and isinstance(values.get("step"), int):
+                found.append(values)
     return found
 
 

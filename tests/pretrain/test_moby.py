@@ -186,10 +186,10 @@ def test_a_run_written_out(options, clip):
         views = groups(made.learner, batch, seed=t)
         loss = plain.step(views[0].x, learning_rate(t, total, warmup))
         out = made.advance(views)
-        assert out.lr == pytest.approx(learning_rate(t, total, warmup), rel=1e-12)
+        assert out.numbers["lr"] == pytest.approx(learning_rate(t, total, warmup), rel=1e-12)
         assert out.weight_decay == 0.05
-        assert relative(out.total, loss) < 1e-10
-        assert relative(out.norm, plain.norms[-1]) < 1e-10
+        assert relative(out.numbers["loss"], loss) < 1e-10
+        assert relative(out.numbers["grad_norm"], plain.norms[-1]) < 1e-10
     assert min(plain.norms) < clip < max(plain.norms)  # clipping was at work, not always
     for (side, name), value in plain.weights().items():
         ours = getattr(made.learner, side).state_dict()[name]
@@ -408,8 +408,8 @@ def test_low_precision(recipe, precision, bound):
     for t in range(3):
         views = groups(exact.learner, 8, torch.float32, seed=t)
         a, b = exact.advance(views), low.advance(views)
-        assert float(b.total) == pytest.approx(float(a.total), rel=bound)
-        assert float(b.total) != float(a.total)
+        assert float(b.numbers["loss"]) == pytest.approx(float(a.numbers["loss"]), rel=bound)
+        assert b.numbers["loss"] != a.numbers["loss"]
     assert {x.dtype for x in low.learner.state_dict().values()} == {torch.float32, torch.int64}
 
 

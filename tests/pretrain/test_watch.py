@@ -6,7 +6,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from selfpatch_bench.benchmarks import UserError, load
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
@@ -23,6 +22,7 @@ from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.export import export
 from selfpatch_bench.pretrain.model.backbone import tokens
 from selfpatch_bench.pretrain.monitor import watch as watching
+from selfpatch_bench.pretrain.monitor.collapse import Signs
 from selfpatch_bench.pretrain.monitor.log import Log
 from selfpatch_bench.pretrain.step import Learner
 from training import DINO, SELFPATCH, SWIN, Jobs, final, lines, pictures, same
@@ -179,11 +179,11 @@ def test_two_processes(scenes):
 
 
 def test_speed_leaves_evaluations_out(tmp_path):
-    with Log(Run(tmp_path), 0, False, Console(quiet=True), "run") as log:
+    with Log(Run(tmp_path), 0, 1, Signs({}, 1)) as log:
         log.count(800, 10.0)
         log.since -= 1000  # so many seconds ago
         log.leave_out(900)
-        line = log.line({"step": 1})
+        line = log.line({"step": 1, "loss": 1.0})
     assert line["images_per_s"] == pytest.approx(8, rel=0.1)
     assert line["data_wait"] == pytest.approx(0.1, rel=0.1)
 

@@ -1,0 +1,195 @@
+"""The steps of a run, from the first batch to the last stored state. It never knows a method's name."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+from .checkpoint import Run, identity
+from .common.atomic import write_atomic
+from .common.errors import UserError
+from .data.images import ImageSource
+from .data.loader import Batch, batches
+from .distributed import Ranks, Reported
+from .monitor.collapse import Collapse, Signs
+from .monitor.log import Log
+from .monitor.watch import Watch, due, evaluate
+from .step import NotFinite, Trainer
+
+
+class Loop:
+    """Steps until the end of the run or a signal, with lines of the log, stored states and evaluations."""
+
+    def __init__(self, trainer: Trainer, run: Run, source: ImageSource, watch: Watch | None):
+        """watch: None where there are no evaluations, or another process makes them."""
+        self.trainer, self.run, self.source, self.watch = trainer, run, source, watch
+        self.cfg, self.ranks, self.total = trainer.cfg, trainer.ranks, len(trainer)
+        self.about = {"steps_per_epoch": trainer.per_epoch, "data": identity(source)}
+        self.collapse = Collapse(trainer)
+        self.stop = Stop()
+        self.log: Log | None = None  # of the first process
+        self.saved = trainer.step
+        self.ended_by = 0  # the signal that ends the run: the same in all processes, who must stop at the same step
+        self.cut = False  # whether it did so before an evaluation that was due was made
+
+    def __call__(self, late: bool) -> int:
+        """-> exit status. late: an evaluation is to be made first, which a stopped run still lacks."""
+        trainer, log = self.trainer, self.cfg.log
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.stop)
+            if self.ranks.main:
+                signs = Signs(self.collapse.outputs(), self.total)
+                title = self.cfg.recipe or "pretrain"
+                self.log = stack.enter_context(Log(self.run, trainer.step, self.total, signs, log.tensorboard, title))
+            feed = stack.enter_context(contextlib.closing(self.start_feed()))
+            if late:
+                self.evaluate()
+            while trainer.step < self.total and not self.ended_by and self.take_step(feed):
+                if self.to_save():
+                    self.save()
+                if due(trainer):
+                    self.evaluate()
+            if self.saved < trainer.step:
+                self.save()
+        return self.end()
+
+    def start_feed(self) -> Iterator[Batch]:
+        """This process's batches from the trainer's step on."""
+        cfg, trainer, ranks = self.cfg, self.trainer, self.ranks
+        workers = cfg.data.workers
+        if workers is None:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            workers = max(1, cores // ranks.local_world)
+        return batches(
+            self.source,
+            cfg.views,
+            seed=cfg.seed,
+            batch=cfg.loop.batch,
+            epoch=trainer.epoch,
+            epochs=-(-self.total // trainer.per_epoch),
+            start_step=trainer.step % trainer.per_epoch,
+            rank=ranks.rank,
+            world=ranks.world,
+            workers=workers,
+            pin=ranks.device.type == "cuda",
+            prefetch=cfg.data.prefetch,
+            patch=trainer.learner.patch,
+        )
+
+    def next_batch(self, feed: Iterator[Batch]) -> Batch | None:
+        """None if the signal to stop has also ended the workers that make it."""
+        try:
+            return next(feed)
+        except UserError:
+            if self.stop.signal and self.ranks.world == 1:
+                return None
+            raise
+
+    def take_step(self, feed: Iterator[Batch]) -> bool:
+        """One optimiser step and its line of the log, where one is due; False if the run was stopped before it."""
+        trainer, began = self.trainer, time.perf_counter()
+        batch = self.next_batch(feed)
+        waited = time.perf_counter() - began
+        if batch is None:
+            self.ended_by = self.stop.signal
+            return False
+        epoch, step = trainer.epoch, trainer.step + 1
+        shown = step % self.cfg.log.every == 0 or step == self.total
+        self.collapse.arm(shown)
+        try:
+            outcome = trainer.advance(batch.to(self.ranks.device, non_blocking=True).groups, self.stop.signal)
+        except NotFinite as error:
+            raise not_finite(error, batch, trainer, self.run) from None
+        self.ended_by = outcome.flag if self.ranks.world > 1 else self.stop.signal
+        numbers = self.collapse.numbers() if shown else {}  # in every process
+        if self.log:
+            self.log.count(self.cfg.loop.batch, waited)
+            if shown:
+                self.log.line({"step": step, "epoch": epoch} | outcome.numbers | numbers)
+        return True
+
+    def to_save(self) -> bool:
+        """Whether a state is due after this step: at the end of an epoch and of the run, and every so many steps."""
+        step, every = self.trainer.step, self.cfg.checkpoint.every_steps
+        return step % self.trainer.per_epoch == 0 or step == self.total or bool(every and step % every == 0)
+
+    def save(self) -> None:
+        """Store the state, by the first process. Should it fail, the others are ended by whoever started them."""
+        if self.ranks.main:
+            self.run.save(self.trainer.state() | self.about, self.cfg.checkpoint.keep_every)
+        self.saved = self.trainer.step
+
+    def evaluate(self) -> None:
+        self.ended_by = self.ended_by or evaluate(self.watch, self.log, self.ranks, self.stop)
+        self.cut = self.ended_by != 0
+
+    def end(self) -> int:
+        """Say how the run ended; -> exit status"""
+        step, ended_by = self.trainer.step, self.ended_by
+        if not ended_by or (step == self.total and not self.cut):
+            say(self.ranks, f"{self.run.folder}: {self.total} steps done")
+            return 0
+        if ended_by == signal.SIGUSR2:  # the launcher's handler queues this job again, and ends this process
+            signal.raise_signal(ended_by)
+        name = signal.Signals(ended_by).name
+        say(self.ranks, f"stopped by {name} after step {step}: go on with {how_to_resume(self.run)}")
+        return 128 + ended_by
+
+
+def not_finite(error: NotFinite, batch: Batch, trainer: Trainer, run: Run) -> UserError:
+    """The error that names the step's images, of all processes, and the last good checkpoint."""
+    names = [name for part in trainer.ranks.gather(batch.names) for name in part]
+    if not trainer.ranks.main:
+        return Reported("see the first process", status=1)
+    step = trainer.step + 1
+    where = run.folder / f"not-finite-{step:08d}.txt"
+    write_atomic(where, lambda file: file.write("".join(f"{n}\n" for n in names).encode(errors="surrogateescape")))
+    kept = list(run.steps().values())
+    good = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+    more = f" and {len(names) - 3} more, see {where}" if len(names) > 3 else f" (also in {where})"
+    return UserError(
+        f"the {error} of step {step} {'is' if str(error) == 'loss' else 'are'} not finite; its images: "
+        f"{', '.join(names[:3])}{more}; {good}; a lower schedule.lr or loop.precision=float32 may help",
+        status=1,
+    )
+
+
+def say(ranks: Ranks, text: str) -> None:
+    if ranks.main:
+        print(" ".join(text.split()), file=sys.stderr, flush=True)
+
+
+def how_to_resume(run: Run) -> str:
+    return f"selfpatch pretrain --resume {run.folder}"
+
+
+class Stop:
+    """Turns SIGTERM and SIGINT into a number to look at after the step: `signal`, 0 so far. A context manager.
+
+    A launcher's own handler of SIGTERM is left alone; its handler of SIGUSR2 (submitit: the job's time is nearly up)
+    gets the signal once the run has been saved. A second Ctrl-C a second or more after the first does not wait for the
+    step. (torchrun passes a Ctrl-C on to processes that have got it already.)
+    """
+
+    def __init__(self):
+        self.signal, self.at, self.before = 0, 0.0, {}
+
+    def __enter__(self) -> "Stop":
+        if threading.current_thread() is threading.main_thread():
+            default = (signal.SIG_DFL, signal.default_int_handler)
+            own = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) in default]
+            own += [signal.SIGUSR2] if callable(signal.getsignal(signal.SIGUSR2)) else []
+            self.before = {n: signal.signal(n, self.catch) for n in own}
+        return self
+
+    def catch(self, number: int, _frame) -> None:
+        if self.signal == number == signal.SIGINT and time.monotonic() - self.at > 1:
+            raise KeyboardInterrupt
+        self.signal, self.at = self.signal or number, self.at or time.monotonic()
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
