@@ -80,8 +80,7 @@ class Run:
                 raise UserError(f"{self.folder} cannot be made: {error.strerror or error}") from None
 
     def write_config(self, cfg: Config) -> None:
-        text = OmegaConf.to_yaml(OmegaConf.create(to_dict(cfg)))
-        write_atomic(self.config_file, lambda file: file.write(text.encode()))
+        write_atomic(self.config_file, OmegaConf.to_yaml(OmegaConf.create(to_dict(cfg))))
 
     def steps(self) -> dict[int, Path]:
         """Checkpoints by the number of steps done, oldest first."""

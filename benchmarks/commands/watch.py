@@ -87,7 +87,7 @@ class Evaluation:
             picture = draw(photo, similarity(patches, query).cpu().numpy(), query, attended)
             folder.mkdir(parents=True, exist_ok=True)
             content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
-            write_atomic(folder / f"{name}.png", lambda file, content=content: file.write(content))
+            write_atomic(folder / f"{name}.png", content)
             log.picture(f"watch/{name}", picture, step)
         return {}
 

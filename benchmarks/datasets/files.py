@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ...pretrain.common.atomic import replacing
+from ...pretrain.common.atomic import write_atomic
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.machine import cache_folder
 from .masks import decode_mask
@@ -110,8 +110,8 @@ class Known:
     def _store(self) -> None:
         with contextlib.suppress(OSError, UserError):
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(self.file) as temporary:
-                temporary.write_text(json.dumps({"version": self.VERSION, "root": self.root, "files": self.files}))
+            content = {"version": self.VERSION, "root": self.root, "files": self.files}
+            write_atomic(self.file, json.dumps(content), sync=False)
 
 
 def digest(files: Iterable[tuple[str, int, str]]) -> str:

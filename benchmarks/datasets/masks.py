@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ...pretrain.common.atomic import replacing
+from ...pretrain.common.atomic import write_atomic
 from ...pretrain.common.errors import UserError
 
 VOID = 255  # "do not judge" in indexed annotations, and "the object" in binary ones: `datasets` decides per sequence
@@ -119,8 +119,7 @@ def write_mask(path: Path | str, labels: np.ndarray) -> None:
     image = Image.frombytes("P", labels.shape[::-1], labels.tobytes())
     image.putpalette(davis_palette().tobytes())
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        image.save(temporary, format="PNG", compress_level=3)
+    write_atomic(path, lambda file: image.save(file, format="PNG", compress_level=3), sync=False)
 
 
 def binary_to_object(labels: np.ndarray) -> np.ndarray:

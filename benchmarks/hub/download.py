@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
-from ...pretrain.common.atomic import replacing
+from ...pretrain.common.atomic import write_atomic
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.locks import is_at, take
 
@@ -62,8 +62,7 @@ class Part:
         """Forget the bytes; those that follow are of `origin`."""
         self.file.truncate(0)
         self.origin = origin
-        with replacing(self.note) as temporary:
-            temporary.write_text(json.dumps(origin), encoding="utf-8")
+        write_atomic(self.note, json.dumps(origin), sync=False)
 
     def clear(self) -> None:
         """Forget everything."""

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from ...pretrain.common.atomic import replacing
+from ...pretrain.common.atomic import write_atomic
 from ...pretrain.common.card import FIELDS, parse_field
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.plugins import plugin_folders
@@ -187,8 +187,7 @@ def remember(folder: Path, entry: Public, sha256: str, size: int) -> Path:
     path = folder / LOCAL
     table = dict(_read(path)) if path.exists() else {}
     table[sha256] = {"name": entry.name, "size": size, **entry.facts}
-    with replacing(path, sync=True) as temporary:
-        temporary.write_text(yaml.safe_dump(table, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_atomic(path, yaml.safe_dump(table, sort_keys=False, allow_unicode=True))
     return path
 
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ...pretrain.common.atomic import replacing
+from ...pretrain.common.atomic import write_atomic
 
 # Names in the result's folder (`Job.out`).
 LOG = "log.txt"  # everything that the processes print, of all attempts
@@ -50,8 +50,7 @@ class Job:
 
 def write_json(path: Path, content: dict, sync: bool = False) -> None:
     """Write a JSON file as a whole. Raises ValueError for numbers that are not finite."""
-    with replacing(Path(path), sync=sync) as temporary:
-        temporary.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+    write_atomic(Path(path), json.dumps(content, allow_nan=False), sync)
 
 
 def read_json(path: Path) -> dict | None:

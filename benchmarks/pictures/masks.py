@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ...pretrain.common.atomic import replacing
+from ...pretrain.common.atomic import write_atomic
 from ..datasets.files import read_frame
 from ..datasets.masks import VOID, davis_palette, read_mask
 
@@ -56,11 +56,9 @@ def _write(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: 
 
 
 def _save(image: Image.Image, out: Path | str, **how) -> Path:
-    """Through a temporary name: a killed process leaves the old picture or the whole new one."""
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as temporary:
-        image.save(temporary, **how)
+    write_atomic(out, lambda file: image.save(file, **how), sync=False)
     return out
 
 

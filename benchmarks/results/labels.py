@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from ...pretrain.common.atomic import replacing
+from ...pretrain.common.atomic import write_atomic
 
 SUFFIX = ".label.json"
 SCHEMA = 1
@@ -79,6 +79,5 @@ def write(record: Path, given: Mapping[str, str], created: str) -> Path:
     kept = {k: before.get(k) for k in ("name", "row", "created")}
     history = [*before.get("history", []), *([kept] if before else [])]
     label = {"schema": SCHEMA} | kept | given | {"created": created, "history": history}
-    with replacing(path, sync=True) as temporary:
-        temporary.write_text(json.dumps(label, indent=1) + "\n", encoding="utf-8")
+    write_atomic(path, json.dumps(label, indent=1) + "\n")
     return path

@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ...pretrain.common.atomic import replacing
+from ...pretrain.common.atomic import write_atomic
 from ...pretrain.common.errors import UserError
 from ..datasets.masks import write_mask
 from .scenes import SHAPES, STUFF, Frame, Scene, _all, _once, _save_jpeg, draw_scene
@@ -118,8 +118,7 @@ def _counts(images: int | Sequence[int], size: tuple[int, int]) -> tuple[int, in
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_atomic(path, text, sync=False)
 
 
 def make_coco(

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import torch
 
-from ...pretrain.common.atomic import replacing
+from ...pretrain.common.atomic import write_atomic
 from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
 from ...pretrain.common.errors import UserError
 from ..datasets.davis import DavisSet, ResultMasks, Sequence, open_davis, result_masks
@@ -248,8 +248,7 @@ def _finish(out: Path, sequence: Sequence, futures: list[Future]) -> dict[str, d
         except UserError as error:
             raise UserError(f"{sequence.name}, frame {sequence.frames[i].stem}: {error}", error.status) from error
     summary = summarize(found)
-    with replacing(out / "scores" / f"{sequence.name}.json") as temporary:
-        temporary.write_text(json.dumps(summary), encoding="utf-8")
+    write_atomic(out / "scores" / f"{sequence.name}.json", json.dumps(summary), sync=False)
     return {sequence.name: summary}
 
 

@@ -6,7 +6,7 @@ import platform
 import re
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -54,17 +54,23 @@ def replacing(path: Path, sync: bool = False, publish: Callable[[Path, Path], No
             temporary.unlink(missing_ok=True)
 
 
-def write_atomic(path: Path, write: Callable[[BinaryIO], object], sync: bool = True) -> None:
-    """What `write(file)` writes becomes the content of `path`; see `replacing`."""
+def write_atomic(path: Path, content: str | bytes | Callable[[BinaryIO], object], sync: bool = True) -> None:
+    """A text (UTF-8), bytes, or what `content(file)` writes become the content of `path`; see `replacing`."""
     with replacing(path, sync) as temporary, temporary.open("wb") as file:
-        write(file)
+        if callable(content):
+            content(file)
+        else:
+            file.write(content.encode() if isinstance(content, str) else content)
 
 
-def os_error(error: BaseException | None) -> OSError | None:
-    """The file system's own words among an exception and its causes: torch.save wraps them."""
-    while error is not None and not isinstance(error, OSError):
+def os_error(error: BaseException | None, numbers: Container[int] | None = None) -> OSError | None:
+    """The file system's own words among an exception and its causes, which torch.save wraps; None where there are none.
+    numbers: only errors of these numbers count."""
+    while error is not None:
+        if isinstance(error, OSError) and (numbers is None or error.errno in numbers):
+            return error
         error = error.__cause__ or error.__context__
-    return error
+    return None
 
 
 def _sync_folder(folder: Path) -> None:

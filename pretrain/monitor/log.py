@@ -118,7 +118,7 @@ def cut(path: Path, start: int) -> list[dict]:
     """Remove the lines of steps after `start`, and one that a kill left unfinished; -> those that stay."""
     kept = [line for line in entries(path) if line["step"] <= start]
     if path.exists():
-        write_atomic(path, lambda file: file.write("".join(f"{json.dumps(line)}\n" for line in kept).encode()))
+        write_atomic(path, "".join(f"{json.dumps(line)}\n" for line in kept))
     return kept
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import Run
+from ..common.atomic import os_error
 from ..common.errors import UserError
 from ..data.images import ImageSource
 from ..distributed import Ranks
@@ -21,7 +22,7 @@ from ..step import Trainer
 from .log import Log, entries
 
 PULSE = 5.0  # seconds between the messages of processes that wait for the first one
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk or quota
 DONE = "watch.epochs"  # is in the line of an evaluation that was finished
 
 
@@ -76,7 +77,10 @@ class Watch:
                     raise
                 except Exception as error:  # whatever it is, the training is worth more
                     pulse()  # a signal may have ended a process of the evaluation, too
-                    self.refuse_full_disk(error)
+                    if cause := os_error(error, FULL):
+                        where = f"{self.run.folder}: the evaluation cannot be written: {cause.strerror}"
+                        again = f"free space, then --resume {self.run.folder}"
+                        raise UserError(f"{where}; the run is saved: {again}", status=1) from error
                     text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
                     failed.append(f"{name} failed: {text}")
         if cuda:
@@ -88,18 +92,6 @@ class Watch:
         shown = "  ".join(f"{name} {value:.2f}" for name, value in rates.items())
         text = f"step {step}: {shown or 'evaluated'} ({time.perf_counter() - began:.0f} s)"
         log.reporter.console.print(text, highlight=False, soft_wrap=True)
-
-    def refuse_full_disk(self, error: BaseException | None) -> None:
-        """Raise UserError where a full disk (or quota) is among an error and its causes."""
-        first = error
-        while error is not None:
-            if isinstance(error, OSError) and error.errno in FULL:
-                raise UserError(
-                    f"{self.run.folder}: the evaluation cannot be written: {error.strerror}; the run is saved: free "
-                    f"space, then --resume {self.run.folder}",
-                    status=1,
-                ) from first
-            error = error.__cause__ or error.__context__
 
 
 # --------------------------------------------------------------------------------------------- several processes

@@ -40,7 +40,7 @@ def test_write_keeps_the_old_file_when_it_fails(tmp_path, labels, monkeypatch):
     before = path.read_bytes()
 
     def half(self, file, **_):
-        file.write_bytes(b"\x89PNG half")
+        file.write(b"\x89PNG half")
         raise OSError("disk full")
 
     monkeypatch.setattr(Image.Image, "save", half)
