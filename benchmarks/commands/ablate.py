@@ -14,7 +14,7 @@ from rich.console import Console
 from ...pretrain.ablations import ABLATIONS
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.keyvalue import key_value
-from ...pretrain.common.processes import environment, python, refuse_in_child
+from ...pretrain.common.processes import child_environment, python, refuse_in_child
 from ..results import record
 from ..results.published import load_published
 from ..run.launchers import check_gpus
@@ -137,7 +137,7 @@ class Sweep:
         if arguments[0] == "pretrain" and self.gpus > 1:
             torchrun = ["--standalone", f"--nproc-per-node={self.gpus}", "--module", PROGRAM]
             line = python("torch.distributed.run", *torchrun, *arguments)
-        return subprocess.run(line, env=environment(), check=False).returncode
+        return subprocess.run(line, env=child_environment(), check=False).returncode
 
     def check(self, names: list[str]) -> None:
         """Raise UserError for values that a recipe does not take, GPUs that are not there, or a folder that holds a run

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ...pretrain.common.errors import UserError
-from ...pretrain.common.processes import environment, python
+from ...pretrain.common.processes import child_environment, python
 from ...pretrain.common.weights import save_weights
 from ..checkpoints.open import Checkpoint, ready
 from ..hub.open import open_checkpoint
@@ -30,7 +30,7 @@ def unpickled(file: Path) -> Iterator[Path]:
         out = Path(folder) / file.name
         command = python(f"{__package__}.trusted", file.resolve(), out)
         pipes = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
-        done = subprocess.run(command, cwd=folder, env=environment(), **pipes)
+        done = subprocess.run(command, cwd=folder, env=child_environment(), **pipes)
         if done.returncode:
             lines = done.stderr.strip().splitlines()
             reason = lines[-1] if lines else f"exit status {done.returncode}"

@@ -23,7 +23,7 @@ from ...pretrain.common.card import Card
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.keyvalue import key_value
 from ...pretrain.common.locks import take
-from ...pretrain.common.processes import environment, python
+from ...pretrain.common.processes import child_environment, python
 from ..tasks import Config, Crash, Data, Task
 from . import recipe
 from .job import ERROR, LOCK, LOG, PROGRESS, RESULT, Job, read_json
@@ -194,7 +194,7 @@ def _ask(question: str, device: str) -> str | None:
 
 def _environment(device: str) -> dict[str, str]:
     """Of the processes: mm takes a GPU wherever it sees one, so on `cpu` it must see none."""
-    return environment(**({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}))
+    return child_environment(**({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}))
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ def python(module: str, *arguments) -> list[str]:
     return [sys.executable, "-P", "-m", module, *map(str, arguments)]
 
 
-def environment(**more: str) -> dict[str, str]:
+def child_environment(**more: str) -> dict[str, str]:
     """Of a process that may start others."""
     return os.environ | {SAFE: "1"} | more
 

@@ -21,7 +21,7 @@ from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.pretrain import slurm
 from selfpatch_bench.pretrain.checkpoint import Run
 from selfpatch_bench.pretrain.common.card import Card
-from selfpatch_bench.pretrain.common.processes import environment, python
+from selfpatch_bench.pretrain.common.processes import child_environment, python
 from selfpatch_bench.pretrain.common.weights import save_weights
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.train import settle
@@ -134,7 +134,7 @@ def test_a_job(trap, place, tmp_path, monkeypatch):
 def test_pythonpath_still_counts(trap, tmp_path):
     (tmp_path / "mine.py").write_text("import sys, subprocess\nprint('mine', *sys.argv[1:])")
     line = python("mine", 1, Path("a b"))
-    done = subprocess.run(line, env=environment(PYTHONPATH=str(tmp_path)), capture_output=True, text=True)
+    done = subprocess.run(line, env=child_environment(PYTHONPATH=str(tmp_path)), capture_output=True, text=True)
     assert (done.stdout, trap()) == ("mine 1 a b\n", [])
 
 
