@@ -15,8 +15,9 @@ from ...pretrain.ablations import ABLATIONS
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.keyvalue import key_value
 from ...pretrain.common.processes import child_environment, python, refuse_in_child
-from ..results import record
 from ..results.published import load_published
+from ..results.record import DONE, Record, records
+from ..results.render import markdown_table
 from ..run.launchers import check_gpus
 
 TASK, METRIC = "davis", "JF_m"
@@ -183,37 +184,29 @@ class Sweep:
 
         Two cells whose weights came out equal share a record, which has had the names of both.
         """
-        found: dict[str, tuple[str, float]] = {}
-        for path in record.files(self.out, TASK):
-            one = record.read(path)
-            given = one["protocol"].get("overridden") or {}
-            same = {k: str(v) for k, v in given.items()} == dict(map(key_value, self.grid.davis))
-            if one.get("status") != "done" or one.get("limit") != self.grid.limit or not same:
+        found: dict[str, Record] = {}
+        asked = dict(map(key_value, self.grid.davis))
+        for one in records(self.out, TASK):
+            given = {k: str(v) for k, v in one.protocol.overridden.items()}
+            if one.status != DONE or one.limit != self.grid.limit or given != asked:
                 continue
-            names = one["_label"]["names"] if "_label" in one else [one["model"]["name"]]
-            for name in names:
-                if name in self.grid.cells and one["created"] > found.get(name, ("",))[0]:
-                    found[name] = one["created"], one["metrics"][METRIC]
-        return {name: value for name, (_, value) in found.items()}
+            for name in one.names:
+                if name in self.grid.cells and (name not in found or one.created > found[name].created):
+                    found[name] = one
+        return {name: one.metrics[METRIC] for name, one in found.items()}
 
     def text(self) -> str:
         """The tables in Markdown; a cell without a result shows as such."""
         scores, parts = self.scores(), []
         for table in self.grid.tables:
-            lines = [f"### {table.title}", "", *_rows([*table.columns, "published (J&F)_m", "ours"], header=True)]
-            for row in table.rows:
-                ours = f"{scores[row.cell]:.1f}" if row.cell in scores else "not run"
-                lines += _rows([*row.labels, row.printed or "-", ours])
-            parts.append("\n".join(lines))
+            heads = [*table.columns, "published (J&F)_m", "ours"]
+            ours = {row.cell: f"{scores[row.cell]:.1f}" if row.cell in scores else "not run" for row in table.rows}
+            lines = [[*row.labels, row.printed or "-", ours[row.cell]] for row in table.rows]
+            parts.append("\n".join([f"### {table.title}", "", *markdown_table(heads, lines)]))
         if self.grid.limit or self.grid.davis:
             shown = [f"--limit {self.grid.limit}"] if self.grid.limit else []
             parts.append(f"Ours: {', '.join([*shown, *self.grid.davis])}; such numbers say nothing about the method.")
         return "\n\n".join(parts)
-
-
-def _rows(cells: list[str], header: bool = False) -> list[str]:
-    lines = [f"| {' | '.join(cells)} |"]
-    return [*lines, f"|{'---|' * len(cells)}"] if header else lines
 
 
 def ablate_command(

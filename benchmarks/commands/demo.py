@@ -20,8 +20,9 @@ from ...pretrain.export import portable
 from ...pretrain.step import Learner
 from ...pretrain.train import settle
 from ..backbones.encoder import Encoder
-from ..results import record
 from ..results.layout import table_command
+from ..results.record import DONE, records
+from ..results.render import markdown_table
 from ..run.runner import Options, run_command
 from ..synthetic.scenes import make_pictures, make_videos
 from .pretrain import HOOKS
@@ -76,19 +77,18 @@ def colour_baseline(path: Path, cells: int = 2) -> None:
 
 def scores(out: Path) -> dict[str, dict[str, float]]:
     """Name of a model -> its metrics, from the newest records."""
-    found = [record.read(path) for path in record.files(out, "davis")]
-    done = sorted((r for r in found if r["status"] == "done"), key=lambda r: r["created"])
-    return {r["model"]["name"]: r["metrics"] for r in done}
+    done = (r for r in records(out, "davis") if r.status == DONE)
+    return {r.model.name: r.metrics for r in sorted(done, key=lambda r: r.created)}
 
 
 def differences(found: dict[str, dict[str, float]], start: str) -> str:
-    """Every model's metrics minus those of `start`, in percentage points, as lines of a table."""
-    names = ("JF_m", "J_m", "F_m")
-    rows = [f"| difference to {start} | J&F_m | J_m | F_m |", "|---|---|---|---|"]
-    for name, metrics in sorted(found.items(), key=lambda pair: pair[1]["JF_m"]):
-        if name != start:
-            rows.append(f"| {name} | " + " | ".join(f"{metrics[m] - found[start][m]:+.1f}" for m in names) + " |")
-    return "\n".join(rows)
+    """Every model's metrics minus those of `start`, in percentage points, as a table."""
+    rows = [
+        [name, *(f"{metrics[m] - found[start][m]:+.1f}" for m in ("JF_m", "J_m", "F_m"))]
+        for name, metrics in sorted(found.items(), key=lambda pair: pair[1]["JF_m"])
+        if name != start
+    ]
+    return "\n".join(markdown_table([f"difference to {start}", "J&F_m", "J_m", "F_m"], rows))
 
 
 def demo_command(out: Path, full: bool = False) -> int:

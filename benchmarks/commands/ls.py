@@ -9,7 +9,7 @@ from ...pretrain.recipes import RECIPES
 from ..checkpoints import FORMATS
 from ..tasks import _registry
 
-KINDS = {
+THINGS = {
     "tasks": (_registry.TASKS, _registry.RECIPES),
     "formats": (FORMATS,),
     "recipes": (RECIPES,),
@@ -19,18 +19,18 @@ KINDS = {
 }
 
 
-def listing(kind: str, out: Path) -> str:
-    """Lines for one kind. Raises UserError that names the kinds."""
-    if kind not in KINDS:
-        raise UserError(f"ls {kind}: it is one of {', '.join(KINDS)}")
-    if kind == "published":
+def listing(thing: str, out: Path) -> str:
+    """Lines for one kind of thing. Raises UserError that names what there is."""
+    if thing not in THINGS:
+        raise UserError(f"ls {thing}: it is one of {', '.join(THINGS)}")
+    if thing == "published":
         from ..results.published import list_published
 
         return columns([(r.source, r.table, f"{r.rows} rows", ", ".join(r.tasks)) for r in list_published()])
-    if kind == "records":
-        return records(out)
-    rows = [row for one in KINDS[kind] for row in plugin_rows(one)]
-    return columns(rows) if rows else f"no {kind} yet"
+    if thing == "records":
+        return list_records(out)
+    rows = [row for kind in THINGS[thing] for row in plugin_rows(kind)]
+    return columns(rows) if rows else f"no {thing} yet"
 
 
 def plugin_rows(kind: Kind) -> list[tuple[str, str, str]]:
@@ -38,46 +38,39 @@ def plugin_rows(kind: Kind) -> list[tuple[str, str, str]]:
     rows = []
     for plugin in kind.scan().values():
         text = plugin.doc
-        if kind is _registry.RECIPES:
-            rows.append((plugin.name, recipe_text(plugin), plugin.source))
-            continue
-        if not plugin.ours and plugin.path.suffix == ".py":  # ours are tested, a user's may not import
-            try:
+        try:
+            if kind is _registry.RECIPES:
+                text = recipe_text(plugin)
+            elif not plugin.ours and plugin.path.suffix == ".py":  # ours are tested, a user's may not import
                 _ = plugin.module
-            except UserError as error:
-                text = f"broken: {error}"
+        except UserError as error:
+            text = f"broken: {error}"
         rows.append((plugin.name, text, plugin.source))
     return rows
 
 
 def recipe_text(plugin: Plugin) -> str:
     """First line of an mm recipe, its metrics, and the published columns that its numbers may stand in."""
-    try:
-        task = plugin.module.TASK
-    except UserError as error:
-        return f"broken: {error}"
+    task = plugin.module.TASK
     names = ", ".join(m.name for m in task.metrics)
     pairs = ", ".join(f"{name} {protocol}" for name, protocol in task.published)
     return f"{plugin.doc} [{names}; beside {pairs or 'nothing published'}]"
 
 
-def records(out: Path) -> str:
+def list_records(out: Path) -> str:
     """One line for each record below `out`, failures included."""
-    from ..results import record
+    from ..results.record import DONE, records
 
-    rows = []
-    for path in record.files(out):
-        try:
-            r = record.read(path)
-        except UserError as error:
-            rows.append((str(path.relative_to(out)), f"not a record: {error}"))
-            continue
-        if r["status"] == "done":
-            text = "  ".join(f"{k} {v:.2f}" for k, v in list(r["metrics"].items())[:3])
-        else:
-            text = f"failed: {r['error']}"
-        rows.append((str(path.relative_to(out)), r["model"]["name"], text, r["data"]["summary"]))
-    return columns(rows) if rows else f"no records in {out}: `selfpatch run` makes them"
+    strange: dict[Path, str] = {}
+    rows = {}
+    for one in records(out, strange=strange):
+        text = f"failed: {one.error}"
+        if one.status == DONE:
+            text = "  ".join(f"{k} {v:.2f}" for k, v in list(one.metrics.items())[:3])
+        rows[one.path] = (one.model.name, text, one.data.summary)
+    rows |= {path: (f"not a record: {why}",) for path, why in strange.items()}
+    lines = [(str(path.relative_to(out)), *row) for path, row in sorted(rows.items())]
+    return columns(lines) if lines else f"no records in {out}: `selfpatch run` makes them"
 
 
 def columns(rows: list[tuple]) -> str:

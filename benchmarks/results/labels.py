@@ -8,6 +8,7 @@ newest label wins; what it leaves open (null) is the record's own.
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -60,16 +61,18 @@ def _warn(path: Path, problem: str) -> None:
     log.warning("%s: %s; the record's own name and row are used", path, problem)
 
 
-def apply(content: dict, record: Path) -> dict:
-    """A record's content with its newest name and row. `_label`, where there is one: when it was given, and every name
-    that the result has had, its own first."""
-    label, model = read(record), content.get("model")
-    if not label or not isinstance(model, dict):
-        return content
+def apply(found, record: Path):
+    """A record as read from its file -> with its newest name and row, and the names that it has had."""
+    label = read(record)
     given = {k: label[k] for k in ("name", "row") if label.get(k) is not None}
-    names = [x.get("name") for x in (model, *label.get("history", []), label)]
-    known = {"created": label.get("created") or "", "names": [n for n in dict.fromkeys(names) if n]}
-    return content | {"model": model | given, "_label": known}
+    names = (found.model.name, *(x.get("name") for x in (*label.get("history", []), label)))
+    return replace(
+        found,
+        path=record,
+        model=replace(found.model, **given),
+        names=tuple(n for n in dict.fromkeys(names) if n),
+        labelled=label.get("created") or "",
+    )
 
 
 def write(record: Path, given: Mapping[str, str], created: str) -> Path:

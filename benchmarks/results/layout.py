@@ -4,13 +4,15 @@ A source's table is printed as it was printed. A record joins it only under the 
 is empty); every other record stands below a rule, in columns of its own, with what differs named.
 """
 
+import itertools
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ...pretrain.common.errors import UserError
-from .collect import ORDER, Result, backbone_name, changed, collect, data_text, load_records, plain, rank, short_file
+from .collect import ORDER, Result, as_typed, backbone_name, changed, collect, data_text, rank, short_file
 from .published import NOT_PRINTED, PublishedTable, find_table, load_sources
+from .record import DONE, Record, records
 from .render import LABELS, NAMES, Cell, Column, Row, Section, Table, number, render
 
 FORMATS = ("md", "csv", "latex")
@@ -27,36 +29,32 @@ log = logging.getLogger(__name__)
 
 
 def build_table(
-    records: Iterable[dict],
+    found: Iterable[Record],
     against: str | None = None,
     include_limited: bool = False,
     tasks: Mapping | None = None,
     only: Iterable[str] | None = None,
 ) -> Table:
-    """The table of `records`, with the published one of `against` (SOURCE or SOURCE:TABLE) above it.
+    """The table of the records `found`, with the published one of `against` (SOURCE or SOURCE:TABLE) above it.
 
     tasks: name -> what the task declares (`metrics` with name, unit, noise; `version`; `published`), for the noise
     band and units. only: these tasks. include_limited: also what was made with --limit, below the rule.
     Raises UserError for an unknown source and for two networks under one name.
     """
-    tasks = tasks or {}
+    tasks, only = tasks or {}, set(only or ())
     source = find_table(against) if against else None
-    only = set(only) if only else None
-    done = [r for r in records if r["status"] == "done" and (only is None or r["task"] in only)]
-    shown = [r for r in done if include_limited or r.get("limit") is None]
+    done = [r for r in found if r.status == DONE and (not only or r.task in only)]
+    shown = [r for r in done if include_limited or r.limit is None]
     results = collect(shown, tasks)
     if source and only:
-        pairs = [p for r in done for p in r["published"]]
+        pairs = [p for r in done for p in r.published]
         pairs += [p for name in only for p in getattr(tasks.get(name), "published", ())]
         source = source.restrict({p[0] for p in pairs})
     slots = source.slots() if source else {}
-    for result in results:
-        if source:
-            result.differs += _elsewhere(result, slots)
-    joined = [r for r in results if not r.differs]
-    below = [r for r in results if r.differs]
-    marks = iter(range(1, len(results) + 1))
-    sections = []
+    for result in results if source else ():
+        result.differs += _elsewhere(result, slots)
+    joined, below = [r for r in results if not r.differs], [r for r in results if r.differs]
+    marks, sections = map(str, itertools.count(1)), []
     if source:
         sections.append(_source_section(source, slots, joined, tasks, marks))
     elif joined:
@@ -80,11 +78,12 @@ def build_table(
 
 def _elsewhere(result: Result, slots: dict) -> list[str]:
     """Why no column of the source is this result's, else []."""
-    if any((*pair, metric) in slots for pair in result.pairs for metric in result.record["metrics"]):
+    pairs = result.record.published
+    if any((*pair, metric) in slots for pair in pairs for metric in result.record.metrics):
         return []
-    protocols = sorted({s[1] for s in slots for t, p in result.pairs if s[0] == t and s[1] and s[1] != p})
+    protocols = sorted({s[1] for s in slots for t, p in pairs if s[0] == t and s[1] and s[1] != p})
     if protocols:
-        return [f"protocol {', '.join(sorted({p for _, p in result.pairs}))}, not {', '.join(protocols)}"]
+        return [f"protocol {', '.join(sorted({p for _, p in pairs}))}, not {', '.join(protocols)}"]
     return [f"{result.protocol or 'its protocol'} is not in this table"]
 
 
@@ -92,7 +91,7 @@ def _pack(results: list[Result], columns_of) -> list[list[Result]]:
     """Results of one network, card and limit side by side in a row, as long as they need different columns."""
     rows: list[tuple[tuple, set, list[Result]]] = []
     for result in results:
-        who = (result.record["model"]["name"], result.suffix, str(result.record.get("limit") or ""))
+        who = (result.record.model.name, result.suffix, str(result.record.limit or ""))
         wanted = set(columns_of(result))
         for name, used, members in rows:
             if name == who and not used & wanted:
@@ -104,22 +103,20 @@ def _pack(results: list[Result], columns_of) -> list[list[Result]]:
     return [members for _, _, members in sorted(rows, key=lambda r: r[0])]  # stable
 
 
-def _own_row(members: list[Result], cells: dict, marks, section: Section, twins: bool) -> Row:
+def _own_row(members: list[Result], cells: dict, marks, section: Section, twins: bool = False) -> Row:
     """A row of ours with its footnote; twins: another row has the same name, so the tasks are named."""
-    model = members[0].record["model"]
+    model, several = members[0].record.model, len(members) > 1
     tasks = f" [{', '.join(r.task for r in members)}]" if twins else ""
-    labels = {"method": model["name"] + members[0].suffix + tasks}
-    labels["backbone"] = backbone_name(model.get("card") or {})
-    mark = str(next(marks))
+    labels = {"method": members[0].name + tasks, "backbone": backbone_name(model.card or {})}
+    mark = next(marks)
     counts = [str(r.n) for r in members]
     n = counts[0] if len(set(counts)) == 1 else "/".join(counts)
-    several = len(members) > 1
     differs = "; ".join((f"{r.task}: " if several else "") + ", ".join(r.differs) for r in members if r.differs)
     meta = {
-        "row": members[0].record["model"].get("row") or "",
+        "row": model.row or "",
         "data": "; ".join(data_text(r) for r in members),
         "protocol": "; ".join(f"{r.task}={r.protocol}" for r in members),
-        "key": "; ".join(x.get("_file", f"{x['task']}/{x['key']}") for r in members for x in r.records),
+        "key": "; ".join(x.file for r in members for x in r.records),
     }
     section.notes += [(mark, _footnote(r)) for r in members]
     return Row(labels, cells, ours=True, marks=[mark], n=n, differs=differs, meta=meta)
@@ -127,18 +124,15 @@ def _own_row(members: list[Result], cells: dict, marks, section: Section, twins:
 
 def _footnote(result: Result) -> str:
     record = result.record
-    overridden = record["protocol"].get("overridden") or {}
-    values = "".join(f", {value}" for value in changed(overridden))
-    limit = "" if record.get("limit") is None else f", limit {record['limit']}"
-    card = record["model"].get("overrides") or {}
-    given = "".join(f", {k}={plain(v)}" for k, v in sorted(card.items()))
-    files = ", ".join(short_file(r) for r in result.records)
+    values = "".join(f", {value}" for value in changed(record.protocol.overridden))
+    limit = "" if record.limit is None else f", limit {record.limit}"
+    given = ", ".join(f"{k}={as_typed(v)}" for k, v in sorted(record.model.overrides.items()))
     if len(result.records) > 1:
         how = f"mean ± std of {len(result.records)} seeds: "
     else:
         how = f"newest of {result.n}: " if result.n > 1 else ""
-    text = f"{result.task} version {record.get('version')}, {result.protocol}{values}{limit}; {data_text(result)}"
-    return text + (f"; given{given.removeprefix(',')}" if given else "") + f"; {how}{files}"
+    text = f"{result.task} version {record.version}, {result.protocol}{values}{limit}; {data_text(result)}"
+    return f"{text}{f'; given {given}' if given else ''}; {how}{', '.join(map(short_file, result.records))}"
 
 
 def _own_section(kind, title, results, tasks, marks, taken: set[str]) -> Section:
@@ -147,8 +141,8 @@ def _own_section(kind, title, results, tasks, marks, taken: set[str]) -> Section
     keys: dict[tuple, tuple] = {}
     for result in results:
         declared = _declared(tasks.get(result.task))
-        order = list(declared) or list(result.record["metrics"])
-        known = any(m in ORDER for m in result.record["metrics"])
+        order = list(declared) or list(result.record.metrics)
+        known = any(m in ORDER for m in result.record.metrics)
         for metric in result.cells():
             place = ORDER.index(metric) if metric in ORDER else len(ORDER)
             within = order.index(metric) if metric in order else len(order)
@@ -162,10 +156,9 @@ def _own_section(kind, title, results, tasks, marks, taken: set[str]) -> Section
         alone = names.count(metric) == 1 and metric not in taken
         csv = metric if alone else f"{task}:{protocol}:{metric}" if task in several else f"{task}:{metric}"
         section.columns.append(Column(key, metric, task, protocol if task in several else "", csv, unit, extra))
-    packed = _pack(results, lambda r: [(r.task, r.protocol)])
-    for members in packed:
+    for members in _pack(results, lambda r: [(r.task, r.protocol)]):
         cells = {(r.task, r.protocol, m): c for r in members for m, c in r.cells().items()}
-        section.rows.append(_own_row(members, cells, marks, section, twins=False))
+        section.rows.append(_own_row(members, cells, marks, section))
     return section
 
 
@@ -201,10 +194,10 @@ def _source_section(source: PublishedTable, slots, joined, tasks, marks) -> Sect
     _published_notes(source, section, list(groups))
     columns_of = {id(r): _fill(r, slots) for r in joined}
     packed = _pack(joined, lambda r: columns_of[id(r)])
-    names = [(m[0].record["model"]["name"], m[0].suffix) for m in packed]
-    for members, name in zip(packed, names, strict=True):
+    names = [members[0].name for members in packed]
+    for members in packed:
         cells = {column: cell for r in members for column, cell in columns_of[id(r)].items()}
-        row = _own_row(members, cells, marks, section, twins=names.count(name) > 1)
+        row = _own_row(members, cells, marks, section, twins=names.count(members[0].name) > 1)
         section.rows.append(row)
         for result in members:
             _difference(source, section, row, result, columns_of[id(result)], _declared(tasks.get(result.task)))
@@ -224,8 +217,8 @@ def _source_columns(source: PublishedTable) -> list[Column]:
 
 def _fill(result: Result, slots: dict) -> dict[tuple, Cell]:
     """The source's columns that this result fills."""
-    cells = result.cells()
-    return {slots[*pair, m]: cell for pair in result.pairs for m, cell in cells.items() if (*pair, m) in slots}
+    pairs, cells = result.record.published, result.cells()
+    return {slots[*pair, m]: cell for pair in pairs for m, cell in cells.items() if (*pair, m) in slots}
 
 
 def _published_notes(source: PublishedTable, section: Section, groups: list[tuple]) -> None:
@@ -252,7 +245,7 @@ def _published_notes(source: PublishedTable, section: Section, groups: list[tupl
 
 def _difference(source, section: Section, row: Row, result: Result, cells: dict[tuple, Cell], declared: dict) -> None:
     """Ours minus the row that the record names, with the task's noise band; a note where there is no such row."""
-    named = result.record["model"].get("row")
+    named = result.record.model.row
     if not named:
         return
     who = f"{row.labels['method']}, {result.task}"
@@ -265,7 +258,7 @@ def _difference(source, section: Section, row: Row, result: Result, cells: dict[
     parts: dict[str, list[str]] = {}
     for column, cell in cells.items():
         theirs = fits[0].cells.get(column)
-        if theirs is None or (theirs.task, theirs.protocol) not in result.pairs:
+        if theirs is None or (theirs.task, theirs.protocol) not in result.record.published:
             continue
         cell.diff = cell.value - float(theirs.text)
         metric = declared.get(theirs.metric)
@@ -310,9 +303,8 @@ def table_command(
     unknown = [f for f in formats if f not in FORMATS]
     if unknown or not formats:
         raise UserError(f"no format {', '.join(unknown) or 'given'}; there are: {', '.join(FORMATS)}")
-    records = load_records(out)
-    names = sorted({r["task"] for r in records})
-    wanted = list(tasks or [])
+    found = records(out)
+    names, wanted = sorted({r.task for r in found}), list(tasks or [])
     if declared is None:
         declared = _declarations({*names, *wanted})
     missing = [t for t in wanted if t not in names and t not in declared]
@@ -320,7 +312,7 @@ def table_command(
         raise UserError(
             f"no task {', '.join(missing)} among the records of {out}; there are: {', '.join(names) or 'none'}"
         )
-    table = build_table(records, against, include_limited, declared, wanted)
+    table = build_table(found, against, include_limited, declared, wanted)
     return "\n".join(render(table, f) for f in formats)
 
 

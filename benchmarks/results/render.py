@@ -1,6 +1,7 @@
 """A finished table -> Markdown, CSV, LaTeX. What stands where, and why, is decided in layout.py."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -173,33 +174,35 @@ def _grid(section: Section, escape, mark, names: dict[str, str]) -> _Grid:
 # --- Markdown
 
 
-def markdown_escape(text: str) -> str:
-    """Text for a cell of a Markdown table."""
-    return text.replace("|", "\\|").replace("\n", " ")
+def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]], right: Sequence[bool] = ()) -> list[str]:
+    """A Markdown table of texts, line by line. right: which columns align right; all are then padded to one width."""
+    rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in (heads, *lines)]
+    if not right:
+        head, *rest = (f"| {' | '.join(row)} |" for row in rows)
+        return [head, f"|{'---|' * len(heads)}", *rest]
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    head, *rest = (
+        "| " + " | ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)) + " |"
+        for row in rows
+    )
+    rule = ("-" * (w + 1) + (":" if r else "-") for w, r in zip(widths, right, strict=True))
+    return [head, f"|{'|'.join(rule)}|", *rest]
 
 
 def _markdown(table: Table) -> str:
     blocks = []
     for section in table.sections:
-        grid = _grid(section, markdown_escape, lambda marks: "".join(f" [{m}]" for m in marks), NAMES)
-        widths = [max(3, *(len(line[i]) for line in [grid.heads, *grid.lines])) for i in range(len(grid.heads))]
-        rule = ["-" * (w + 1) + (":" if r else "-") for w, r in zip(widths, grid.right, strict=True)]
+        grid = _grid(section, str, lambda marks: "".join(f" [{m}]" for m in marks), NAMES)
         text = [f"### {section.title}", ""]
         if section.caption:
             text += [f"- {line}" for line in section.caption] + [""]
-        text += [_pipe(grid.heads, widths, grid.right), "|" + "|".join(rule) + "|"]
-        text += [_pipe(line, widths, grid.right) for line in grid.lines]
+        text += markdown_table(grid.heads, grid.lines, grid.right)
         if section.differences:
             text += ["", "Differences to named published rows:", ""] + [f"- {d}" for d in section.differences]
         if section.notes:
             text += [""] + ["- " + (f"[{mark}] " if mark else "") + note for mark, note in section.notes]
         blocks.append("\n".join(text) + "\n")
     return "\n---\n\n".join(blocks) + ("\n" if blocks else "") + "\n\n".join(table.footer) + "\n"
-
-
-def _pipe(cells: list[str], widths: list[int], right: list[bool]) -> str:
-    padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True))
-    return "| " + " | ".join(padded) + " |"
 
 
 # --- LaTeX

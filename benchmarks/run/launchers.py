@@ -34,15 +34,15 @@ def check_flags(modules: Mapping, options) -> None:
         raise UserError(f"--masks: is for videos, not for {', '.join(training)}")
 
 
-def check_models(jobs: list, options) -> None:
+def check_models(evaluations: list, options) -> None:
     """Tasks that look at a network's card before the work do so now, for what is not done yet."""
     seen = []
-    for job in jobs:
-        known = (job.task, job.model.card)
-        todo = options.rerun or not record.done(options.out, job.task, job.key)
-        if options.rank == 0 and todo and hasattr(job.module, "check_model") and known not in seen:
+    for one in evaluations:
+        known = (one.task, one.model.card)
+        todo = options.rerun or not record.done(options.out, one.task, one.key)
+        if options.rank == 0 and todo and hasattr(one.module, "check_model") and known not in seen:
             seen.append(known)
-            job.module.check_model(job.cfg, job.model.card)
+            one.module.check_model(one.cfg, one.model.card)
 
 
 def launched() -> tuple[int, int]:

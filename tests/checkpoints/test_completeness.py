@@ -349,4 +349,4 @@ def test_it_is_said_by_inspect_convert_run_and_the_record(tmp_path, capsys):
     assert run(jobs, options, Console(file=sys.stdout, width=200)) == 0
     assert f"warning: {text}\n" in capsys.readouterr().out
     found = record.read(record.done(options.out, "davis", jobs[0].key)[-1])
-    assert found["model"]["facts"]["warnings"] == text
+    assert found.model.facts["warnings"] == text

@@ -20,7 +20,8 @@ from selfpatch_bench.benchmarks.checkpoints.state import read_file
 from selfpatch_bench.benchmarks.formats import example_vit
 from selfpatch_bench.benchmarks.hub import remote
 from selfpatch_bench.benchmarks.hub.open import open_checkpoint
-from selfpatch_bench.benchmarks.run.runner import Options, describe
+from selfpatch_bench.benchmarks.run.opened import describe
+from selfpatch_bench.benchmarks.run.plan import Options
 
 FACTS = {"heads": 2, "mean": 0.5, "std": 0.5}
 
@@ -364,7 +365,7 @@ def test_hf_repository_is_downloaded_once_then_cached(hub, vit, mark):
     handler.asked.clear()
     server.shutdown()
     server.server_close()
-    again = describe(Path(name), Options(format="timm"))
+    again = describe(Path(name), Options(format="timm")).model
     assert (again.fingerprint, again.name) == (mark, name)
     assert handler.asked == []
 

@@ -138,8 +138,8 @@ def test_demo_runs_and_runs_again(tmp_path):
     records, fingerprints = {}, {}
     for path in (tmp_path / "records/davis").glob("*.json"):
         found = record.read(path)
-        records[found["model"]["name"]] = found["metrics"]
-        fingerprints[found["model"]["name"]] = found["model"]["fingerprint"]
+        records[found.model.name] = found.metrics
+        fingerprints[found.model.name] = found.model.fingerprint
     trained = {f"{name}/step-00000003" for name in demo.RUNS}
     assert set(records) == {"models/colour", "models/random"} | trained
     assert len(set(fingerprints.values())) == 4  # the patch term makes a difference

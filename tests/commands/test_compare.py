@@ -1,6 +1,7 @@
 """Comparisons: the tests against plain computations, and the command on two networks and a small video set."""
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from itertools import product
 from statistics import NormalDist, fmean, stdev, variance
@@ -15,6 +16,7 @@ from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.commands.compare import compare_command, compare_text, describe_differences, verdict_of
 from selfpatch_bench.benchmarks.metrics import significance
 from selfpatch_bench.benchmarks.metrics.significance import mcnemar, pack, sign_flip, unpack, welch
+from selfpatch_bench.benchmarks.results.record import DataSet, Model, Protocol, Record
 from selfpatch_bench.benchmarks.run.runner import Options
 from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.benchmarks.tasks import Metric
@@ -145,7 +147,7 @@ def test_interval_of_many_sequences_is_close_to_the_normal_one():
     assert verdict.high == pytest.approx(gaps.mean() + half, abs=0.15 * half)
 
 
-def video(scores: list[list[float]], name="a") -> dict:
+def video(scores: list[list[float]], name="a") -> Record:
     """A record of a video task: per sequence the objects' J (and F, the same), 0 to 1."""
     parts = {
         f"s{i}": {str(o + 1): {"J": {"mean": float(x)}, "F": {"mean": float(x)}} for o, x in enumerate(one)}
@@ -197,13 +199,13 @@ def test_the_difference_that_is_tested_is_the_one_printed():
     noise = np.random.default_rng(5)
     a, b = (video(scores, name) for name, scores in zip("ab", chance(noise, 8, better=0.03), strict=True))
     for metric in ("JF_m", "J_m", "F_m"):
-        gap = b["metrics"][metric] - a["metrics"][metric]
+        gap = b.metrics[metric] - a.metrics[metric]
         verdict = verdict_of([a], [b], metric)
         assert verdict.difference == pytest.approx(gap, rel=1e-9)
         assert f"{gap:+.2f} | p = {verdict.p:.2g}, 95 % " in compare_text("davis", [Metric(metric)], [[a], [b]])
     other = video([[0.5]] * 8, "b")
     assert verdict_of([a], [other], "JF_m") is None  # other objects: nothing pairs
-    seeds = [[a, a | {"metrics": {"JF_m": 3.0}}], [b]]
+    seeds = [[a, replace(a, metrics={"JF_m": 3.0})], [b]]
     assert verdict_of(*seeds, "JF_m") is None  # the mean over seeds is not the parts' of one of them
     assert verdict_of([a, a], [b, b], "JF_m") == verdict_of([a], [b], "JF_m")  # a seed that changes nothing
 
@@ -242,23 +244,25 @@ def test_flags_survive_packing(count):
         unpack(pack(flags), count + 8)
 
 
-def record(name="a", value=50.0, seed=0, parts=None, **changes) -> dict:
-    made = {
-        "model": {"name": name, "card": {"mean": [0.5] * 3}},
-        "protocol": {"id": "p-v1", "values": {"k": 20}, "effective": {}},
-        "data": {"fingerprint": "sha256:1"},
-        "limit": None,
-        "version": 1,
-        "seed": seed,
-        "metrics": {"top1": value},
-        "parts": parts or {},
-    }
-    return made | changes
+def record(name="a", value=50.0, seed=0, parts=None, **changes) -> Record:
+    made = Record(
+        key="0" * 16,
+        model=Model(name, f"sha256:{name}", {"mean": [0.5] * 3}),
+        task="knn",
+        version=1,
+        protocol=Protocol("p-v1", {"k": 20}, effective={}),
+        data=DataSet(fingerprint="sha256:1"),
+        seed=seed,
+        metrics={"top1": value},
+        parts=parts or {},
+    )
+    return replace(made, **changes)
 
 
 def test_conditions_that_differ_come_first():
-    other = record("b", model={"name": "b", "card": {"mean": [0.4] * 3}}, limit=3, version=2)
-    other |= {"protocol": {"id": "p-v1", "values": {"k": 10}, "effective": {}}, "data": {"fingerprint": "sha256:2"}}
+    conditions = {"protocol": Protocol("p-v1", {"k": 10}, effective={}), "data": DataSet(fingerprint="sha256:2")}
+    model = Model("b", "sha256:b", {"mean": [0.4] * 3})
+    other = record("b", model=model, limit=3, version=2, **conditions)
     said = "\n".join(describe_differences([[record()], [other]]))
     for part in ("protocol value k: 20 | 10", "limit", "network mean", "data fingerprint", "task version: 1 | 2"):
         assert part in said

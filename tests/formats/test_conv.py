@@ -352,7 +352,7 @@ def videos(tmp_path_factory) -> Path:
     return make_videos(tmp_path_factory.mktemp("videos") / "set", sequences=1, frames=4, size=(96, 160))
 
 
-def davis_record(path: Path, videos: Path, out: Path, *values: str) -> dict:
+def davis_record(path: Path, videos: Path, out: Path, *values: str) -> record.Record:
     options = Options(data=[str(videos)], out=out, device="cpu", overrides=["size=96", "multiple=32", *values])
     jobs = plan([path], ["davis"], options)
     assert run(jobs, options, Console(quiet=True)) == 0
@@ -366,24 +366,24 @@ def test_davis(name, videos, tmp_path):
     if open_checkpoint(path, format=name, card=facts).card.family == "vit":
         pytest.skip("test_davis.py has these")
     found = davis_record(path, videos, tmp_path / "out")
-    effective = found["protocol"]["effective"]
-    swin = found["model"]["card"]["family"] == "swin"
-    assert found["protocol"]["id"] == f"davis2017-dino-v1-{'stage3' if swin else 'layer3'}"
+    effective = found.protocol.effective
+    swin = found.model.card["family"] == "swin"
+    assert found.protocol.id == f"davis2017-dino-v1-{'stage3' if swin else 'layer3'}"
     assert effective["map"].endswith("stride 16")
     assert effective["size_rule"] == ("padded (assumed)" if swin else "any")
     assert effective["std"][0] == 0.228
     assert effective["norm"] is False
-    assert 0 <= found["metrics"]["JF_m"] <= 100
+    assert 0 <= found.metrics["JF_m"] <= 100
 
 
 def test_davis_on_another_stage(videos, tmp_path):
     """`block=1`: stride 8, and the id says layer2; sides that are no multiples of the stride are cut."""
     path, _ = FORMATS.get("densecl").module.example(tmp_path)
     found = davis_record(path, videos, tmp_path / "out", "block=1")
-    assert found["protocol"]["id"] == "davis2017-dino-v1-layer2"
-    assert found["protocol"]["effective"]["map"] == "layer2, stride 8"
+    assert found.protocol.id == "davis2017-dino-v1-layer2"
+    assert found.protocol.effective["map"] == "layer2, stride 8"
     cut = davis_record(path, videos, tmp_path / "cut", "size=104", "multiple=8")
-    assert cut["protocol"]["id"] == "davis2017-dino-v1-layer3-p16"
+    assert cut.protocol.id == "davis2017-dino-v1-layer3-p16"
 
 
 def test_davis_with_patch_14(videos, tmp_path):
@@ -394,8 +394,8 @@ def test_davis_with_patch_14(videos, tmp_path):
     torch.manual_seed(0)
     save_weights(tmp_path / "x.safetensors", Encoder(card).vit.state_dict(), card)
     found = davis_record(tmp_path / "x.safetensors", videos, tmp_path / "out")
-    assert found["protocol"]["id"] == "davis2017-dino-v1-p14"
-    assert 0 <= found["metrics"]["JF_m"] <= 100
+    assert found.protocol.id == "davis2017-dino-v1-p14"
+    assert 0 <= found.metrics["JF_m"] <= 100
 
 
 @pytest.mark.shared
@@ -403,5 +403,5 @@ def test_davis_with_patch_14(videos, tmp_path):
 def test_davis_on_the_tiny_files(file, videos, tmp_path):
     layout, path = tiny_file(file)
     found = davis_record(path, videos, tmp_path / "out", "frames=3")
-    assert found["model"]["format"] == layout["plugin"]
-    assert 0 <= found["metrics"]["JF_m"] <= 100
+    assert found.model.format == layout["plugin"]
+    assert 0 <= found.metrics["JF_m"] <= 100

@@ -24,7 +24,8 @@ from selfpatch_bench.benchmarks.formats import _sincos, example_vit, hf_vit
 from selfpatch_bench.benchmarks.hub.open import open_checkpoint
 from selfpatch_bench.benchmarks.metrics.scoring import ScorePool
 from selfpatch_bench.benchmarks.results import record
-from selfpatch_bench.benchmarks.run.runner import Options, describe, plan, run
+from selfpatch_bench.benchmarks.run.opened import describe
+from selfpatch_bench.benchmarks.run.runner import Options, plan, run
 from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.benchmarks.tasks import davis as davis_task
 from selfpatch_bench.pretrain.common.card import Card
@@ -416,10 +417,10 @@ def test_davis_runs_on_every_vit_format(name, videos, tmp_path):
     """The whole task on the format's own example; the record says which rule made the positions."""
     path, facts = FORMATS.get(name).module.example(tmp_path)
     found = davis(path, videos, tmp_path / "out", facts, 8)
-    assert 0 <= found["metrics"]["JF_m"] <= 100
-    assert (found["model"]["format"], found["model"]["card"]["patch"]) == (name, 8)
-    rule = found["protocol"]["effective"]["pos_rule"]
-    assert rule == ("dino (assumed)" if name in ASSUMED else found["model"]["card"]["pos_resize"])
+    assert 0 <= found.metrics["JF_m"] <= 100
+    assert (found.model.format, found.model.card["patch"]) == (name, 8)
+    rule = found.protocol.effective["pos_rule"]
+    assert rule == ("dino (assumed)" if name in ASSUMED else found.model.card["pos_resize"])
 
 
 @pytest.mark.shared
@@ -432,16 +433,16 @@ def test_davis_runs_on_the_small_files(file, shared, videos, tmp_path):
     tied = "names alone do not tell" in " ".join(layout["notes"])
     options = {"format": layout["plugin"]} if tied else {}
     found = davis(path, videos, tmp_path, facts, layout["tiny"]["arch"]["patch"], **options)
-    assert found["model"]["format"] == layout["plugin"]
+    assert found.model.format == layout["plugin"]
     code_has_none = "square" in layout["arch"]["pos_resize"] or "only the stored" in layout["arch"]["pos_resize"]
     assumed = code_has_none or "for both sides" in layout["arch"]["pos_resize"]
-    assert (found["protocol"]["effective"]["pos_rule"] == "dino (assumed)") == assumed
+    assert (found.protocol.effective["pos_rule"] == "dino (assumed)") == assumed
 
 
 def test_davis_on_the_student_says_so(videos, tmp_path):
     path, facts = FORMATS.get("dino").module.example(tmp_path)
     found = davis(path, videos, tmp_path / "out", facts, 8, weights="student")
-    assert found["model"]["overrides"]["weights"] == found["model"]["facts"]["weights"] == "student"
+    assert found.model.overrides["weights"] == found.model.facts["weights"] == "student"
 
 
 # -- which network
@@ -467,10 +468,10 @@ def test_weights_chooses_the_network(name, tmp_path):
     assert f"weights      {default}\n" in report(path, None, facts)
     shown = "student" if other == "online" else other
     assert f"weights      {shown} (given)\n" in report(path, None, facts, other)
-    model = describe(path, Options(card=facts, weights=other))
+    model = describe(path, Options(card=facts, weights=other)).model
     assert model.overrides["weights"] == other
     assert model.facts["weights"] == shown
-    assert model.fingerprint != describe(path, Options(card=facts)).fingerprint
+    assert model.fingerprint != describe(path, Options(card=facts)).model.fingerprint
 
 
 @pytest.mark.parametrize("name", [*CHOICES, "mocov2"])

@@ -96,7 +96,7 @@ def go(place, tasks, values=(), out="out", **more) -> tuple[int, list]:
     return run(jobs, options, Console(quiet=True)), jobs
 
 
-def result(place, job, out="out") -> dict:
+def result(place, job, out="out") -> record.Record:
     """The newest record of a job."""
     return record.read(record.done(place / out, job.task, job.key)[-1])
 
@@ -119,27 +119,27 @@ def record_errors(place, out="out") -> list[str]:
 
 def test_detection_learns(place, fitted):
     job, found = fitted
-    assert found["metrics"]["AP_bb_50"] >= 80
-    assert found["metrics"]["AP_mk_50"] >= 80
-    assert found["metrics"].keys() <= {m.name for m in job.module.TASK.metrics}
-    assert set(found["parts"]["classes"]) == {"round", "polygon", "star"}
+    assert found.metrics["AP_bb_50"] >= 80
+    assert found.metrics["AP_mk_50"] >= 80
+    assert found.metrics.keys() <= {m.name for m in job.module.TASK.metrics}
+    assert set(found.parts["classes"]) == {"round", "polygon", "star"}
 
 
 def test_what_the_record_and_the_folder_hold(place, fitted):
     job, found = fitted
-    effective = found["protocol"]["effective"]
-    assert found["protocol"]["id"] == job.module.TASK.protocol_id
-    assert found["protocol"]["overridden"]["epochs"] == "50"
+    effective = found.protocol.effective
+    assert found.protocol.id == job.module.TASK.protocol_id
+    assert found.protocol.overridden["epochs"] == "50"
     assert {k: effective[k] for k in ("batch", "accumulate", "gpus", "amp", "norm")} == {
         "batch": 3, "accumulate": 1, "gpus": 1, "amp": "off (fp16 needs a GPU)", "norm": "BN",
     }  # fmt: skip
     n = int(re.match(r"(\d+)/", effective["accounting"])[1])
     assert effective["accounting"].startswith(f"{n}/{n} tensors loaded")
     assert effective["mean"] == [0.5] * 3
-    assert found["published"] == [["coco_det", "mask_rcnn_vit_fpn_1x"], ["coco_seg", "mask_rcnn_vit_fpn_1x"]]
-    assert not found["data"]["official"]
-    assert found["environment"]["training"]["packages"]["onedl-mmdetection"]
-    assert found["peak_memory_bytes"]["process"] > 2e8  # of the process that trained, which had mm in it
+    assert found.published == (("coco_det", "mask_rcnn_vit_fpn_1x"), ("coco_seg", "mask_rcnn_vit_fpn_1x"))
+    assert not found.data.official
+    assert found.environment["training"]["packages"]["onedl-mmdetection"]
+    assert found.peak_memory_bytes["process"] > 2e8  # of the process that trained, which had mm in it
     folder = folder_of(place, job)
     assert len(list((folder / "pictures").glob("*.png"))) == 3
     assert "Epoch(train)" in (folder / "log.txt").read_text()
@@ -161,9 +161,9 @@ def test_eval_only_gives_the_same_numbers(place, fitted):
     assert status == 0, record_errors(place)
     assert again.key != job.key
     seen = result(place, again)
-    assert seen["metrics"] == found["metrics"]
-    assert "eval_only" in seen["protocol"]["overridden"]
-    assert "fine-tuned" in seen["protocol"]["effective"]["accounting"]
+    assert seen.metrics == found.metrics
+    assert "eval_only" in seen.protocol.overridden
+    assert "fine-tuned" in seen.protocol.effective["accounting"]
     with pytest.raises(UserError, match=r"one checkpoint .* and one task"):
         go(place, [COCO, ADE], FIT, eval_only=model)
 
@@ -174,22 +174,22 @@ def test_two_processes_and_where_the_numbers_began(place):
     status, (job,) = go(place, [COCO], values, gpus=2)
     assert status == 0, record_errors(place)
     found = result(place, job)
-    effective = found["protocol"]["effective"]
+    effective = found.protocol.effective
     assert {k: effective[k] for k in ("batch", "per_gpu", "gpus", "accumulate", "norm")} == {
         "batch": 4, "per_gpu": 1, "gpus": 2, "accumulate": 2, "norm": "BN",
     }  # fmt: skip
-    assert found["environment"]["training"]["processes"] == 2
-    assert found["metrics"]["AP_bb_50"] < 5
-    assert found["metrics"]["AP_mk_50"] < 5
+    assert found.environment["training"]["processes"] == 2
+    assert found.metrics["AP_bb_50"] < 5
+    assert found.metrics["AP_mk_50"] < 5
 
 
 def test_segmentation_learns(place):
     status, (job,) = go(place, [ADE], [*FIT_ADE, "iterations=120"])
     assert status == 0, record_errors(place)
     found = result(place, job)
-    assert found["metrics"]["mIoU"] >= 60
-    assert found["protocol"]["effective"]["pos_rule"] == "size"
-    assert len(found["parts"]["classes"]) == 9
+    assert found.metrics["mIoU"] >= 60
+    assert found.protocol.effective["pos_rule"] == "size"
+    assert len(found.parts["classes"]) == 9
 
 
 @pytest.fixture
@@ -241,10 +241,10 @@ def test_killed_and_interrupted_it_goes_on_to_the_same_numbers(place, started):
     assert status == 1
     (failed,) = (place / "broken/records" / COCO).glob("*.failed-1.json")
     failed = record.read(failed)
-    assert "SIGKILL" in failed["error"]
-    assert "Epoch(train)" in failed["log"]
+    assert "SIGKILL" in failed.error
+    assert "Epoch(train)" in failed.log
     assert not record.done(place / "broken", COCO, job.key)
-    assert result(place, jobs[1], "broken")["metrics"] == {"toy": 1.0}  # the sweep went on
+    assert result(place, jobs[1], "broken").metrics == {"toy": 1.0}  # the sweep went on
 
     with at_next_checkpoint(last, lambda: os.kill(os.getpid(), signal.SIGINT)), pytest.raises(KeyboardInterrupt):
         go(place, [COCO], values, out="broken")
@@ -257,6 +257,6 @@ def test_killed_and_interrupted_it_goes_on_to_the_same_numbers(place, started):
     epochs = re.findall(r"resumed epoch: (\d+)", (last.parent / "log.txt").read_text())
     assert len(epochs) == 2
     assert 0 < int(epochs[0]) < int(epochs[1]) < 6
-    assert found["metrics"] == whole["metrics"]
-    assert found["parts"] == whole["parts"]
-    assert found["key"] == whole["key"]
+    assert found.metrics == whole.metrics
+    assert found.parts == whole.parts
+    assert found.key == whole.key

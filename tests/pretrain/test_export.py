@@ -258,7 +258,7 @@ def test_a_run_is_evaluated_by_its_checkpoints(tmp_path):
 
     def evaluated():
         found = [record.read(p) for p in (tmp_path / "out/records/davis").glob("*.json")]
-        return {r["model"]["name"]: r["metrics"]["JF_m"] for r in found}
+        return {r.model.name: r.metrics["JF_m"] for r in found}
 
     assert run_command([run.folder], ["davis"], Options(**options)) == 0
     first = evaluated()

@@ -124,7 +124,7 @@ def test_exports_are_evaluated(runs, tmp_path):
     options = Options(data=[str(data)], out=tmp_path / "out", overrides=["size=48", "multiple=16"], device="cpu")
     assert run_command([runs / f"{recipe}-whole" for recipe in NAMES], ["davis"], options) == 0
     found = [record.read(p) for p in (tmp_path / "out/records/davis").glob("*.json")]
-    assert sorted(r["model"]["name"] for r in found) == [
+    assert sorted(r.model.name for r in found) == [
         f"{recipe}-whole/{export(runs / f'{recipe}-whole').stem}" for recipe in NAMES
     ]
-    assert all(0 <= r["metrics"]["JF_m"] <= 100 for r in found)
+    assert all(0 <= r.metrics["JF_m"] <= 100 for r in found)

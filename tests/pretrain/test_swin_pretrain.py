@@ -278,7 +278,7 @@ def test_a_swin_from_pictures_to_a_number(recipe, tmp_path):
     asked = Options(data=[str(videos)], out=tmp_path / "out", overrides=["size=48", "multiple=16"], device="cpu")
     assert run_command([run], ["davis"], asked) == 0
     (found,) = [record.read(p) for p in (tmp_path / "out/records/davis").glob("*.json")]
-    assert found["model"]["name"] == "run/step-00000002.student"
+    assert found.model.name == "run/step-00000002.student"
     other = export(run, which="teacher")
     assert other.name == "step-00000002.safetensors"
     assert open_checkpoint(other).fingerprint != open_checkpoint(path).fingerprint

@@ -127,7 +127,7 @@ def test_numbers_are_those_of_the_evaluation_afterwards(scenes, labelled, videos
         chosen = Options(data=[str(root)], out=tmp_path / "out", device="cpu", overrides=overrides)
         assert run_command([str(folder / "videos")], [name], chosen) == 0
         (path,) = (tmp_path / "out" / "records" / name).glob("*.json")
-        expected = read_record(path)["metrics"]
+        expected = read_record(path).metrics
         mine = {k.rpartition(".")[2]: v for k, v in said[-1].items() if k.startswith(f"watch.{name}.")}
         assert mine
         assert mine == pytest.approx({k: expected[k] for k in mine}, abs=0.2)

@@ -16,7 +16,6 @@ from selfpatch_bench.benchmarks.commands import demo
 from selfpatch_bench.benchmarks.commands.ablate import Cell, Grid, Sweep
 from selfpatch_bench.benchmarks.commands.ls import listing
 from selfpatch_bench.benchmarks.results import labels, record
-from selfpatch_bench.benchmarks.results.collect import load_records
 from selfpatch_bench.benchmarks.run.runner import Options, plan, run
 from selfpatch_bench.pretrain.common.card import Card
 from selfpatch_bench.pretrain.common.errors import UserError
@@ -55,7 +54,7 @@ def command(toy, *arguments, start=subprocess.run, **more):
 
 def shown(toy) -> list[tuple]:
     """(name, row) of every record, as tables see them."""
-    return [(r["model"]["name"], r["model"]["row"]) for r in load_records(toy / "out")]
+    return [(r.model.name, r.model.row) for r in record.records(toy / "out")]
 
 
 def label(toy, job) -> dict:
@@ -220,12 +219,8 @@ def test_a_disk_that_refuses_is_one_line(toy):
 
 def made(out: Path, key: str, name: str, value: float, created: str) -> Path:
     """A record of davis as an ablation's evaluation leaves it."""
-    model = {"name": name, "fingerprint": f"sha256:{key}", "row": None}
-    one = {
-        "schema": 1, "key": key, "task": "davis", "status": "done", "model": model, "metrics": {"JF_m": value},
-        "protocol": {"overridden": {}}, "limit": None, "created": created, "data": {}, "published": [],
-    }  # fmt: skip
-    return record.write(out, one)
+    model = record.Model(name, f"sha256:{key}")
+    return record.write(out, record.Record(key, model, "davis", metrics={"JF_m": value}, created=created))
 
 
 def test_ablations_and_the_demo_go_by_the_label(tmp_path):
@@ -242,6 +237,6 @@ def test_hidden_files_are_no_records(tmp_path):
     path = made(tmp_path, "k" * 16, "one", 50.0, "2026-01-01")
     labels.write(path, {"name": "two"}, "2026-01-03")
     (path.parent / ".half.json").write_text("{")
-    assert record.files(tmp_path) == record.files(tmp_path, "davis") == [path]
-    assert record.files(tmp_path, "knn") == record.files(tmp_path / "nowhere") == []
+    assert [r.path for r in record.records(tmp_path)] == [r.path for r in record.records(tmp_path, "davis")] == [path]
+    assert record.records(tmp_path, "knn") == record.records(tmp_path / "nowhere") == []
     assert os.stat(labels.label_file(path)).st_size

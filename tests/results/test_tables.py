@@ -18,7 +18,6 @@ import pytest
 
 from conftest import REPO, SHARED
 from selfpatch_bench.benchmarks.results import labels
-from selfpatch_bench.benchmarks.results.collect import load_records
 from selfpatch_bench.benchmarks.results.layout import build_table, table_command
 from selfpatch_bench.benchmarks.results.published import (
     COLUMNS,
@@ -28,6 +27,8 @@ from selfpatch_bench.benchmarks.results.published import (
     load_published,
     load_sources,
 )
+from selfpatch_bench.benchmarks.results.record import Record, parse
+from selfpatch_bench.benchmarks.results.record import records as load_records
 from selfpatch_bench.benchmarks.results.render import latex_escape, number, render
 from selfpatch_bench.benchmarks.tasks import Metric
 from selfpatch_bench.pretrain.common.errors import UserError
@@ -136,6 +137,7 @@ def save(out: Path, record: dict, number=1, failed=False) -> Path:
 
 
 def table(records, form="md", against=POSTER, tasks=TASKS, **options) -> str:
+    records = [r if isinstance(r, Record) else parse(r) for r in records]
     return render(build_table(records, against, tasks=tasks, **options), form)
 
 

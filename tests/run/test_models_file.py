@@ -17,7 +17,9 @@ from selfpatch_bench.benchmarks.commands.compare import compare_command
 from selfpatch_bench.benchmarks.results import record
 from selfpatch_bench.benchmarks.run import slurm
 from selfpatch_bench.benchmarks.run.models import Entry, read_models
-from selfpatch_bench.benchmarks.run.runner import Options, describe, expand, gather, plan, run, run_command
+from selfpatch_bench.benchmarks.run.opened import describe
+from selfpatch_bench.benchmarks.run.plan import Options, expand, gather, plan
+from selfpatch_bench.benchmarks.run.runner import run, run_command
 from selfpatch_bench.pretrain.common.card import Card
 from selfpatch_bench.pretrain.common.weights import save_weights
 from toy import TASK
@@ -81,19 +83,19 @@ def test_a_zoo_by_one_command_is_recorded_as_by_hand(place, monkeypatch):
         assert {k: one[k] for k in ("key", "model", "metrics")} == {
             k: by_hand[name][k] for k in one.keys() & {"key", "model", "metrics"}
         }
-    assert found["DINO"]["model"]["overrides"] == {"heads": 2}
-    assert found["DINO student"]["model"]["overrides"] == {"heads": 2, "weights": "student"}
-    assert found["bare"]["model"]["overrides"]["format"] == "timm"
-    assert found["zoo/ours"]["model"]["overrides"] == {}
-    assert len({one["model"]["fingerprint"] for one in found.values()}) == 4
+    assert found["DINO"].model.overrides == {"heads": 2}
+    assert found["DINO student"].model.overrides == {"heads": 2, "weights": "student"}
+    assert found["bare"].model.overrides["format"] == "timm"
+    assert found["zoo/ours"].model.overrides == {}
+    assert len({one.model.fingerprint for one in found.values()}) == 4
 
 
 def test_checkpoints_by_hand_keep_the_options_and_entries_their_own(place):
     """--heads and --row are the given file's; the entry beside it is untouched by them."""
     file = write(place, [BARE])
     found = go(place, [place / "zoo/dino.pth"], models=file, card={"heads": "4"}, row="MAE|ViT-B/16", name="given")
-    assert (found["given"]["model"]["card"]["heads"], found["given"]["model"]["row"]) == (4, "MAE|ViT-B/16")
-    assert (found["bare"]["model"]["card"]["heads"], found["bare"]["model"]["row"]) == (3, None)
+    assert (found["given"].model.card["heads"], found["given"].model.row) == (4, "MAE|ViT-B/16")
+    assert (found["bare"].model.card["heads"], found["bare"].model.row) == (3, None)
     for flag, value in {
         "card": {"heads": "2"},
         "format": "dino",
@@ -128,7 +130,7 @@ def test_the_zoo_fills_an_entry(place):
     )
     assert (first.format, first.card, first.row) == ("dino", {"heads": 2}, "DINO|ViT-S/16")
     assert (second.row, second.name) == ("MAE|ViT-B/16", "DINO")
-    assert describe(first, Options()).card["heads"] == 2
+    assert describe(first, Options()).model.card["heads"] == 2
     with pytest.raises(UserError, match=r"no such file or folder: .*`selfpatch zoo tiny` says where"):
         read_models(write(place, [{"path": "other.pth", "zoo": "tiny"}]))
 
@@ -256,7 +258,7 @@ def test_the_list_of_a_fetch_is_used(place):
     path = place / "zoo/dino.pth"
     sha = hashlib.sha256(path.read_bytes()).hexdigest()
     remember(path.parent, Public("tiny", facts={"heads": 2, "row": "DINO|ViT-S/16"}), sha, path.stat().st_size)
-    found = go(place, models=write(place, ["dino.pth"]))["zoo/dino"]["model"]
-    assert (found["card"]["heads"], found["row"], found["facts"]["heads"], found["overrides"]) == (
+    found = go(place, models=write(place, ["dino.pth"]))["zoo/dino"].model
+    assert (found.card["heads"], found.row, found.facts["heads"], found.overrides) == (
         2, "DINO|ViT-S/16", "zoo", {},
     )  # fmt: skip

@@ -81,7 +81,7 @@ def worked(place) -> list[str]:
 
 def metrics(place, jobs) -> dict[tuple, float]:
     found = [record.read(record.done(place / "out", j.task, j.key)[-1]) for j in jobs]
-    return {(r["model"]["name"], r["task"], r["seed"]): r["metrics"]["toy"] for r in found}
+    return {(r.model.name, r.task, r.seed): r.metrics["toy"] for r in found}
 
 
 # --- seeds
@@ -191,7 +191,7 @@ def test_a_sweep_that_does_not_fit_holds_one_more_at_a_time(place, monkeypatch):
     assert counts == {"a": 1, "b": 2, "c": 2}
     assert max(alive) == 1
     assert metrics(place, jobs) == whole
-    assert [j.model.path.stem for j in jobs] == list("aaabbbccc")
+    assert [Path(j.model.file).stem for j in jobs] == list("aaabbbccc")
 
 
 def test_a_job_never_sees_what_another_did_to_the_network(place):
@@ -217,7 +217,7 @@ def test_a_file_that_changes_meanwhile(place):
         assert run(jobs, options.__class__(**vars(options) | {"rerun": True}), Console(quiet=True)) == status
         failed = sorted((place / "out/records/drawn").glob("*.failed-*.json"), key=lambda p: p.stat().st_mtime_ns)
         if status and path.exists():
-            assert "a.safetensors changed while this was running" in record.read(failed[-1])["error"]
+            assert "a.safetensors changed while this was running" in record.read(failed[-1]).error
     assert len(record.done(place / "out", "drawn", jobs[0].key)) == 1
 
 

@@ -78,8 +78,8 @@ def test_a_failure_leaves_a_record_and_the_rest_goes_on(toy):
         assert status == 1
         for job in jobs:
             path = toy / f"out/records/toy/{job.key}.failed-{n}.json"
-            assert record.read(path)["status"] == "failed"
-            assert "RuntimeError: out of memory, say" in record.read(path)["error"]
+            assert record.read(path).status == "failed"
+            assert "RuntimeError: out of memory, say" in record.read(path).error
             assert not record.done(toy / "out", "toy", job.key)
     assert worked(toy) == 4
 
@@ -113,7 +113,7 @@ def test_two_runners_on_one_folder_share_the_work(toy):
     assert worked(toy) == 4  # nothing was computed twice
     paths = sorted((toy / "out/records/toy").glob("*.json"))
     assert len(paths) == 4
-    assert all(record.read(p)["status"] == "done" for p in paths)
+    assert all(record.read(p).status == "done" for p in paths)
 
 
 def test_kill_at_any_moment_leaves_the_old_state_or_a_whole_record(tmp_path):
@@ -123,10 +123,11 @@ def test_kill_at_any_moment_leaves_the_old_state_or_a_whole_record(tmp_path):
         import sys
         from pathlib import Path
         from selfpatch_bench.benchmarks.results import record
-        text = {"schema": 1, "key": "k", "task": "t", "filling": "x" * 200_000}
+        parts = {"filling": "x" * 200_000}
+        one = record.Record("k", record.Model("m", "sha256:m"), "t", metrics={}, parts=parts)
         print("ready", flush=True)
         while True:
-            record.write(Path(sys.argv[1]), text)
+            record.write(Path(sys.argv[1]), one)
         """
     )
     for i in range(8):
@@ -138,18 +139,19 @@ def test_kill_at_any_moment_leaves_the_old_state_or_a_whole_record(tmp_path):
     paths = record.done(tmp_path, "t", "k")
     assert len(paths) >= 8
     assert [p.name for p in paths] == ["k.json"] + [f"k.{n}.json" for n in range(2, len(paths) + 1)]
-    assert all(len(record.read(p)["filling"]) == 200_000 for p in paths)
+    assert all(len(record.read(p).parts["filling"]) == 200_000 for p in paths)
 
 
 def test_writers_never_share_a_name(tmp_path):
     code = (
         "import sys; from pathlib import Path; from selfpatch_bench.benchmarks.results import record\n"
         "for i in range(50):\n"
-        "    record.write(Path(sys.argv[1]), {'schema': 1, 'key': 'k', 'task': 't', 'who': sys.argv[2] + str(i)})"
+        "    model = record.Model(sys.argv[2] + str(i), 'sha256:m')\n"
+        "    record.write(Path(sys.argv[1]), record.Record('k', model, 't', metrics={}))"
     )
     writers = [subprocess.Popen([sys.executable, "-c", code, tmp_path, w]) for w in "xy"]
     assert [w.wait(timeout=120) for w in writers] == [0, 0]
-    who = {record.read(p)["who"] for p in record.done(tmp_path, "t", "k")}
+    who = {record.read(p).model.name for p in record.done(tmp_path, "t", "k")}
     assert who == {f"{w}{i}" for w in "xy" for i in range(50)}
 
 
@@ -243,8 +245,8 @@ def test_file_systems_without_hard_links(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "link", no_links)
     for n in range(2):
-        record.write(tmp_path, {"schema": 1, "key": "k", "task": "t", "n": n})
-    assert [record.read(p)["n"] for p in record.done(tmp_path, "t", "k")] == [0, 1]
+        record.write(tmp_path, record.Record("k", record.Model("m", "sha256:m"), "t", seed=n, metrics={}))
+    assert [record.read(p).seed for p in record.done(tmp_path, "t", "k")] == [0, 1]
     assert not [p for p in Path(tmp_path, "records/t").iterdir() if p.name.endswith(".tmp")]
 
 

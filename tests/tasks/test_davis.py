@@ -66,17 +66,17 @@ def test_masks_and_scores_are_the_official_ones(file, tmp_path):
     compared = 0
     for name, scores in golden["sequences"].items():
         for path in sorted((file.parent / "masks" / name).glob("*.png")):
-            mine = read_mask(Path(found["artifacts"]) / "masks" / name / path.name)
+            mine = read_mask(Path(found.artifacts) / "masks" / name / path.name)
             assert (mine == read_mask(path)).mean() >= 0.999, path
             compared += 1
         for number, parts in scores["objects"].items():
             for measure in "JF":
-                mean = found["parts"]["sequences"][name][number][measure]["mean"]
+                mean = found.parts["sequences"][name][number][measure]["mean"]
                 assert abs(mean - parts[measure]["mean"]) < 0.002, (name, number, measure)
     assert compared == sum(s["frames"] for s in golden["sequences"].values())
     for key, ours in (("JF_M", "JF_m"), ("J_M", "J_m"), ("F_M", "F_m")):
-        assert abs(found["metrics"][ours] / 100 - golden["global"][key]) < 0.002
-    assert not found["data"]["official"]
+        assert abs(found.metrics[ours] / 100 - golden["global"][key]) < 0.002
+    assert not found.data.official
 
 
 @pytest.mark.shared
@@ -88,9 +88,9 @@ def test_the_trained_file_as_it_is(file, tmp_path):
     root, checkpoint = videos_of(golden, tmp_path), checkpoint_of(golden)
     card = {"heads": golden["heads"], "mean": "0.5", "std": "0.5"}
     (found,) = evaluate([checkpoint], root, tmp_path, card=card)
-    assert abs(found["metrics"]["JF_m"] - 100 * golden["global"]["JF_M"]) < 0.5
-    assert found["protocol"]["effective"]["std"] == [0.5] * 3
-    assert found["protocol"]["effective"]["pos_rule"] == "timm"
+    assert abs(found.metrics["JF_m"] - 100 * golden["global"]["JF_M"]) < 0.5
+    assert found.protocol.effective["std"] == [0.5] * 3
+    assert found.protocol.effective["pos_rule"] == "timm"
 
 
 @pytest.mark.shared
@@ -100,11 +100,11 @@ def test_masks_of_another_method(need, tmp_path):
     root = need("data/davis2016")
     (found,) = evaluate([], root, tmp_path, masks=root / "osvos_results")
     for name, scores in golden.items():
-        ours = found["parts"]["sequences"][name]["1"]
+        ours = found.parts["sequences"][name]["1"]
         for measure in "JF":
             assert np.abs(np.subtract(ours[f"{measure}_per_frame"], scores[f"{measure}_per_frame"])).max() < 1e-9
-    assert found["model"]["card"] is None
-    assert "sequences" in found["data"]["differs"]
+    assert found.model.card is None
+    assert "sequences" in found.data.differs
 
 
 # --- on drawn videos, nothing else needed
@@ -130,21 +130,21 @@ SMALL = ("size=120", "multiple=8")
 def test_a_record_holds_everything(network, videos, tmp_path):
     (found,) = evaluate([network], videos, tmp_path, SMALL, seeds=[3])
     sequences = open_davis(videos).sequences
-    assert found["status"] == "done"
-    assert found["seed"] == 0  # it changes nothing
-    assert found["metrics"]["JF_m"] == (found["metrics"]["J_m"] + found["metrics"]["F_m"]) / 2
-    assert set(found["parts"]["sequences"]) == {s.name for s in sequences}
-    assert {k: len(v) for k, v in found["parts"]["sequences"].items()} == {s.name: s.objects for s in sequences}
-    assert found["protocol"]["overridden"] == {"size": 120, "multiple": 8}
-    assert found["protocol"]["values"]["radius"] == 12
-    assert found["protocol"]["effective"]["std"] == [0.25] * 3
-    assert found["model"]["card"]["heads"] == 2
-    assert found["model"]["fingerprint"] == load(network).fingerprint
-    assert found["environment"]["packages"]["torch"]
-    assert found["peak_memory_bytes"]["process"] > 1e7
-    assert found["data"]["summary"].startswith("3 sequences, 18 frames")
+    assert found.status == "done"
+    assert found.seed == 0  # it changes nothing
+    assert found.metrics["JF_m"] == (found.metrics["J_m"] + found.metrics["F_m"]) / 2
+    assert set(found.parts["sequences"]) == {s.name for s in sequences}
+    assert {k: len(v) for k, v in found.parts["sequences"].items()} == {s.name: s.objects for s in sequences}
+    assert found.protocol.overridden == {"size": 120, "multiple": 8}
+    assert found.protocol.values["radius"] == 12
+    assert found.protocol.effective["std"] == [0.25] * 3
+    assert found.model.card["heads"] == 2
+    assert found.model.fingerprint == load(network).fingerprint
+    assert found.environment["packages"]["torch"]
+    assert found.peak_memory_bytes["process"] > 1e7
+    assert found.data.summary.startswith("3 sequences, 18 frames")
     for s in sequences:
-        masks = sorted((Path(found["artifacts"]) / "masks" / s.name).iterdir())
+        masks = sorted((Path(found.artifacts) / "masks" / s.name).iterdir())
         assert len(masks) == 6
         assert (read_mask(masks[0]) == s.truth(0)).all()
         assert max(read_mask(m).max() for m in masks) <= s.objects
@@ -152,23 +152,23 @@ def test_a_record_holds_everything(network, videos, tmp_path):
 
 def test_overlap_changes_nothing_and_runs_are_deterministic(network, videos, tmp_path):
     a, b = (evaluate([network], videos, tmp_path / n, SMALL)[0] for n in "ab")
-    assert a["metrics"] == b["metrics"]
-    assert a["parts"] == b["parts"]
-    assert a["key"] == b["key"]
+    assert a.metrics == b.metrics
+    assert a.parts == b.parts
+    assert a.key == b.key
 
 
 def test_precision_is_recorded_and_changes_the_key(network, videos, tmp_path):
     a, b = (evaluate([network], videos, tmp_path, (*SMALL, f"precision={p}"))[0] for p in ("float32", "bf16"))
-    assert a["key"] != b["key"]
-    assert b["protocol"]["overridden"]["precision"] == "bf16"
-    assert abs(a["metrics"]["JF_m"] - b["metrics"]["JF_m"]) < 10  # another rounding, the same method
+    assert a.key != b.key
+    assert b.protocol.overridden["precision"] == "bf16"
+    assert abs(a.metrics["JF_m"] - b.metrics["JF_m"]) < 10  # another rounding, the same method
 
 
 def test_patch_that_does_not_divide_is_in_the_protocol_id(videos, tmp_path):
     card = Card("vit", 14, 24, 1, 2, pos="learned 4x4", mean=(0.5,) * 3, std=(0.25,) * 3)
     save_weights(tmp_path / "p14.safetensors", Encoder(card).vit.state_dict(), card)
     (found,) = evaluate([tmp_path / "p14.safetensors"], videos, tmp_path, SMALL)
-    assert found["protocol"]["id"] == "davis2017-dino-v1-p14"
+    assert found.protocol.id == "davis2017-dino-v1-p14"
     protocol = davis.Protocol()
     assert davis.frame_size((480, 854), protocol, 16) == ((480, 832), False)
     assert davis.frame_size((480, 854), protocol, 14) == ((476, 826), True)
@@ -185,7 +185,7 @@ def test_official_red_std_only_for_imagenet_cards():
 
 def test_pictures_on_request(network, videos, tmp_path):
     (found,) = evaluate([network], videos, tmp_path, SMALL, pictures=True, limit=1)
-    names = {p.name for p in (Path(found["artifacts"]) / "pictures").iterdir()}
+    names = {p.name for p in (Path(found.artifacts) / "pictures").iterdir()}
     name = open_davis(videos).sequences[0].name
     assert names == {f"{name}.png", f"{name}.webp"}
 
@@ -240,7 +240,7 @@ def test_a_frame_that_breaks_midway_leaves_a_failure_record_and_the_rest_goes_on
     assert run(jobs[:1], chosen, QUIET) == 1
     failed = list((out / "records/davis").glob("*.failed-1.json"))
     assert [p.name for p in failed] == [f"{jobs[0].key}.failed-1.json"]
-    assert frame.name in record.read(failed[0])["error"]
+    assert frame.name in record.read(failed[0]).error
     frame.write_bytes(whole)
     assert run(jobs, chosen, QUIET) == 0
     assert len(record.done(out, "davis", jobs[0].key)) == 1
@@ -269,8 +269,8 @@ def test_kill_and_resume_at_the_sequence(network, videos, tmp_path, when):
     for path, stamp in kept.items():
         assert path.stat().st_mtime_ns == stamp  # not computed again
     (path,) = out.glob("records/davis/*.json")
-    assert record.read(path)["metrics"] == whole["metrics"]
-    assert record.read(path)["parts"] == whole["parts"]
+    assert record.read(path).metrics == whole.metrics
+    assert record.read(path).parts == whole.parts
 
 
 def test_ctrl_c_says_how_to_go_on(network, videos, tmp_path):

@@ -78,7 +78,7 @@ def example_of(tmp_path_factory):
     return made
 
 
-def records(examples, tasks, data, out, *values) -> dict[tuple[str, str], dict]:
+def records(examples, tasks, data, out, *values) -> dict[tuple[str, str], record.Record]:
     """(format, task) -> its record."""
     options = Options(data=[str(data)], out=out, device="cpu", overrides=list(values))
     jobs = plan([e.entry for e in examples], tasks, options)
@@ -86,13 +86,13 @@ def records(examples, tasks, data, out, *values) -> dict[tuple[str, str], dict]:
     return {(job.model.name, job.task): record.read(record.done(out, job.task, job.key)[-1]) for job in jobs}
 
 
-def check_model(found: dict, example: Example) -> None:
+def check_model(found: record.Record, example: Example) -> None:
     """What every record says of the network: whose file, which tensors, all of them."""
-    model, reading = found["model"], example.checkpoint.reading
-    assert (found["status"], model["format"]) == ("done", example.name)
-    assert model["fingerprint"] == example.checkpoint.fingerprint
-    assert model["card"] == example.card.as_dict()
-    [(loaded, needed, dropped)] = re.findall(r"^(\d+)/(\d+) tensors, .* 0 missing, (\d+) dropped", model["accounting"])
+    model, reading = found.model, example.checkpoint.reading
+    assert (found.status, model.format) == ("done", example.name)
+    assert model.fingerprint == example.checkpoint.fingerprint
+    assert model.card == example.card.as_dict()
+    [(loaded, needed, dropped)] = re.findall(r"^(\d+)/(\d+) tensors, .* 0 missing, (\d+) dropped", model.accounting)
     assert int(loaded) == int(needed) == len(reading.weights)
     assert int(dropped) == len(reading.dropped)
 
@@ -138,13 +138,13 @@ def test_knn_and_linear(name, example_of, classes, tmp_path, monkeypatch):
     ids = {"knn": "knn-dino-v1", "linear": "linear-dino-v1", "linear_sweep": "linear-sweep-v1"}
     for (_, task), one in found.items():
         check_model(one, example)
-        effective = dict(one["protocol"]["effective"])
+        effective = dict(one.protocol.effective)
         rule, value = rule_of(card)
         assert effective.pop(rule) == value
         assert (effective.pop("mean"), effective.pop("std")) == (list(card.mean), list(card.std))
-        assert all(0 <= one["metrics"][key] <= 100 for key in ("top1", "top5"))
-        assert one["parts"]["images"] == 4
-        assert set(one["parts"]["classes"]) == {"blue", "red"}
+        assert all(0 <= one.metrics[key] <= 100 for key in ("top1", "top5"))
+        assert one.parts["images"] == 4
+        assert set(one.parts["classes"]) == {"blue", "red"}
         if task == "knn" or not joined:
             assert effective.pop("readout") == card.readout or task == "linear_sweep"
         if task != "knn":
@@ -152,7 +152,7 @@ def test_knn_and_linear(name, example_of, classes, tmp_path, monkeypatch):
             assert effective.pop("features") == (plural if joined else "image vector")
         assert not effective.keys() - {"lr"}
         image = task == "linear" and not joined
-        assert one["protocol"]["id"] == ("linear-image-v1" if image else ids[task])
+        assert one.protocol.id == ("linear-image-v1" if image else ids[task])
     probe = torch.load(next((tmp_path / "out/artifacts/linear").glob("*/probe.pt")), weights_only=True)
     assert probe["weight"].isfinite().all()
     assert probe["weight"].any()  # one epoch at a rate above 0
@@ -203,8 +203,8 @@ def test_davis_on_the_formats_that_no_other_file_runs(example_of, tmp_path, monk
         out, card = tmp_path / example.name, example.card
         [one] = records([example], ["davis"], videos, out, "size=96", "multiple=32", "context=1").values()
         check_model(one, example)
-        assert 0 <= one["metrics"]["JF_m"] <= 100
-        effective = one["protocol"]["effective"]
+        assert 0 <= one.metrics["JF_m"] <= 100
+        effective = one.protocol.effective
         if card.family == "vit":
             assert effective["map"] == f"block {card.depth - 1} of {card.depth}"
             assumed = card.pos_resize in ("stored", "square")  # the picture is 96 x 128
@@ -212,7 +212,7 @@ def test_davis_on_the_formats_that_no_other_file_runs(example_of, tmp_path, monk
         else:
             stage = {"swin": "stage3", "resnet": "layer3"}[card.family]
             assert effective["map"].startswith(f"{stage}, stride ")
-            assert one["protocol"]["id"].startswith(f"davis2017-dino-v1-{stage}")
+            assert one.protocol.id.startswith(f"davis2017-dino-v1-{stage}")
 
 
 # --- the backbones of COCO and ADE20K

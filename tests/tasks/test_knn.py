@@ -70,7 +70,7 @@ def test_official_figures(case, tmp_path, need):
     options.overrides = [f"k={ks[0]}", f"other_k={ks[1:]}"]
     assert run_command([str(checkpoint)], ["knn"], options) == 0
     [path] = (tmp_path / "records/knn").glob("*.json")
-    metrics = record.read(path)["metrics"]
+    metrics = record.read(path).metrics
     picture = 100 / wanted["val"]
     for k in ks:
         for name in ("top1", "top5"):
@@ -166,17 +166,17 @@ def test_record_of_a_run(coloured, network, tmp_path):
     options.limit = 6
     assert run_command([str(network)], ["knn"], options) == 0
     full, limited = sorted(
-        (record.read(p) for p in (tmp_path / "out/records/knn").glob("*.json")), key=lambda r: str(r["limit"])
+        (record.read(p) for p in (tmp_path / "out/records/knn").glob("*.json")), key=lambda r: str(r.limit)
     )[::-1]
-    assert full["metrics"]["top1"] > 80
-    assert full["metrics"]["top5"] == 100
-    right = unpack(full["parts"]["correct"]["top1"], full["parts"]["images"])
-    assert 100 * right.mean() == pytest.approx(full["metrics"]["top1"])
-    assert np.mean(list(full["parts"]["classes"].values())) == pytest.approx(full["metrics"]["top1"])
-    assert set(full["metrics"]) == {"top1", "top5", "top1_k1", "top5_k1"}
-    assert limited["parts"]["images"] == 6
-    assert None not in limited["parts"]["classes"].values()
-    assert "3 classes instead of 1000" in full["data"]["differs"]
+    assert full.metrics["top1"] > 80
+    assert full.metrics["top5"] == 100
+    right = unpack(full.parts["correct"]["top1"], full.parts["images"])
+    assert 100 * right.mean() == pytest.approx(full.metrics["top1"])
+    assert np.mean(list(full.parts["classes"].values())) == pytest.approx(full.metrics["top1"])
+    assert set(full.metrics) == {"top1", "top5", "top1_k1", "top5_k1"}
+    assert limited.parts["images"] == 6
+    assert None not in limited.parts["classes"].values()
+    assert "3 classes instead of 1000" in full.data.differs
 
 
 def test_the_record_counts_one_neighbour_once(coloured, network, tmp_path):
@@ -188,9 +188,9 @@ def test_the_record_counts_one_neighbour_once(coloured, network, tmp_path):
     assert run_command([str(network)], ["knn"], options) == 0
     [path] = (tmp_path / "out/records/knn").glob("*.json")
     made = record.read(path)
-    assert made["metrics"]["top1"] == made["metrics"]["top5"] < 50
-    assert made["metrics"]["top5_k3"] == 100
-    assert made["parts"]["correct"]["top1"] == made["parts"]["correct"]["top5"]
+    assert made.metrics["top1"] == made.metrics["top5"] < 50
+    assert made.metrics["top5_k3"] == 100
+    assert made.parts["correct"]["top1"] == made.parts["correct"]["top5"]
 
 
 def test_more_neighbours_than_training_images(coloured, network, tmp_path, capsys):
@@ -202,10 +202,10 @@ def test_more_neighbours_than_training_images(coloured, network, tmp_path, capsy
     assert capsys.readouterr().out.count(said) == 1
     [path] = (tmp_path / "out/records/knn").glob("*.json")
     made = record.read(path)
-    assert made["protocol"]["effective"]["k"] == 24
-    assert made["protocol"]["effective"]["other_k"] == [3, 24, 24]
-    assert made["protocol"]["values"]["k"] == 25
-    assert made["metrics"]["top1"] == made["metrics"]["top1_k24"] == made["metrics"]["top1_k200"]
+    assert made.protocol.effective["k"] == 24
+    assert made.protocol.effective["other_k"] == [3, 24, 24]
+    assert made.protocol.values["k"] == 25
+    assert made.metrics["top1"] == made.metrics["top1_k24"] == made.metrics["top1_k200"]
     options.overrides = ["resize=32", "crop=32", "k=24", "other_k=[3]"]
     assert run_command([str(network)], ["knn"], options) == 0
     assert "note:" not in capsys.readouterr().out
@@ -231,15 +231,15 @@ def test_cases_that_once_failed(need, tmp_path, capsys):
         [path] = (out / "records/knn").glob("*.json")
         return record.read(path)
 
-    found = run("knn_k1_top5", "k=1", "other_k=[2,3,5]")["metrics"]
+    found = run("knn_k1_top5", "k=1", "other_k=[2,3,5]").metrics
     assert found["top1"] == found["top5"] < found["top5_k2"] < found["top5_k5"]
-    cold = run("knn_T001", "k=20", "temperature=0.01", "other_k=[1]")["metrics"]
+    cold = run("knn_T001", "k=20", "temperature=0.01", "other_k=[1]").metrics
     assert cold["top1"] > 12.5  # chance, of eight classes
     small = run("knn_small_k", "k=20", "other_k=[1,100]")
     images = len(list(need("cases/knn_small_k/D/train").rglob("*.jpg")))
     assert f"k=20, 100: there are only {images} training images" in capsys.readouterr().out
-    assert small["protocol"]["effective"]["other_k"] == [1, images]
-    assert small["metrics"]["top5_k1"] == small["metrics"]["top1_k1"]
+    assert small.protocol.effective["other_k"] == [1, images]
+    assert small.metrics["top5_k1"] == small.metrics["top1_k1"]
 
 
 def test_features_are_computed_once_and_survive_damage(coloured, network, monkeypatch, tmp_path):

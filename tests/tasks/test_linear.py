@@ -128,10 +128,10 @@ def test_both_tasks_learn(coloured, network, tmp_path, task, values):  # noqa: F
     assert run_command([str(network)], [task], options) == 0
     [path] = (tmp_path / "out/records" / task).glob("*.json")
     found = record.read(path)
-    assert found["metrics"]["top1"] > 80
-    assert found["protocol"]["effective"]["features"] == "class tokens of 2 blocks"
+    assert found.metrics["top1"] > 80
+    assert found.protocol.effective["features"] == "class tokens of 2 blocks"
     if task == "linear_sweep":
-        assert max(found["parts"]["rates"].values()) == found["metrics"]["top1"]
+        assert max(found.parts["rates"].values()) == found.metrics["top1"]
 
 
 def test_a_killed_run_goes_on_to_the_same_numbers(coloured, network, tmp_path):  # noqa: F811

@@ -1,0 +1,258 @@
+"""The plan of a command: models x tasks x seeds, after every check that can be made before the work."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ...pretrain.common.errors import UserError
+from ...pretrain.common.keyvalue import key_value
+from ..datasets.roots import data_roots
+from ..results.record import Model, records
+from ..tasks import Config, Task, make_key
+from ..tasks._registry import get_task
+from ..tasks._registry import tasks as all_tasks
+from .launchers import check_flags, check_gpus, check_models
+from .models import Entry, read_models
+from .opened import Opened, describe, given_labels, hold
+
+
+@dataclass
+class Options:
+    """What `selfpatch run` was told beside models and tasks; see its help."""
+
+    data: list[str] = field(default_factory=list)
+    out: Path = Path("results")
+    card: dict[str, str] = field(default_factory=dict)
+    format: str | None = None
+    weights: str | None = None
+    name: str | None = None
+    row: str | None = None
+    seeds: list[int] = field(default_factory=lambda: [0])
+    limit: int | None = None
+    device: str = "auto"
+    masks: Path | None = None
+    list_file: Path | None = None
+    pictures: bool = False
+    rerun: bool = False
+    every: int | None = None
+    gpus: int = 1
+    scale_lr: bool = False
+    eval_only: Path | None = None
+    rank: int = 0  # this process's number among `world` that torchrun or Slurm started
+    world: int = 1
+    models: Path | None = None  # a models.yaml
+    overrides: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Evaluation:
+    """One result to be made. opened: None where masks are scored. given: name and row, as far as the user gave them."""
+
+    model: Model
+    opened: Opened | None
+    given: dict[str, str]
+    task: str
+    module: object
+    cfg: Config
+    overridden: dict
+    key: str
+
+    @property
+    def title(self) -> str:
+        seed = f" seed {self.cfg.seed}" if self.cfg.seed else ""
+        return f"{self.model.name} on {self.task}{seed}"
+
+
+def parse_protocol(protocol: type, overrides: Iterable[str]) -> tuple[object, dict, list[str]]:
+    """A protocol dataclass with `key=value` applied -> (values, what differs from the defaults, keys it lacks).
+
+    Raises UserError, naming what is valid, for a value of another type.
+    """
+    types = {f.name: getattr(f.type, "__name__", str(f.type)) for f in dataclasses.fields(protocol)}
+    base, unknown = OmegaConf.structured(protocol), []
+    for item in overrides:
+        key, _ = key_value(item)
+        name = key.partition(".")[0]
+        if name not in types:
+            unknown.append(key)
+            continue
+        try:
+            base = OmegaConf.merge(base, OmegaConf.from_dotlist([item]))
+        except OmegaConfBaseException:
+            raise UserError(f"{item}: {key} is of type {types[name]}") from None
+    values, default = OmegaConf.to_object(base), protocol()
+    changed = {k: getattr(values, k) for k in types if getattr(values, k) != getattr(default, k)}
+    return values, changed, unknown
+
+
+def parse(modules: Mapping, tasks: list[str], options: Options) -> dict[str, tuple[object, dict]]:
+    """Of every task its protocol's values and what differs from their defaults. Raises UserError, naming what is valid,
+    for a key that no task has."""
+    parsed = {
+        # a task of a recipe reads its overrides itself
+        name: m.parse(options) if hasattr(m, "parse") else parse_protocol(m.TASK.protocol, options.overrides)
+        for name, m in modules.items()
+    }
+    if lost := set.intersection(*(set(unknown) for _, _, unknown in parsed.values())):
+        valid = set()
+        for module in modules.values():
+            valid |= set(module.TASK.values or (f.name for f in dataclasses.fields(module.TASK.protocol)))
+        raise UserError(f"{', '.join(tasks)} has no {', '.join(sorted(lost))}; there are: {', '.join(sorted(valid))}")
+    return {name: (values, changed) for name, (values, changed, _) in parsed.items()}
+
+
+def choose_device(name: str) -> str:
+    """`auto` -> cuda if there is one, else cpu. Raises UserError for a device that is not there."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return name
+
+
+def gather(models: Iterable[str | Path], options: Options) -> list[Path | Entry]:
+    """Checkpoints given by hand, for which the options are, then those of --models, which have their own."""
+    by_hand: list[Path | Entry] = [Path(m) for m in models]
+    if options.models is None:
+        return by_hand
+    own = {"--heads or --card": options.card, "--format": options.format, "--weights": options.weights}
+    own |= {"--name": options.name, "--row": options.row}
+    for flag, given in own.items():
+        if given and not by_hand:
+            raise UserError(f"{flag}: is for checkpoints given by hand; write it into the entries of {options.models}")
+    return by_hand + read_models(options.models)
+
+
+def expand(models: list[Path | Entry], every: int | None = None) -> list[Path | Entry]:
+    """Checkpoints, with the export of its newest checkpoint for a folder that is a pretraining run.
+
+    every: all kept ones whose step is a multiple of it, instead. Raises UserError, as pretrain.export.exports does.
+    """
+    files, runs = [], 0
+    for model in models:
+        path = model.path if isinstance(model, Entry) else model
+        if not ((path / "config.yaml").is_file() and (path / "checkpoints").is_dir()):
+            files.append(model)
+            continue
+        from ...pretrain.export import exports
+
+        found = exports(path, every)
+        files += model.at(found) if isinstance(model, Entry) else found
+        runs += 1
+    if every and not runs:
+        raise UserError(f"--every {every}: is for folders of pretraining runs; none is given")
+    return files
+
+
+def plan(models: list[Path | Entry], tasks: list[str], options: Options, here: bool = True) -> list[Evaluation]:
+    """Every evaluation, after every check that can be made before the work. Raises UserError at the first thing wrong.
+
+    here: the work is for this machine, not for one that Slurm will choose.
+    """
+    if not tasks:
+        raise UserError(f"--task: which? there are: {', '.join(all_tasks())}")
+    if bool(models) == bool(options.masks):
+        raise UserError("give checkpoints, or --masks DIR to score existing masks" + ("; not both" if models else ""))
+    if options.row:
+        from ..results.published import check_row  # pandas, which takes its time
+
+        check_row(options.row)
+    modules = {name: get_task(name).module for name in tasks}
+    check_flags(modules, options)
+    if here:
+        check_gpus(options.gpus, options.device)
+    protocols = parse(modules, tasks, options)
+    models = expand(models, options.every)
+    _check_alone(models, modules, options)
+    described = hold((describe(model, options) for model in models), options.rank)
+    _check_entries(described)
+    evaluations: list[Evaluation] = []
+    for name, module in modules.items():
+        cfg = _task_config(module, protocols[name][0], options)
+        for model, opened, given in [(o.model, o, o.given) for o in described] or [_masks(cfg, options)]:
+            for seed in seeds_of(module.TASK, options):
+                own, key = dataclasses.replace(cfg, seed=seed), _key(model, name, module.TASK, cfg, seed)
+                evaluations.append(Evaluation(model, opened, given, name, module, own, protocols[name][1], key))
+    if not all(opened.kept for opened in described):  # then each is opened again for all of its evaluations at once
+        evaluations.sort(key=lambda evaluation: described.index(evaluation.opened))
+    _check_names(evaluations, options.out)
+    check_models(evaluations, options)
+    return evaluations
+
+
+def _task_config(module, values, options: Options) -> Config:
+    """What all evaluations of a task share, with its data set opened and checked."""
+    cfg = Config(
+        values,
+        root=data_roots(options.data, module.TASK.dataset),
+        limit=options.limit,
+        device=choose_device(options.device),
+        pictures=options.pictures,
+        masks=options.masks,
+        list_file=options.list_file,
+        gpus=options.gpus,
+        world=options.world,
+        rank=options.rank,
+        eval_only=options.eval_only,
+    )
+    cfg.data = module.check(cfg)
+    return cfg
+
+
+def _key(model: Model, name: str, task: Task, cfg: Config, seed: int) -> str:
+    """Of a result: everything that makes a number another number."""
+    parts = {"fingerprint": model.fingerprint, "card": model.card, "task": name, "version": task.version}
+    parts |= {"protocol": dataclasses.asdict(cfg.protocol), "limit": cfg.limit, "data": cfg.data.fingerprint}
+    return make_key(parts | {"seed": seed})
+
+
+def seeds_of(task: Task, options: Options) -> list[int]:
+    """The seeds to run a task with: 0 alone where its number depends on none, as when nothing is trained but masks, or
+    a fine-tuned model, are only evaluated."""
+    return options.seeds if task.seeded and not options.masks and not options.eval_only else [0]
+
+
+def _masks(cfg: Config, options: Options) -> tuple[Model, None, dict[str, str]]:
+    """Masks of another method, in the place of a checkpoint."""
+    path = options.masks.resolve()
+    name = options.name or f"{path.parent.name}/{path.name}"
+    model = Model(name, cfg.data.content.results_fingerprint, row=options.row, format="masks")
+    return model, None, given_labels(options.name, options.row)
+
+
+def _check_alone(models: list[Path | Entry], modules: Mapping, options: Options) -> None:
+    """What is for one checkpoint."""
+    if options.name and sum(not isinstance(m, Entry) for m in models) > 1:
+        raise UserError("--name is for a single checkpoint")
+    if options.eval_only is not None and (len(models) != 1 or len(modules) != 1):
+        raise UserError("--eval-only MODEL: with the one checkpoint it was fine-tuned from, and one task")
+
+
+def _check_entries(described: list[Opened]) -> None:
+    """Two models of one name, where one is an entry of a models.yaml, which has no --name."""
+    seen: dict[str, Opened] = {}
+    for opened in described:
+        first = seen.setdefault(opened.model.name, opened)
+        if first is not opened and (where := opened.asked.where):
+            other = first.asked.where or first.asked.path
+            raise UserError(f"{where}: {other} is called {opened.model.name} as well; give it a name of its own")
+
+
+def _check_names(evaluations: list[Evaluation], out: Path) -> None:
+    """Two fingerprints under one name would be two models in one row of a table."""
+    models = [e.model for e in evaluations]
+    names = {m.name: m.fingerprint for m in models}
+    places = {(m.name, m.fingerprint): m.file or "these masks" for m in models}
+    for one in records(out, strange={}):  # `table` reports foreign files
+        places.setdefault((one.model.name, one.model.fingerprint), one.path)
+    for (name, mark), where in places.items():
+        if names.get(name, mark) != mark:
+            raise UserError(f"{name} already names other weights ({where}): give --name, or another in models.yaml")
