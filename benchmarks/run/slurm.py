@@ -10,7 +10,6 @@ from pathlib import Path
 from ...pretrain.common import slurm
 from ...pretrain.common.keyvalue import split
 from .plan import Options, gather, plan
-from .runner import Options, gather, plan, run_command
 
 JOBS = "jobs"  # submitit's files, below --out
 
