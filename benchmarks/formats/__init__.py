@@ -17,12 +17,12 @@ A format defines
         read, and Mismatch where a look at the values shows that the file is of another format.
 
 and may define `ALWAYS` and `USUAL`, fields of the card -> their value in every network of this code base (another is
-refused, unless the user gives it), or in nearly every one (another is said); and `example(folder) -> (path, card
-overrides)`, a tiny file for the tests. Modules whose name begins with an underscore are shared helpers.
+refused, unless the user gives it), or in nearly every one (another is said); and a plug-in of a user's `example(folder)
+-> (path, card overrides)`, a tiny file (those of the built-in formats: tests/helpers/format_examples). Modules whose
+name begins with an underscore are shared helpers.
 """
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from ..checkpoints.state import Mismatch  # noqa: F401 (what a format raises)
 
@@ -67,23 +67,3 @@ def take(state, prefix: str, dropped: Mapping[str, str]) -> tuple[dict, dict]:
     """(weights below a prefix except the dropped ones, without it; their shapes)"""
     weights = {name: state[key] for name, key in state.below(prefix).items() if key not in dropped}
     return weights, {k: tuple(v.shape) for k, v in weights.items()}
-
-
-def save_example(path: Path, tree, facts: Mapping | None = None):
-    """What `example` returns, after writing the tree with torch."""
-    import torch
-
-    torch.save(tree, path)
-    return path, dict(facts or {})
-
-
-def example_vit(**fields) -> dict:
-    """Weights of a tiny random ViT (24 wide, 2 blocks and heads, 4x4 patches of 8) in timm's names, for examples."""
-    import torch
-
-    from ...pretrain.common.card import Card
-    from ..backbones.encoder import Encoder
-
-    sizes = {"patch": 8, "dim": 24, "depth": 2, "heads": 2, "pos": "learned 4x4", "mlp_ratio": 2.0}
-    state = Encoder(Card("vit", **(sizes | fields))).vit.state_dict()
-    return {k: v + 0.1 * torch.randn_like(v) for k, v in state.items()}

@@ -22,12 +22,3 @@ def order(pos_embed: Tensor) -> str | None:
         if (first - wanted[0]).abs().max() < 1e-2 and (second - wanted[1]).abs().max() < 1e-2:
             return name
     return None
-
-
-def example(side: int, dim: int, first: str) -> Tensor:
-    """Such positions [1, 1 + side*side, dim], for the formats' examples."""
-    angles = torch.arange(side)[:, None] / 10000 ** (torch.arange(dim // 4) / (dim // 4))
-    one = torch.cat([angles.sin(), angles.cos()], 1)
-    halves = [one[:, None].expand(side, side, -1), one[None].expand(side, side, -1)]
-    grid = torch.cat(halves if first == "rows" else halves[::-1], 2)
-    return torch.cat([torch.zeros(1, dim), grid.flatten(0, 1)])[None]

@@ -101,22 +101,3 @@ def facts_of(meta, eps: float) -> dict:
     facts = {} if gated or act == "gelu" else {"act": ACTS[act]}
     value = config.get("layer_norm_eps", eps)
     return facts | {"norm_eps": float(value) if isinstance(value, (int, float)) and 0 < value < 1 else eps}
-
-
-def example_names(vit: dict, layer: str, names: dict[str, str], split: tuple[str, str, str]) -> dict:
-    """timm's tiny weights under a naming, for examples. names: timm's part of a block -> theirs; split: of qkv."""
-    top = {new: old for old, new in reversed(WHOLE.items()) if not old.startswith("norm.")}
-    top |= {f"patch_embed.proj.{p}": f"embeddings.patch_embeddings.projection.{p}" for p in ("weight", "bias")}
-    out = {}
-    for key, value in vit.items():
-        if key in top:
-            out[top[key]] = value
-            continue
-        _, number, rest = key.split(".", 2)
-        part, _, kind = rest.rpartition(".")
-        if part == "attn.qkv":
-            for name, piece in zip(split, value.chunk(3), strict=True):
-                out[f"{layer}.{number}.{name}.{kind}"] = piece.clone()
-        else:
-            out[f"{layer}.{number}.{names[part]}.{'lambda1' if kind == 'gamma' else kind}"] = value
-    return out

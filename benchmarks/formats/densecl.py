@@ -5,7 +5,6 @@ encoder's tensors twice: `backbone.` and `encoder_q.0.`). The full layout is unv
 """
 
 from ._conv import IMAGENET, RESNET, RESNET_PARTS, drop, find, only, pick, resnet
-from ._examples import resnet_weights
 
 NETWORKS = {"online": ("backbone.", ""), "teacher": ("encoder_k.0.",)}
 
@@ -30,11 +29,3 @@ def convert(state, meta):
     others |= {"encoder_q.0.": "same as backbone"} if prefix.endswith("backbone.") else {}
     reasons |= {root + name: why for name, why in others.items() if root + name != prefix}
     return resnet(state, prefix, drop(state, reasons) if prefix != root else {}, **IMAGENET)
-
-
-def example(folder):
-    """A tiny released backbone."""
-    import torch
-
-    torch.save({"state_dict": resnet_weights(), "author": "DenseCL"}, folder / "densecl.pth")
-    return folder / "densecl.pth", {}

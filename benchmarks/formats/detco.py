@@ -5,7 +5,6 @@ below `state_dict` is known from its users. Unverified: no file of it was at han
 """
 
 from ._conv import IMAGENET, RESNET, RESNET_PARTS, drop, find, only, pick, resnet
-from ._examples import resnet_weights
 from .mocov2 import NETWORKS, moco_drops
 from .resim import D2, detectron2
 
@@ -28,12 +27,3 @@ def convert(state, meta):
         return resnet(state, prefix, drop(state, {prefix + head: "head" for head in HEADS}), **IMAGENET)
     prefix = pick(state, RESNET, NETWORKS)
     return resnet(state, prefix, moco_drops(state, prefix, HEADS), **IMAGENET)
-
-
-def example(folder):
-    """A tiny backbone file."""
-    import torch
-
-    network = resnet_weights() | {"fc.weight": torch.zeros(5, 32)}
-    torch.save({"state_dict": network}, folder / "detco.pth")
-    return folder / "detco.pth", {}

@@ -7,7 +7,7 @@ head called `projection_head`; that form is supported by its description only.
 
 from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
 from ...pretrain.common.shapes import vit_card
-from . import below, drop, example_vit, find, fits, is_dino, save_example, take
+from . import below, drop, find, fits, is_dino, take
 
 NETWORKS = {
     "teacher": ("teacher.backbone.", "teacher."),
@@ -61,28 +61,3 @@ def beside(state, prefix: str, own: dict[str, str]) -> dict[str, str]:
     if other:
         reasons[other] = other.rstrip(".")
     return drop(state, reasons)
-
-
-def example_tree(backbone: dict, head: dict, loss: dict, student: dict | None = None) -> dict:
-    """A full checkpoint's content; `student`: what only its backbone has."""
-    import argparse
-
-    teacher = {f"backbone.{k}": v for k, v in backbone.items()} | head
-    other = {f"backbone.{k}": v * 1.5 for k, v in backbone.items()} | head
-    other |= {f"backbone.{k}": v for k, v in (student or {}).items()}
-    args = argparse.Namespace(arch="vit_small", patch_size=8)
-    return {
-        "student": {f"module.{k}": v for k, v in other.items()},
-        "teacher": teacher,
-        "args": args,
-        "epoch": 1,
-    } | loss
-
-
-def example(folder):
-    """A tiny full checkpoint."""
-    import torch
-
-    head = {"head.mlp.0.weight": torch.zeros(8, 24), "head.last_layer.weight_g": torch.ones(4, 1)}
-    tree = example_tree(example_vit(), head, {"dino_loss": {"center": torch.zeros(1, 4)}})
-    return save_example(folder / "dino.pth", tree, {"heads": 2})

@@ -5,7 +5,6 @@ Downstream uses the teacher. Names are torchvision's, without `fc`.
 """
 
 from ._conv import IMAGENET, RESNET, RESNET_PARTS, drop, find, only, pick, resnet
-from ._examples import resnet_weights
 
 # `teacher.` alone: files from before June 2021
 NETWORKS = {
@@ -33,14 +32,3 @@ def convert(state, meta):
     if other := {"teacher.": "student", "student.": "teacher"}.get(mine):
         reasons[f"{other}."] = other
     return resnet(state, prefix, drop(state, reasons), **IMAGENET)
-
-
-def example(folder):
-    """A tiny full checkpoint."""
-    import torch
-
-    teacher = {f"backbone.{k}": v for k, v in resnet_weights().items()} | {"head.mlp.0.weight": torch.zeros(8, 32)}
-    student = {f"module.{k}": v for k, v in teacher.items()}
-    tree = {"student": student, "teacher": teacher, "dino_loss": {"center": torch.zeros(1, 8)}, "epoch": 1}
-    torch.save(tree, folder / "dino_resnet50.pth")
-    return folder / "dino_resnet50.pth", {}

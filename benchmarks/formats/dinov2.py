@@ -9,7 +9,7 @@ import re
 
 from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
 from ...pretrain.common.shapes import vit_card
-from . import drop, example_vit, fits, is_vit, save_example
+from . import drop, fits, is_vit
 
 NETWORKS = {
     "teacher": ("teacher.backbone.", "teacher."),
@@ -61,15 +61,3 @@ def convert(state, meta):
     shapes = {k: tuple(v.shape) for k, v in weights.items()}
     rule = "timm" if "reg_token" in weights else "dino"
     return weights, vit_card(shapes, pos_resize=rule, mean=IMAGENET_MEAN, std=IMAGENET_STD), dropped
-
-
-def example(folder):
-    """A tiny released backbone with registers and a SwiGLU."""
-    import torch
-
-    vit = example_vit(registers=2, layer_scale=True, act="swiglu")
-    names = {new: old for old, new in NAMES.items()}
-    tree = {k.replace("reg_token", "register_tokens"): v for k, v in vit.items()}
-    for new, old in names.items():
-        tree = {k.replace(new, old): v for k, v in tree.items()}
-    return save_example(folder / "dinov2.pth", tree | {MASK: torch.zeros(1, 24)}, {"heads": 2})

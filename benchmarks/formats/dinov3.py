@@ -11,7 +11,7 @@ import torch
 from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.shapes import vit_card
-from . import drop, example_vit, save_example
+from . import drop
 
 NETWORKS = {
     "teacher": ("teacher.backbone.", "teacher_ema.backbone.", "model_ema.backbone."),
@@ -78,20 +78,3 @@ def _masked(name: str, bias, mask):
     if mask.shape != bias.shape or not bool(((mask == 0) | (mask == 1)).all()):
         raise UserError(f"{name}_mask is not one 0 or 1 for each of {list(bias.shape)}")
     return bias * mask.to(bias.dtype)
-
-
-def example(folder):
-    """A tiny released backbone with a SwiGLU."""
-    vit = example_vit(registers=2, layer_scale=True, act="swiglu", pos="rotary", pos_resize="rotary", heads=3)
-    tree = {"mask_token": torch.zeros(1, 24), PERIODS: 100 ** (torch.arange(2) / 2).bfloat16().float()}
-    mask = torch.ones(72)
-    mask[24:48] = 0
-    for name, value in vit.items():
-        name = name.replace("reg_token", "storage_tokens").replace(".mlp.fc2.", ".mlp.w3.")
-        if ".mlp.fc1." in name:
-            tree |= {name.replace("fc1", w): v.clone() for w, v in zip(("w1", "w2"), value.chunk(2), strict=True)}
-            continue
-        tree[name] = value
-        if name.endswith("qkv.bias"):
-            tree[f"{name}_mask"] = mask
-    return save_example(folder / "dinov3.pth", tree)

@@ -12,8 +12,8 @@ from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.shapes import vit_card
 from ..checkpoints.stated import heads_from, normalisation_from
-from . import below, drop, example_vit, find, save_example, take
-from ._transformers import BESIDE, HEADS, example_names, facts_of, prefix_of, weights_of
+from . import below, drop, find, take
+from ._transformers import BESIDE, HEADS, facts_of, prefix_of, weights_of
 
 HUB = "embeddings.patch_embeddings.weight"
 TIMM = {"reg_token", "cls_token", "patch_embed.proj.weight", "blocks.0.gamma_1", "blocks.0.attn.qkv.weight"}
@@ -72,20 +72,3 @@ def _from_timm(found: dict) -> dict:
             parts = [found.get(name.replace("q_bias", f"{p}_bias"), torch.zeros_like(found[name])) for p in "qkv"]
             weights[name.replace("q_bias", "qkv.bias")] = torch.cat(parts)
     return weights
-
-
-def example(folder):
-    """A tiny folder in Hugging Face's names."""
-    import json
-
-    vit = example_vit(registers=2, layer_scale=True, pos="rotary", pos_resize="rotary", heads=3)
-    names = {"norm1": "norm1", "norm2": "norm2", "attn.proj": "attention.o_proj", "ls1": "layer_scale1"}
-    names |= {"ls2": "layer_scale2", "mlp.fc1": "mlp.up_proj", "mlp.fc2": "mlp.down_proj"}
-    tree = example_names(vit, "layer", names, tuple(f"attention.{n}_proj" for n in "qkv"))
-    tree = {k.replace("patch_embeddings.projection", "patch_embeddings"): v for k, v in tree.items()}
-    tree = {k.replace("layernorm.", "norm."): v for k, v in tree.items() if not k.endswith("k_proj.bias")}
-    (folder / "dinov3").mkdir()
-    config = {"num_attention_heads": 3, "rope_theta": 100.0, "layer_norm_eps": 1e-5, "hidden_act": "gelu"}
-    (folder / "dinov3" / "config.json").write_text(json.dumps(config))
-    save_example(folder / "dinov3" / "model.bin", tree | {"embeddings.mask_token": torch.zeros(1, 1, 24)})
-    return folder / "dinov3", {}

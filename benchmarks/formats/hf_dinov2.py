@@ -8,8 +8,8 @@ code's rules differ (see dinov2.py).
 from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
 from ...pretrain.common.shapes import vit_card
 from ..checkpoints.stated import normalisation_from
-from . import drop, example_vit, save_example
-from ._transformers import BESIDE, HEADS, example_names, facts_of, prefix_of, weights_of
+from . import drop
+from ._transformers import BESIDE, HEADS, facts_of, prefix_of, weights_of
 
 ALWAYS = {"class_token": True, "final_norm": True, "layer_scale": True}
 USUAL = {"qkv_bias": True}
@@ -28,16 +28,3 @@ def convert(state, meta):
     rule = "timm" if "reg_token" in weights else "size"
     normalisation = normalisation_from(meta) or {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     return weights, vit_card(shapes, pos_resize=rule, **facts_of(meta, 1e-6), **normalisation), dropped
-
-
-def example(folder):
-    """A tiny state dict with registers."""
-    import torch
-
-    parts = ("norm1", "norm2", "mlp.fc1", "mlp.fc2")
-    names = dict.fromkeys(parts) | {p: p for p in parts} | {"ls1": "layer_scale1", "ls2": "layer_scale2"}
-    names["attn.proj"] = "attention.output.dense"
-    split = tuple(f"attention.attention.{n}" for n in ("query", "key", "value"))
-    vit = example_vit(registers=2, layer_scale=True)
-    tree = example_names(vit, "encoder.layer", names, split) | {"embeddings.mask_token": torch.ones(1, 24)}
-    return save_example(folder / "dinov2.bin", tree, {"heads": 2})

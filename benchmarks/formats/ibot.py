@@ -5,8 +5,8 @@ models/head.py. Downstream uses the teacher; the ImageNet-22k models publish the
 token of masked patches.
 """
 
-from . import below, example_vit, find, fits, is_dino, save_example
-from .dino import NETWORKS, example_tree, read
+from . import below, find, fits, is_dino
+from .dino import NETWORKS, read
 
 FILES = NETWORKS | {None: ("state_dict.", "backbone.", "")}
 PREFIXES = tuple(p for prefixes in FILES.values() for p in prefixes)
@@ -33,15 +33,3 @@ def extracted(shapes, meta) -> bool:
 
 def convert(state, meta):
     return read(state, FILES, HEADS, {MASK: "mask token"})
-
-
-def example(folder):
-    """A tiny full checkpoint."""
-    import torch
-
-    shared = torch.ones(4, 1)
-    head = {"head.mlp.0.weight": torch.zeros(8, 24), "head.last_layer.weight_g": shared}
-    head["head.last_layer2.weight_g"] = shared
-    losses = {"ibot_loss": {"center": torch.zeros(1, 4), "center2": torch.zeros(1, 1, 4)}}
-    tree = example_tree(example_vit(), head, losses, student={MASK: torch.ones(1, 24)})
-    return save_example(folder / "ibot.pth", tree, {"heads": 2})

@@ -8,7 +8,7 @@ Training checkpoints with decoder are unverified: no file of them was at hand.
 from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
 from ...pretrain.common.shapes import vit_card
 from ..checkpoints.state import Mismatch
-from . import _sincos, below, drop, example_vit, find, fits, is_dino, save_example, take
+from . import _sincos, below, drop, find, fits, is_dino, take
 
 PREFIXES = ("model.", "")
 DECODER = {f"decoder_{n}": "decoder" for n in ("pos_embed", "embed.", "blocks.", "norm.", "pred.")}
@@ -35,15 +35,3 @@ def convert(state, meta):
         raise Mismatch(f"its positions are {found}, not the fixed ones that MAE stores")
     card = vit_card(shapes, pos_resize="square", mean=IMAGENET_MEAN, std=IMAGENET_STD)
     return weights, card.override({"pos": f"sincos {card.grid}x{card.grid}, stored"}), dropped
-
-
-def example(folder):
-    """A tiny training checkpoint."""
-    import argparse
-
-    import torch
-
-    model = example_vit() | {"pos_embed": _sincos.example(4, 24, "columns"), "mask_token": torch.ones(1, 1, 24)}
-    model |= {"decoder_pos_embed": torch.ones(1, 17, 8), "decoder_embed.weight": torch.ones(8, 24)}
-    tree = {"model": model, "epoch": 1, "scaler": {}, "args": argparse.Namespace(model="mae_vit_base_patch16")}
-    return save_example(folder / "mae.pth", tree, {"heads": 2})

@@ -12,7 +12,7 @@ from ...pretrain.common.errors import UserError
 from ...pretrain.common.shapes import vit_card
 from ..checkpoints import FORMATS
 from ..checkpoints.state import State
-from . import drop, example_vit, is_vit, save_example
+from . import drop, is_vit
 from .mmpretrain_vit import OTHERS, normalisation
 
 PREFIXES = ("state_dict.backbone.", "backbone.")
@@ -74,15 +74,3 @@ def _other(backbone: State, meta):
     if chosen is None:
         raise UserError(f"no format knows its backbone ({', '.join(list(backbone)[:4])} ...)")
     return chosen.module.convert(backbone, meta)
-
-
-def example(folder):
-    """A tiny segmenter of ours: ln1 and ln2, rescale layers, a head."""
-    import torch
-
-    vit = {k: v for k, v in example_vit().items() if not k.startswith("norm.")}
-    vit = {k.replace(".norm1.", ".ln1.").replace(".norm2.", ".ln2."): v for k, v in vit.items()}
-    state = {f"backbone.encoder.vit.{k}": v for k, v in vit.items()}
-    state |= {"backbone.fpn1.0.weight": torch.ones(24, 24, 2, 2), "decode_head.conv_seg.weight": torch.ones(5, 8, 1, 1)}
-    text = "data_preprocessor = dict(bgr_to_rgb=True, mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5])"
-    return save_example(folder / "iter_10.pth", {"meta": {"cfg": text}, "state_dict": state}, {"heads": 2})

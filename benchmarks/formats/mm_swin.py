@@ -9,7 +9,6 @@ import re
 
 from ...pretrain.common.errors import UserError
 from ._conv import IMAGENET, SWIN_PARTS, drop, swin
-from ._examples import swin_weights
 
 MARK = {"patch_embed.projection.weight", "stages.0.blocks.0.attn.w_msa.relative_position_bias_table"}
 PREFIXES = ("state_dict.", "")
@@ -55,22 +54,3 @@ def in_order(name: str, value):
         raise UserError(f"{name} is {list(value.shape)}, not of four corners")
     corners = value.unflatten(-1, (value.shape[-1] // 4, 4))[..., [0, 2, 1, 3]]
     return corners.transpose(-1, -2).flatten(-2)
-
-
-def example(folder):
-    """A tiny backbone in mm's names, with the norms of its outputs."""
-    import torch
-
-    old = {new: old for old, new in NAMES}
-    weights = {}
-    for name, value in swin_weights(official=True).items():
-        if name.startswith("norm.") or "attn_mask" in name:
-            continue
-        if ".downsample." in name:
-            value = value.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :].transpose(-1, -2).flatten(-2)
-        for new, mm in old.items():
-            name = name.replace(new, mm)
-        weights[re.sub(r"^layers\.", "stages.", name)] = value
-    weights |= {f"norm{i}.weight": torch.ones(8 << i) for i in range(4)}
-    torch.save(weights, folder / "mm_swin.pth")
-    return folder / "mm_swin.pth", {}

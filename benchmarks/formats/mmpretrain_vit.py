@@ -11,7 +11,7 @@ import re
 import torch
 
 from ...pretrain.common.shapes import vit_card
-from . import drop, example_vit, save_example
+from . import drop
 
 PREFIXES = ("state_dict.backbone.", "backbone.", "state_dict.", "")
 MARK = {"patch_embed.projection.weight", "layers.0.ln1.weight", "pos_embed"}
@@ -85,17 +85,3 @@ def normalisation(meta) -> dict:
     rounded = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
     near = all(abs(a - b) < 2e-4 for k in found for a, b in zip(found[k], rounded[k], strict=True))
     return rounded if near else found  # 123.675 / 255 is 0.485
-
-
-def example(folder):
-    """A tiny checkpoint of a classifier."""
-    pairs = (("patch_embed.proj", "patch_embed.projection"), ("norm1", "ln1"), ("norm2", "ln2"))
-    pairs += (("mlp.fc1", "ffn.layers.0.0"), ("mlp.fc2", "ffn.layers.1"), ("blocks.", "layers."))
-    state = {}
-    for name, value in example_vit().items():
-        for new, old in pairs:
-            name = name.replace(new, old)
-        state[f"backbone.{'ln1' + name[4:] if name.startswith('norm.') else name}"] = value
-    state |= {"head.layers.head.weight": torch.ones(3, 24)}
-    text = "data_preprocessor = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)"
-    return save_example(folder / "mmpretrain.pth", {"meta": {"cfg": text}, "state_dict": state}, {"heads": 2})

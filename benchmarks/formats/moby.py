@@ -8,7 +8,6 @@ DeiT-S is unverified, for want of a file: timm 0.4.5's vit_deit_small_patch16_22
 from ...pretrain.common.shapes import vit_card
 from . import VIT_ROOTS
 from ._conv import IMAGENET, SWIN, drop, find, own, pick, swin
-from ._examples import swin_weights
 
 NETWORKS = {"online": ("encoder.",), "teacher": ("encoder_k.",)}
 VIT = {"pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "cls_token"}
@@ -42,14 +41,3 @@ def convert(state, meta):
     weights = {name: state[key] for name, key in own(state, prefix, VIT_ROOTS).items() if key not in dropped}
     card = vit_card({k: tuple(v.shape) for k, v in weights.items()}, pos_resize="stored", **IMAGENET)
     return weights, card.override({"heads": 6} if (card.dim, card.depth) == (384, 12) else {}), dropped
-
-
-def example(folder):
-    """A tiny training checkpoint with Swin, in the official order of stages."""
-    import torch
-
-    model = {f"encoder.{k}": v for k, v in swin_weights(official=True).items()}
-    model |= {f"encoder_k.{k}": v for k, v in swin_weights(official=True).items()}
-    model |= {"predictor.linear_out.bias": torch.zeros(8), "queue1": torch.zeros(8, 4)}
-    torch.save({"model": model, "epoch": 3, "max_accuracy": 0.0}, folder / "moby.pth")
-    return folder / "moby.pth", {}

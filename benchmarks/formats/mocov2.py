@@ -5,7 +5,6 @@ encoder (main_lincls.py). v1's head is `fc`, v2's is `fc.0` and `fc.2`.
 """
 
 from ._conv import IMAGENET, RESNET, drop, find, pick, resnet
-from ._examples import moco_tree
 
 NETWORKS = {"online": ("encoder_q.",), "teacher": ("encoder_k.",)}
 
@@ -27,11 +26,3 @@ def moco_drops(state, prefix: str, heads: tuple[str, ...] = ("fc.",)) -> dict[st
     reasons = {prefix + head: "head" for head in heads}
     reasons |= {f"{root}{name}.": name for name in ("encoder_q", "encoder_k") if name != mine}
     return drop(state, reasons | {root + "queue": "queue"})
-
-
-def example(folder):
-    """A tiny training checkpoint."""
-    import torch
-
-    torch.save(moco_tree(), folder / "mocov2.pth.tar")
-    return folder / "mocov2.pth.tar", {}

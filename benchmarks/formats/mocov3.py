@@ -9,7 +9,7 @@ no file of it was at hand.
 from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
 from ...pretrain.common.shapes import vit_card
 from ..checkpoints.state import Mismatch
-from . import _sincos, below, drop, example_vit, find, fits, is_dino, save_example, take
+from . import _sincos, below, drop, find, fits, is_dino, take
 
 NETWORKS = {
     "online": ("state_dict.base_encoder.", "base_encoder."),
@@ -47,15 +47,3 @@ def convert(state, meta):
     if heads and meta.get("arch") == arch:
         facts["heads"] = heads
     return weights, card.override(facts), dropped
-
-
-def example(folder):
-    """A tiny training checkpoint."""
-    import torch
-
-    vit = example_vit() | {"pos_embed": _sincos.example(4, 24, "rows")}
-    state = {f"base_encoder.{k}": v for k, v in vit.items()} | {"base_encoder.head.0.weight": torch.ones(8, 24)}
-    state |= {f"momentum_encoder.{k}": v if k == "pos_embed" else v * 1.5 for k, v in vit.items()}
-    state |= {"momentum_encoder.head.0.weight": torch.ones(8, 24), "predictor.0.weight": torch.ones(8, 8)}
-    tree = {"epoch": 1, "arch": "vit_small", "state_dict": {f"module.{k}": v for k, v in state.items()}}
-    return save_example(folder / "mocov3.pth.tar", tree, {"heads": 2})

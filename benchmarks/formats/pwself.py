@@ -4,8 +4,8 @@ Source: alijavidani/Local_Global_Representation_Learning 7eeff8c, patch_wise_din
 DINO's; only the loss's centre differs, with a row for each token of a global view. Downstream: the teacher.
 """
 
-from . import below, example_vit, find, fits, is_dino, save_example
-from .dino import ALWAYS, HEADS, NETWORKS, PREFIXES, example_tree, per_token, read  # noqa: F401
+from . import below, find, fits, is_dino
+from .dino import ALWAYS, HEADS, NETWORKS, PREFIXES, per_token, read  # noqa: F401
 
 
 def claims(shapes, meta) -> int:
@@ -16,12 +16,3 @@ def claims(shapes, meta) -> int:
 
 def convert(state, meta):
     return read(state, NETWORKS, dict.fromkeys(HEADS, "head"))
-
-
-def example(folder):
-    """A tiny full checkpoint."""
-    import torch
-
-    head = {"head.mlp.0.weight": torch.zeros(8, 24), "head.last_layer.weight_g": torch.ones(4, 1)}
-    tree = example_tree(example_vit(), head, {"dino_loss": {"center": torch.zeros(1, 17, 4)}})
-    return save_example(folder / "pwself.pth", tree, {"heads": 2})

@@ -10,7 +10,6 @@ import re
 from ...pretrain.common.shapes import resnet_card
 from ._conv import COUNTER, IMAGENET, RESNET, drop, find, pick
 from ._conv import resnet as torchvision_names
-from ._examples import detectron2_tree
 from .mocov2 import NETWORKS, moco_drops
 
 HEADS = ("fc.", "fpn_lateral", "fpn_output", "mocodet_conv")
@@ -55,11 +54,3 @@ def torchvision_name(name: str) -> str | None:
     where = "" if stage is None else f"layer{int(stage) - 1}.{block}."
     kind = f"downsample.{int(bool(norm))}" if part == "shortcut" else f"bn{number}" if norm else part
     return f"{where}{kind}.{what}"
-
-
-def example(folder):
-    """A tiny encoder in detectron2's names, NumPy arrays in a plain pickle."""
-    import pickle
-
-    (folder / "resim.pkl").write_bytes(pickle.dumps(detectron2_tree(pyramid=True)))
-    return folder / "resim.pkl", {}

@@ -39,21 +39,3 @@ def convert(state, meta):
     weights |= {f"readout.{name}": state[key] for name, key in readout.items()}
     shapes = {k: tuple(v.shape) for k, v in weights.items()}
     return weights, vit_card(shapes, pos_resize="dino", mean=IMAGENET_MEAN, std=IMAGENET_STD), dropped
-
-
-def example(folder):
-    """A tiny full checkpoint."""
-    import torch
-
-    from ...pretrain.common.card import Card
-    from ..backbones.encoder import Encoder
-
-    card = Card("vit", 8, 24, 2, 3, False, False, pos="learned 4x4", mlp_ratio=2.0, readout="class_attention")
-    encoder = Encoder(card)
-    teacher = {f"backbone.{k}": v for k, v in encoder.vit.state_dict().items()}
-    teacher |= {f"ca_head.{k}": v for k, v in encoder.readout.state_dict().items()}
-    teacher |= {"c_head.mlp.0.weight": torch.zeros(8, 24), "p_head.mlp.0.weight": torch.zeros(8, 24)}
-    student = {f"module.{k}": v for k, v in teacher.items()}
-    losses = {"center": torch.zeros(1, 1, 8), "patch_center": torch.zeros(1, 8)}
-    torch.save({"student": student, "teacher": teacher, "dino_loss": losses}, folder / "selfpatch.pth")
-    return folder / "selfpatch.pth", {"heads": 3}

@@ -5,7 +5,6 @@ Source: facebookresearch/swav 06b1b7c, src/resnet50.py, main_swav.py, hubconf.py
 """
 
 from ._conv import IMAGENET, RESNET, drop, find, pick, resnet
-from ._examples import resnet_weights
 
 NETWORKS = {None: ("",)}
 HEADS = {"projection_head.": "head", "prototypes.": "prototypes"}
@@ -20,12 +19,3 @@ def convert(state, meta):
     prefix = pick(state, RESNET, NETWORKS)
     reasons = {prefix + name: why for name, why in HEADS.items()}
     return resnet(state, prefix, drop(state, reasons), **(IMAGENET | {"std": (0.228, 0.224, 0.225)}))
-
-
-def example(folder):
-    """A tiny file as released."""
-    import torch
-
-    heads = {"projection_head.0.weight": torch.zeros(8, 32), "prototypes.weight": torch.zeros(5, 8)}
-    torch.save({f"module.{k}": v for k, v in (resnet_weights() | heads).items()}, folder / "swav.pth.tar")
-    return folder / "swav.pth.tar", {}

@@ -65,13 +65,3 @@ def whole_positions(weights: dict) -> dict:
         own = {"reg_token": weights["reg_token"] + positions[:, before:tokens]}
         return weights | own | {"pos_embed": torch.cat([positions[:, :before], positions[:, tokens:]], 1)}
     return weights
-
-
-def example(folder):
-    """A tiny flat state dict with a classifier."""
-    import torch
-    from timm.models.vision_transformer import VisionTransformer
-
-    network = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2, num_classes=5)
-    torch.save(network.state_dict(), folder / "timm.pth")
-    return folder / "timm.pth", {"heads": 2, "mean": 0.5, "std": 0.5}

@@ -7,7 +7,6 @@ Unverified: no trained file of it was at hand (the network is timm's itself).
 
 from ..checkpoints.stated import normalisation_from
 from ._conv import IMAGENET, RESNET, RESNET_PARTS, drop, find, only, pick, resnet
-from ._examples import resnet_weights
 
 NETWORKS = {None: ("",)}
 HEAD = ("fc.weight", "fc.bias")
@@ -30,12 +29,3 @@ def convert(state, meta):
     if not known and not (card.block == "basic" and card.blocks == (3, 4, 6, 3)):
         known = IMAGENET
     return weights, card.override(known), dropped
-
-
-def example(folder):
-    """A tiny training checkpoint."""
-    import torch
-
-    network = resnet_weights() | {"fc.weight": torch.zeros(5, 32), "fc.bias": torch.zeros(5)}
-    torch.save({"epoch": 3, "arch": "resnet50", "state_dict": network}, folder / "timm_resnet.pth.tar")
-    return folder / "timm_resnet.pth.tar", {}

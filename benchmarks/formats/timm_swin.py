@@ -7,7 +7,6 @@ swin_transformer.py, utils.py. All of them want ImageNet's mean and std. Unverif
 
 from ..checkpoints.stated import normalisation_from
 from ._conv import IMAGENET, SWIN, SWIN_PARTS, drop, find, only, pick, swin
-from ._examples import swin_weights
 
 NETWORKS = {None: ("",)}
 HEAD = ("head.",)
@@ -25,11 +24,3 @@ def convert(state, meta):
     prefix = pick(state, SWIN, NETWORKS)
     reasons = {prefix + "head.": "head"} | ({"state_dict_ema.": "EMA copy"} if prefix else {})
     return swin(state, prefix, drop(state, reasons), **(normalisation_from(meta) or IMAGENET))
-
-
-def example(folder):
-    """A tiny flat state dict with a classifier."""
-    import torch
-
-    torch.save(swin_weights() | {"head.fc.weight": torch.zeros(5, 64)}, folder / "timm_swin.pth")
-    return folder / "timm_swin.pth", {}

@@ -17,14 +17,3 @@ def claims(shapes, meta) -> int:
 def convert(state, meta):
     prefix = pick(state, RESNET, NETWORKS)
     return resnet(state, prefix, drop(state, {prefix + "fc.": "head"}), **IMAGENET)
-
-
-def example(folder):
-    """A small ResNet-18 with a classifier."""
-    import torch
-
-    from ._examples import resnet_weights
-
-    head = {"fc.weight": torch.zeros(5, 8), "fc.bias": torch.zeros(5)}
-    torch.save(resnet_weights(block="basic") | head, folder / "torchvision.pth")
-    return folder / "torchvision.pth", {}

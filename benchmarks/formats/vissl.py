@@ -8,7 +8,7 @@ Positions: one scale factor sqrt(patches/stored) for both sides, so square grids
 
 from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
 from ...pretrain.common.shapes import vit_card
-from . import drop, example_vit, find, is_dino, save_example, take
+from . import drop, find, is_dino, take
 
 CLASSY = "classy_state_dict."
 NETWORKS = {
@@ -35,16 +35,3 @@ def convert(state, meta):
                 dropped |= drop(state, {other: "copy" if name == taken else name})
     weights, shapes = take(state, prefix, dropped)
     return weights, vit_card(shapes, pos_resize="square", mean=IMAGENET_MEAN, std=IMAGENET_STD), dropped
-
-
-def example(folder):
-    """A tiny training checkpoint."""
-    import torch
-
-    trunk, head = example_vit(), {"heads.0.mlp.0.weight": torch.zeros(8, 24)}
-    loss = {f"momentum_teacher.module.trunk.{k}": v for k, v in trunk.items()} | {"center": torch.zeros(1, 4)}
-    loss |= {f"momentum_teacher.module.{k}": v for k, v in head.items()}
-    student = {"trunk": {k: v * 1.5 for k, v in trunk.items()}, "heads": {"0.mlp.0.weight": torch.zeros(8, 24)}}
-    tree = {"phase_idx": 1, "loss": loss, "type": "consolidated"}
-    tree["classy_state_dict"] = {"base_model": {"model": student, "meta": {}}, "loss": loss}
-    return save_example(folder / "vissl.torch", tree, {"heads": 2})

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from conftest import shared_cases
+from format_examples import example_vit, format_example
 from selfpatch_bench.benchmarks import UserError, load
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.checkpoints import FORMATS
@@ -18,7 +19,6 @@ from selfpatch_bench.benchmarks.checkpoints.completeness import stated, unusual
 from selfpatch_bench.benchmarks.checkpoints.state import read_file
 from selfpatch_bench.benchmarks.commands.convert import convert_command
 from selfpatch_bench.benchmarks.commands.inspect import report
-from selfpatch_bench.benchmarks.formats import example_vit
 from selfpatch_bench.benchmarks.hub.open import open_checkpoint
 from selfpatch_bench.benchmarks.results import record
 from selfpatch_bench.benchmarks.run.runner import Options, plan, run
@@ -31,7 +31,7 @@ BLOCK = re.compile(r"((?:^|.*\.)(?:blocks|layers?|layer\d|res\d)\.)(\d+)(\..*)")
 def example(name: str, folder: Path) -> tuple[Path, dict, dict, dict]:
     """A format's example: (path, card overrides, its tensors by full name, the rest)"""
     torch.manual_seed(0)
-    path, card = FORMATS.get(name).module.example(folder)
+    path, card = format_example(name, folder)
     state, meta = read_file(path)
     return path, card, {k: state[k].clone() for k in state}, meta
 
@@ -146,7 +146,7 @@ UNKNOWABLE |= {("vissl", "loss.momentum_teacher.trunk.patch_embed.proj.weight")}
 @pytest.mark.parametrize("name", list(FORMATS.scan()))
 def test_no_family_of_tensors_is_lost_in_silence(name, tmp_path):
     """Biases, norms, scales, tokens of all blocks at once: refused, or said. The families are the files' own."""
-    if not hasattr(FORMATS.get(name).module, "example") or name == "selfpatch_bench":
+    if name == "selfpatch_bench":
         pytest.skip("its card is its own")
     path, card, tensors, meta = example(name, tmp_path)
     whole = open_checkpoint(path, card=card)

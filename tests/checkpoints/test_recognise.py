@@ -8,10 +8,9 @@ import sys
 import pytest
 import torch
 
+from format_examples import example_vit, format_example
 from selfpatch_bench.benchmarks import UserError
-from selfpatch_bench.benchmarks.checkpoints import FORMATS
 from selfpatch_bench.benchmarks.commands.inspect import report
-from selfpatch_bench.benchmarks.formats import example_vit
 from selfpatch_bench.benchmarks.hub.open import open_checkpoint
 
 LOOKS = "def claims(shapes, meta):\n    return 3 if 'mine' in shapes else 0\n\n\n"
@@ -76,7 +75,7 @@ def test_a_format_that_fails_to_convert(how, folder, tmp_path):
     ],
 )
 def test_a_format_that_fails_to_look_hinders_nobody_and_is_mentioned(code, words, folder, tmp_path):
-    path, card = FORMATS.get("dino").module.example(tmp_path)
+    path, card = format_example("dino", tmp_path)
     whole = open_checkpoint(path, card=card)
     (folder / "mycode.py").write_text(code)
     checkpoint = open_checkpoint(path, card=card)
@@ -100,7 +99,7 @@ def test_the_command_says_it_in_one_line(folder, tmp_path):
 
 @pytest.mark.parametrize("act", [[], ["gelu"], {"name": "gelu"}, None, 3, "x" * 5000])
 def test_an_activation_that_is_no_name(act, tmp_path):
-    path, _ = FORMATS.get("hf_vit").module.example(tmp_path)
+    path, _ = format_example("hf_vit", tmp_path)
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"hidden_act": act}))
     with pytest.raises(UserError, match=r"hidden_act .* is not supported: gelu") as error:
@@ -130,7 +129,7 @@ def test_odd_things_in_the_place_of_words(name, value, tmp_path):
 @pytest.mark.parametrize("name", ["mae", "mocov3", "dino", "timm"])
 def test_weights_of_eight_bits_are_refused(name, key, dtype, tmp_path):
     """By name, whoever looks at the values first."""
-    path, card = FORMATS.get(name).module.example(tmp_path)
+    path, card = format_example(name, tmp_path)
     tree = torch.load(path, weights_only=False)
 
     def change(node):

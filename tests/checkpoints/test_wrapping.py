@@ -14,10 +14,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
+from format_examples import example_vit
 from selfpatch_bench.benchmarks import UserError, load
 from selfpatch_bench.benchmarks.checkpoints.open import build, default_name
 from selfpatch_bench.benchmarks.checkpoints.state import read_file
-from selfpatch_bench.benchmarks.formats import example_vit
 from selfpatch_bench.benchmarks.hub import remote
 from selfpatch_bench.benchmarks.hub.open import open_checkpoint
 from selfpatch_bench.benchmarks.run.opened import describe

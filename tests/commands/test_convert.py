@@ -7,17 +7,18 @@ import sys
 import pytest
 import torch
 
+from format_examples import format_example
 from selfpatch_bench.benchmarks import UserError, load
 from selfpatch_bench.benchmarks.checkpoints import FORMATS
 from selfpatch_bench.benchmarks.commands.convert import convert_command
 from selfpatch_bench.benchmarks.hub.open import open_checkpoint
 
-EXAMPLES = [name for name, p in FORMATS.scan().items() if hasattr(p.module, "example")]
+EXAMPLES = list(FORMATS.scan())
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_format_becomes_a_file_of_ours(name, tmp_path, capsys):
-    path, overrides = FORMATS.get(name).module.example(tmp_path)
+    path, overrides = format_example(name, tmp_path)
     out = tmp_path / "out" / "net.safetensors"
     out.parent.mkdir()
     assert convert_command(path, out, name, overrides) == 0
@@ -40,7 +41,7 @@ class Evil:
 @pytest.fixture
 def pickled(tmp_path):
     """A DINO checkpoint with an object that runs code, as saved by a code base with its own classes."""
-    path, overrides = FORMATS.get("dino").module.example(tmp_path)
+    path, overrides = format_example("dino", tmp_path)
     tree = torch.load(path, weights_only=False)
     torch.save(tree | {"logger": Evil(tmp_path / "ran")}, tmp_path / "evil.pth")
     return tmp_path / "evil.pth", overrides
@@ -58,7 +59,7 @@ def test_code_in_a_pickle_runs_only_with_trust(pickled, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "WITHOUT ANY CHECK" in done.stderr
     assert (tmp_path / "ran").exists()
-    plain, _ = FORMATS.get("dino").module.example(tmp_path)
+    plain, _ = format_example("dino", tmp_path)
     assert load(out).fingerprint.startswith("sha256:")
     assert open_checkpoint(out).card == open_checkpoint(plain, card=overrides).card
 
@@ -74,7 +75,7 @@ def test_no_other_command_knows_trust(pickled):
 
 def test_a_whole_module_gives_its_weights(tmp_path):
     """A pickled nn.Module, which the safe reader refuses; in a wrapper of lists and foreign objects."""
-    path, overrides = FORMATS.get("timm").module.example(tmp_path)
+    path, overrides = format_example("timm", tmp_path)
     from timm.models.vision_transformer import VisionTransformer
 
     network = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2, num_classes=5)
@@ -91,14 +92,14 @@ def test_a_whole_module_gives_its_weights(tmp_path):
 )
 def test_a_bad_target_is_refused_first(tmp_path, name, said):
     (tmp_path / "taken.safetensors").write_bytes(b"precious")
-    path, overrides = FORMATS.get("dino").module.example(tmp_path)
+    path, overrides = format_example("dino", tmp_path)
     with pytest.raises(UserError, match=said):
         convert_command(path, tmp_path / name, None, overrides)
     assert (tmp_path / "taken.safetensors").read_bytes() == b"precious"
 
 
 def test_unknown_heads_and_damage_write_nothing(tmp_path):
-    path, _ = FORMATS.get("timm").module.example(tmp_path)
+    path, _ = format_example("timm", tmp_path)
     for options, said in (({}, "--heads N"), ({"trust_pickle": True}, "cannot be unpickled")):
         if options:
             path.write_bytes(path.read_bytes()[:-500])

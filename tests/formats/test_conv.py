@@ -12,13 +12,12 @@ from test_formats_conv import NAMES, conv_layouts, tiny_file
 from timm.models.swin_transformer import SwinTransformer
 
 from conftest import REPO
+from format_examples import conv, format_example
 from layouts import PARITY, relative
 from selfpatch_bench.benchmarks import UserError, load
 from selfpatch_bench.benchmarks.backbones.conv import ConvEncoder, timm_network
-from selfpatch_bench.benchmarks.checkpoints import FORMATS
 from selfpatch_bench.benchmarks.checkpoints.open import build
 from selfpatch_bench.benchmarks.commands.inspect import report
-from selfpatch_bench.benchmarks.formats import _examples as examples
 from selfpatch_bench.benchmarks.hub.open import open_checkpoint
 from selfpatch_bench.benchmarks.results import record
 from selfpatch_bench.benchmarks.results.collect import backbone_name
@@ -217,7 +216,7 @@ def test_mmdets_swin(tmp_path):
 def test_heads_are_a_warning(tmp_path):
     """One `--heads` for many files: no error for those that have none or their own."""
     for name, kept in (("swav", "it has none"), ("moby", "(1, 2, 2, 4)")):
-        path, _ = FORMATS.get(name).module.example(tmp_path)
+        path, _ = format_example(name, tmp_path)
         plain, given = open_checkpoint(path), open_checkpoint(path, card={"heads": 6})
         assert given.card == plain.card
         (text,) = set(given.warnings) - set(plain.warnings)
@@ -232,7 +231,7 @@ def test_untrained_weights_are_noticed(tmp_path):
     card = Card("resnet", block="basic", blocks=(1,) * 4, stem_channels=64, widths=(4,) * 4, bn_eps=1e-5)
     torch.save(timm_network(card).state_dict(), tmp_path / "x.pth")
     assert "running mean is still 0" in report(tmp_path / "x.pth", None, {})
-    path, _ = FORMATS.get("swav").module.example(tmp_path)
+    path, _ = format_example("swav", tmp_path)
     assert "look untrained" not in report(path, None, {})
 
 
@@ -241,7 +240,7 @@ def test_cards_of_other_families(tmp_path):
     vit = Card("vit", 16, 24, 2, 2).as_dict()
     assert not {"window", "depths", "blocks", "widths", "bn_eps", "sizes", "groups"} & vit.keys()
     for name in ("swav", "moby", "torchvision_resnet"):
-        path, _ = FORMATS.get(name).module.example(tmp_path)
+        path, _ = format_example(name, tmp_path)
         encoder = load(path)
         card = encoder.card
         kept = json.loads(json.dumps(card.as_dict()))
@@ -271,7 +270,7 @@ def test_cards_of_other_families(tmp_path):
     ],
 )
 def test_impossible_resnets_are_refused(change, words, tmp_path):
-    weights = examples.resnet_weights() | {k: torch.zeros(shape) for k, shape in change.items()}
+    weights = conv.resnet_weights() | {k: torch.zeros(shape) for k, shape in change.items()}
     torch.save({"state_dict": weights, "author": "DenseCL"}, tmp_path / "x.pth")
     with pytest.raises(UserError, match=words):
         open_checkpoint(tmp_path / "x.pth")
@@ -288,7 +287,7 @@ def test_impossible_resnets_are_refused(change, words, tmp_path):
     ],
 )
 def test_impossible_swins_are_refused(change, words, tmp_path):
-    weights = examples.swin_weights(official=True) | {k: torch.zeros(shape) for k, shape in change.items()}
+    weights = conv.swin_weights(official=True) | {k: torch.zeros(shape) for k, shape in change.items()}
     torch.save({"model": weights}, tmp_path / "x.pth")
     with pytest.raises(UserError, match=words):
         open_checkpoint(tmp_path / "x.pth", format="timm_swin")
@@ -362,7 +361,7 @@ def davis_record(path: Path, videos: Path, out: Path, *values: str) -> record.Re
 @pytest.mark.parametrize("name", [n for n in NAMES if not n.startswith(("timm_swin", "detco", "resim"))])
 def test_davis(name, videos, tmp_path):
     """Every format runs; the map is in the protocol id, the size rule in the record."""
-    path, facts = FORMATS.get(name).module.example(tmp_path)
+    path, facts = format_example(name, tmp_path)
     if open_checkpoint(path, format=name, card=facts).card.family == "vit":
         pytest.skip("test_davis.py has these")
     found = davis_record(path, videos, tmp_path / "out")
@@ -378,7 +377,7 @@ def test_davis(name, videos, tmp_path):
 
 def test_davis_on_another_stage(videos, tmp_path):
     """`block=1`: stride 8, and the id says layer2; sides that are no multiples of the stride are cut."""
-    path, _ = FORMATS.get("densecl").module.example(tmp_path)
+    path, _ = format_example("densecl", tmp_path)
     found = davis_record(path, videos, tmp_path / "out", "block=1")
     assert found.protocol.id == "davis2017-dino-v1-layer2"
     assert found.protocol.effective["map"] == "layer2, stride 8"

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from conftest import shared_cases
+from format_examples import format_example
 from layouts import PARITY, layouts, relative, tiny
 from selfpatch_bench.benchmarks import UserError, load
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
@@ -104,9 +105,8 @@ def test_bad_files_are_refused_in_one_line(file, tmp_path):
 @pytest.fixture(params=list(FORMATS.scan()))
 def example(request, tmp_path):
     """Each format's own example: (name, path, card overrides). A new format is tested without touching this file."""
-    module = FORMATS.get(request.param).module
     torch.manual_seed(0)
-    path, facts = module.example(tmp_path)
+    path, facts = format_example(request.param, tmp_path)
     if open_checkpoint(path, format=request.param, card=facts).card.family != "vit":
         pytest.skip("no ViT: test_formats_conv.py has it")
     return request.param, path, facts
@@ -221,7 +221,7 @@ def test_unknown_heads_and_normalisation_are_never_guessed(tmp_path):
 
 def test_arch_counts_only_if_its_width_fits(tmp_path):
     """The fixture's args say vit_small (384 wide); its weights are 24 wide: the error names both."""
-    _, path, _ = ("dino", *FORMATS.get("dino").module.example(tmp_path))
+    path, _ = format_example("dino", tmp_path)
     with pytest.raises(UserError, match=r"arch vit_small is 384 wide, the weights are 24 wide"):
         load(path)
     tree = torch.load(path, weights_only=False)

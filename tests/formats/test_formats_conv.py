@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from conftest import SHARED
+from format_examples import conv, format_example
 from layouts import PARITY, layouts, relative
 from selfpatch_bench.benchmarks import UserError, load
 from selfpatch_bench.benchmarks.backbones.conv import ConvEncoder, timm_network
@@ -16,7 +17,6 @@ from selfpatch_bench.benchmarks.checkpoints import FORMATS
 from selfpatch_bench.benchmarks.checkpoints import open as loading
 from selfpatch_bench.benchmarks.checkpoints.open import build
 from selfpatch_bench.benchmarks.checkpoints.state import State, read_file
-from selfpatch_bench.benchmarks.formats import _examples as examples
 from selfpatch_bench.benchmarks.hub.open import open_checkpoint
 from selfpatch_bench.pretrain.common.card import Card
 
@@ -103,7 +103,7 @@ def test_card_of_the_real_size(file):
 def example(request, tmp_path_factory):
     """(name, path, card overrides) of every format whose example is no ViT."""
     torch.manual_seed(0)
-    path, facts = FORMATS.get(request.param).module.example(tmp_path_factory.mktemp(request.param))
+    path, facts = format_example(request.param, tmp_path_factory.mktemp(request.param))
     if open_checkpoint(path, format=request.param, card=facts).card.family == "vit":
         pytest.skip("a ViT: test_formats.py has it")
     return request.param, path, facts
@@ -193,7 +193,7 @@ def named(prefix: str, weights: dict) -> dict:
 def test_densecl_full_checkpoint(tmp_path):
     """OpenSelfSup's file: the encoder twice, the momentum encoder (`--weights teacher`), both queues."""
     torch.manual_seed(0)
-    online, momentum = examples.resnet_weights(), examples.resnet_weights()
+    online, momentum = conv.resnet_weights(), conv.resnet_weights()
     queues = {k: torch.zeros(2) for k in ("queue", "queue_ptr", "queue2", "queue2_ptr")}
     state = queues | named("backbone.", online) | named("encoder_q.0.", online) | named("encoder_k.0.", momentum)
     state |= {"encoder_q.1.mlp.0.weight": torch.ones(2), "encoder_k.1.mlp2.0.weight": torch.ones(2)}
@@ -214,7 +214,7 @@ def test_densecl_full_checkpoint(tmp_path):
 
 @pytest.mark.parametrize(("name", "other"), [("mocov2", "teacher"), ("moby", "teacher"), ("dino_resnet50", "student")])
 def test_the_other_network(name, other, tmp_path):
-    path, _ = FORMATS.get(name).module.example(tmp_path)
+    path, _ = format_example(name, tmp_path)
     default, chosen = open_checkpoint(path), open_checkpoint(path, weights=other)
     assert chosen.reading.format == name
     assert chosen.card == default.card
@@ -229,7 +229,7 @@ def test_the_other_network(name, other, tmp_path):
 def test_fine_tuned_by_us(name, tmp_path):
     """The backbone of a detector (TimmSwin, TimmResNet): without final norm, with norms of its outputs beside it."""
     torch.manual_seed(0)
-    weights = examples.swin_weights() if name == "swin" else examples.resnet_weights()
+    weights = conv.swin_weights() if name == "swin" else conv.resnet_weights()
     weights = {k: v for k, v in weights.items() if not k.startswith("norm.")}
     torch.save({"state_dict": weights}, tmp_path / "plain.pth")
     state = named("backbone.net.", weights) | {"rpn_head.rpn_cls.weight": torch.ones(2)}
@@ -242,7 +242,7 @@ def test_fine_tuned_by_us(name, tmp_path):
 
 
 def test_one_network_only(tmp_path):
-    path, _ = FORMATS.get("swav").module.example(tmp_path)
+    path, _ = format_example("swav", tmp_path)
     with pytest.raises(UserError, match="--weights teacher"):
         open_checkpoint(path, weights="teacher")
 
@@ -252,9 +252,9 @@ def test_one_network_only(tmp_path):
 def test_detectron2_names_are_the_same_network(how, pyramid, tmp_path):
     """MoCo's converter pickles NumPy arrays, ReSim's saves them with torch: both give the converted file's network."""
     torch.manual_seed(0)
-    tree = examples.detectron2_tree(pyramid)
+    tree = conv.detectron2_tree(pyramid)
     torch.manual_seed(0)
-    torch.save({"state_dict": examples.resnet_weights(), "author": "DenseCL"}, tmp_path / "plain.pth")
+    torch.save({"state_dict": conv.resnet_weights(), "author": "DenseCL"}, tmp_path / "plain.pth")
     path = tmp_path / "x.pkl"
     path.write_bytes(pickle.dumps(tree)) if how == "pickle" else torch.save(tree, path)
     checkpoint = open_checkpoint(path)
@@ -269,9 +269,9 @@ def test_detectron2_names_are_the_same_network(how, pyramid, tmp_path):
 
 def test_moco_v1_and_resim_heads(tmp_path):
     """MoCo v1 has a linear head; a feature pyramid makes it ReSim's, and MoCo does not take it."""
-    torch.save(examples.moco_tree(("fc.weight",)), tmp_path / "v1.pth")
+    torch.save(conv.moco_tree(("fc.weight",)), tmp_path / "v1.pth")
     assert open_checkpoint(tmp_path / "v1.pth").reading.format == "mocov2"
-    torch.save(examples.moco_tree(("fc.0.weight", "fpn_lateral5.weight", "fpn_output4.weight")), tmp_path / "fpn.pth")
+    torch.save(conv.moco_tree(("fc.0.weight", "fpn_lateral5.weight", "fpn_output4.weight")), tmp_path / "fpn.pth")
     assert open_checkpoint(tmp_path / "fpn.pth").reading.format == "resim"
     with pytest.raises(UserError, match="fpn_lateral5"):
         open_checkpoint(tmp_path / "fpn.pth", format="mocov2")
@@ -297,7 +297,7 @@ def test_moby_deit(tmp_path):
 def test_timm_says_its_own_normalisation(tmp_path):
     """config.json's mean and std; one ResNet-34 of timm wants 0.5, so that a bare one is not taken for granted."""
     torch.manual_seed(0)
-    torch.save(examples.resnet_weights(), tmp_path / "model.pth")
+    torch.save(conv.resnet_weights(), tmp_path / "model.pth")
     config = {"architecture": "resnet50", "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     checkpoint = open_checkpoint(tmp_path / "model.pth")

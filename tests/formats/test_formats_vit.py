@@ -12,6 +12,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 import reference_vit as plain
 from conftest import shared_cases
+from format_examples import example_vit, format_example, ports
+from format_examples import vit as examples
 from layouts import PARITY, layouts, relative, tiny
 from selfpatch_bench.benchmarks import UserError, load
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
@@ -20,7 +22,7 @@ from selfpatch_bench.benchmarks.checkpoints.open import build
 from selfpatch_bench.benchmarks.checkpoints.state import State
 from selfpatch_bench.benchmarks.checkpoints.stated import heads_from
 from selfpatch_bench.benchmarks.commands.inspect import report
-from selfpatch_bench.benchmarks.formats import _sincos, example_vit, hf_vit
+from selfpatch_bench.benchmarks.formats import _sincos
 from selfpatch_bench.benchmarks.hub.open import open_checkpoint
 from selfpatch_bench.benchmarks.metrics.scoring import ScorePool
 from selfpatch_bench.benchmarks.results import record
@@ -87,7 +89,7 @@ def test_features_are_those_of_a_plain_network_on_the_original_names(name, tmp_p
     float32 against float64; a norm eps of 1e-5 for 1e-6 shows at 1e-5, anything else above 1e-3.
     """
     torch.manual_seed(1)
-    path, facts = FORMATS.get(name).module.example(tmp_path)
+    path, facts = format_example(name, tmp_path)
     reader, prefix, heads, more = VIT[name]
     net = reader(names_of(path), prefix, heads, **more)
     compare(load(path, **facts), net, assumed=[(24, 56)] if name in SQUARE_ONLY else ())
@@ -96,19 +98,19 @@ def test_features_are_those_of_a_plain_network_on_the_original_names(name, tmp_p
 def test_every_vit_format_has_a_plain_network_here():
     """A format whose example is a ViT is compared above, or named here because another test does it."""
     elsewhere = {"selfpatch", "selfpatch_bench", "mm_finetuned", "moby", "dinov3_ports"}
-    ours = {p.name for p in FORMATS.scan().values() if "example_vit" in p.path.read_text()}
+    ours = {name for name in FORMATS.scan() if hasattr(examples, name) or hasattr(ports, name)}
     assert ours <= set(VIT) | elsewhere, "add it to VIT"
 
 
 def test_hugging_face_names_since_version_5(tmp_path):
-    path, facts = hf_vit.example_since_5(tmp_path)
+    path, facts = ports.hf_vit_since_5(tmp_path)
     net = plain.hugging_face(names_of(path), "", 2, resize="size", eps=1e-12)
     compare(load(path, **facts), net)
 
 
 def test_config_beside_a_hugging_face_file_decides(tmp_path):
     """layer_norm_eps and hidden_act; an activation that is not there is refused."""
-    path, facts = hf_vit.example_since_5(tmp_path)
+    path, facts = ports.hf_vit_since_5(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"num_attention_heads": 3, "layer_norm_eps": 1e-3, "hidden_act": "gelu"}))
     encoder = load(path, mean=0.5, std=0.5)
@@ -239,7 +241,7 @@ def test_dinov3_in_the_names_of_others(names, gated, tmp_path):
 
 def test_dinov3s_stored_periods_count(tmp_path):
     """Released files have them rounded to bfloat16: the features are those of the rounded ones."""
-    path, _ = FORMATS.get("dinov3").module.example(tmp_path)
+    path, _ = format_example("dinov3", tmp_path)
     tree = torch.load(path)
     images = torch.randn(1, 3, 32, 32)
     first = load(path)(images).image
@@ -289,7 +291,7 @@ def test_timms_pooled_network_gives_the_norm_of_the_mean(tmp_path):
 
 def test_mmsegs_attention_is_read_too(tmp_path):
     """mmseg: torch's MultiheadAttention, in_proj being query, key and value; a patch embedding without bias."""
-    path, facts = FORMATS.get("mmpretrain_vit").module.example(tmp_path)
+    path, facts = format_example("mmpretrain_vit", tmp_path)
     tree = torch.load(path)
     renamed = {}
     for name, value in tree["state_dict"].items():
@@ -356,7 +358,7 @@ def test_stored_sines_tell_mae_from_moco_v3(first, tmp_path):
     """One layout `model`, two formats: the order of the halves decides, in half precision too; learned ones are MAE's
     no more than MoCo v3's."""
     name = {"rows": "mocov3", "columns": "mae"}[first]
-    vit = example_vit() | {"pos_embed": _sincos.example(4, 24, first)}
+    vit = example_vit() | {"pos_embed": examples.sincos(4, 24, first)}
     for dtype in (torch.float32, torch.float16):
         torch.save({"model": {k: v.to(dtype) for k, v in vit.items()}}, tmp_path / "x.pth")
         checkpoint = open_checkpoint(tmp_path / "x.pth", card={"heads": 2})
@@ -371,7 +373,7 @@ def test_stored_sines_tell_mae_from_moco_v3(first, tmp_path):
 
 def test_sines_are_those_of_the_papers_formula():
     """Position p of channel 2i: sin or cos of p / 10000^(2i/d), d channels for each axis."""
-    grid = _sincos.example(3, 8, "rows")[0, 1:].view(3, 3, 8)
+    grid = examples.sincos(3, 8, "rows")[0, 1:].view(3, 3, 8)
     for row in range(3):
         for column in range(3):
             own = [f(p / 10000 ** (i / 2)) for p in (row, column) for f in (np.sin, np.cos) for i in (0, 1)]
@@ -415,7 +417,7 @@ ASSUMED = {"mae", "mocov3", "vissl", "moby"}
 @pytest.mark.parametrize("name", [*VIT, "selfpatch", "selfpatch_bench", "mm_finetuned"])
 def test_davis_runs_on_every_vit_format(name, videos, tmp_path):
     """The whole task on the format's own example; the record says which rule made the positions."""
-    path, facts = FORMATS.get(name).module.example(tmp_path)
+    path, facts = format_example(name, tmp_path)
     found = davis(path, videos, tmp_path / "out", facts, 8)
     assert 0 <= found.metrics["JF_m"] <= 100
     assert (found.model.format, found.model.card["patch"]) == (name, 8)
@@ -440,7 +442,7 @@ def test_davis_runs_on_the_small_files(file, shared, videos, tmp_path):
 
 
 def test_davis_on_the_student_says_so(videos, tmp_path):
-    path, facts = FORMATS.get("dino").module.example(tmp_path)
+    path, facts = format_example("dino", tmp_path)
     found = davis(path, videos, tmp_path / "out", facts, 8, weights="student")
     assert found.model.overrides["weights"] == found.model.facts["weights"] == "student"
 
@@ -459,7 +461,7 @@ CHOICES = {  # format -> (default, its prefix, other, its prefix)
 @pytest.mark.parametrize("name", CHOICES)
 def test_weights_chooses_the_network(name, tmp_path):
     """`--weights` overrides the default; what was taken is reported, and what was asked for is in the record."""
-    path, facts = FORMATS.get(name).module.example(tmp_path)
+    path, facts = format_example(name, tmp_path)
     default, first, other, second = CHOICES[name]
     tree, images = names_of(path), torch.randn(1, 3, 32, 32)
     for weights, prefix in ((None, first), (other, second)):
@@ -477,7 +479,7 @@ def test_weights_chooses_the_network(name, tmp_path):
 @pytest.mark.parametrize("name", [*CHOICES, "mocov2"])
 def test_a_damaged_network_is_never_exchanged_for_the_other(name, tmp_path):
     """The default network lacks its first tensor: an error that offers the other one, which is whole, by name."""
-    path, facts = FORMATS.get(name).module.example(tmp_path)
+    path, facts = format_example(name, tmp_path)
     whole = load(path, format=name, **facts)
     tree = torch.load(path, weights_only=False)
     first = CHOICES[name][1] if name in CHOICES else "state_dict.module.encoder_q."
@@ -495,7 +497,7 @@ def test_a_damaged_network_is_never_exchanged_for_the_other(name, tmp_path):
 
 
 def test_weights_that_a_file_lacks_are_an_error(tmp_path):
-    path, facts = FORMATS.get("dino").module.example(tmp_path)
+    path, facts = format_example("dino", tmp_path)
     tree = torch.load(path, weights_only=False)
     del tree["student"]
     torch.save(tree, path)
@@ -503,10 +505,10 @@ def test_weights_that_a_file_lacks_are_an_error(tmp_path):
         load(path, weights="student", **facts)
     with pytest.raises(UserError, match="it is one of teacher, student, online"):
         load(path, weights="ema", **facts)
-    path, facts = FORMATS.get("dinov3").module.example(tmp_path)
+    path, facts = format_example("dinov3", tmp_path)
     with pytest.raises(UserError, match="--weights teacher: it holds one network"):
         load(path, weights="teacher", **facts)
-    path, facts = FORMATS.get("hf_vit").module.example(tmp_path)
+    path, facts = format_example("hf_vit", tmp_path)
     with pytest.raises(UserError, match="hf_vit knows one network"):
         load(path, weights="teacher", **facts)
 
@@ -522,7 +524,7 @@ def test_moco_v3s_vit_small_has_12_heads():
             return (
                 torch.zeros(self.shape, device="meta")
                 if self.shape[1:2] != (197,)
-                else _sincos.example(14, 384, "rows")
+                else examples.sincos(14, 384, "rows")
             )
 
     shapes = {"cls_token": (1, 1, 384), "pos_embed": (1, 197, 384), "patch_embed.proj.weight": (384, 3, 16, 16)}
@@ -538,7 +540,7 @@ def test_moco_v3s_vit_small_has_12_heads():
 
 def test_pwselfs_centre_keeps_it_from_being_dino(tmp_path):
     """A centre with a row for each token is PW-Self's; [1, K] is DINO's."""
-    path, facts = FORMATS.get("pwself").module.example(tmp_path)
+    path, facts = format_example("pwself", tmp_path)
     tree = torch.load(path, weights_only=False)
     for centre, name in (((1, 17, 4), "pwself"), ((17, 4), "pwself"), ((1, 4), "dino")):
         torch.save(tree | {"dino_loss": {"center": torch.zeros(centre)}}, path)

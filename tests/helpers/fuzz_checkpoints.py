@@ -110,15 +110,16 @@ class Worker:
 
 
 def examples(folder: Path, only: list[str] | None) -> dict[str, tuple[Path, dict]]:
-    """format -> (its example file, card overrides); folders and formats without an example are left out."""
+    """format -> (its example file, card overrides); folders are left out."""
+    from format_examples import format_example
     from selfpatch_bench.benchmarks.checkpoints import FORMATS
 
     found = {}
-    for name, plugin in FORMATS.scan().items():
-        if (only and name not in only) or not hasattr(plugin.module, "example"):
+    for name in FORMATS.scan():
+        if only and name not in only:
             continue
         (folder / name).mkdir(parents=True)
-        path, card = plugin.module.example(folder / name)
+        path, card = format_example(name, folder / name)
         if Path(path).is_file():
             found[name] = Path(path), {k: str(v) for k, v in card.items()}
     return found

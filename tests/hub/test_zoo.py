@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from conftest import REPO
+from format_examples import format_example
 from selfpatch_bench.benchmarks import UserError
 from selfpatch_bench.benchmarks.checkpoints import FORMATS
 from selfpatch_bench.benchmarks.checkpoints.open import ready
@@ -438,7 +439,7 @@ def selfpatch(*arguments, cwd=None, **more):
 
 
 def test_the_command_fetches_a_checkpoint_that_then_needs_no_words(server, tmp_path, plug):
-    path, card = FORMATS.get("dino").module.example(tmp_path)
+    path, card = format_example("dino", tmp_path)
     server.data = path.read_bytes()
     sha = hashlib.sha256(server.data).hexdigest()
     hub = f"tiny-{sha[:8]}.pth" if re.search("[a-f]", sha[:8]) else f"tiny-{sha[:30]}.pth"
@@ -510,7 +511,7 @@ def test_zoo_needs_no_torch_and_a_run_no_fetch():
 
 
 def test_a_file_is_known_by_its_sha256_under_any_name(tmp_path, plug):
-    path, card = FORMATS.get("dino").module.example(tmp_path)
+    path, card = format_example("dino", tmp_path)
     sha = hashlib.sha256(path.read_bytes()).hexdigest()
     plug({"tiny": {"url": "https://example.org/t.pth", "sha256": sha, "row": "A|B", **card}})
     checkpoint = open_checkpoint(path)

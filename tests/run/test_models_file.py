@@ -9,9 +9,9 @@ import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
+from format_examples import format_example
 from selfpatch_bench.benchmarks import UserError
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
-from selfpatch_bench.benchmarks.checkpoints import FORMATS
 from selfpatch_bench.benchmarks.cli.app import app
 from selfpatch_bench.benchmarks.commands.compare import compare_command
 from selfpatch_bench.benchmarks.results import record
@@ -39,7 +39,7 @@ def place(tmp_path, monkeypatch):
     weights = Encoder(CARD).vit.state_dict()
     save_weights(tmp_path / "zoo/ours.safetensors", weights, CARD)
     torch.save({k: v + 1 for k, v in weights.items()}, tmp_path / "zoo/sub/bare.pth")
-    made, _ = FORMATS.get("dino").module.example(tmp_path)
+    made, _ = format_example("dino", tmp_path)
     Path(made).rename(tmp_path / "zoo/dino.pth")
     return tmp_path
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from conftest import SHARED, shared_cases
+from format_examples import format_example
 from mm_building import CARDS, CONFIGS, build, mm
 from selfpatch_bench.benchmarks import UserError
 from selfpatch_bench.benchmarks.backbones.build import encoder_for
@@ -71,7 +72,7 @@ def example_of(tmp_path_factory):
     @functools.cache
     def made(name: str) -> Example:
         torch.manual_seed(0)
-        path, facts = FORMATS.get(name).module.example(tmp_path_factory.mktemp(name))
+        path, facts = format_example(name, tmp_path_factory.mktemp(name))
         entry = Entry(path, name=name, format=name, card=facts)
         return Example(name, entry, open_checkpoint(path, format=name, card=facts))
 

@@ -1,6 +1,6 @@
 """What the commands are run on: `python tests/golden/commands/inputs.py examples FOLDER` (or `data FOLDER`).
 
-The one place here that imports modules of the project by their path: the formats' `example()` and the drawing of
+The one place here that imports modules of the project by their path: the formats' names and the drawing of
 scenes. Wherever a module moves, only the two functions that begin with `from selfpatch_bench` follow it.
 
 Nothing that goes into a file is left to a random number generator or to the rounding of a processor's vector unit:
@@ -25,15 +25,17 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # ------------------------------------------------------------------------------------------------ of the project
 def examples(folder: Path) -> None:
-    """Every built-in format's `example()`, in FOLDER/FORMAT/; FOLDER/examples.json: format -> [file, its facts]."""
+    """A file of every built-in format, in FOLDER/FORMAT/; FOLDER/examples.json: format -> [file, its facts]."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "helpers"))
+    from format_examples import format_example
     from selfpatch_bench.benchmarks.checkpoints import FORMATS
 
     found = {}
-    for name, plugin in FORMATS.scan().items():
+    for name in FORMATS.scan():
         for seed, place in enumerate((folder / name, folder / f".{name}")):
             place.mkdir(parents=True)
             torch.manual_seed(seed)
-            path, facts = plugin.module.example(place)
+            path, facts = format_example(name, place)
         for file in sorted(p for p in (folder / name).rglob("*") if p.is_file() and p.suffix != ".json"):
             rewrite(file, folder / f".{name}" / file.relative_to(folder / name), name)
         shutil.rmtree(folder / f".{name}")
