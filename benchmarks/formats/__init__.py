@@ -22,11 +22,14 @@ refused, unless the user gives it), or in nearly every one (another is said); an
 name begins with an underscore are shared helpers.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD, Card
+from ...pretrain.common.shapes import vit_card
 from ..checkpoints.state import Mismatch  # noqa: F401 (what a format raises)
 
 VIT_ROOTS = ("cls_token", "reg_token", "pos_embed", "patch_embed.proj.", "blocks.", "norm.")
+IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
 def is_vit(keys: Iterable[str]) -> bool:
@@ -35,10 +38,10 @@ def is_vit(keys: Iterable[str]) -> bool:
     return {"pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= keys
 
 
-def fits(keys: Iterable[str], also: tuple[str, ...] = ()) -> bool:
+def fits(keys: Iterable[str], also: Iterable[str] = ()) -> bool:
     """Are the names those of a ViT in timm's naming, or begin with one of `also`, and nothing else?"""
     keys = list(keys)
-    return is_vit(keys) and all(k.startswith(VIT_ROOTS + also) for k in keys)
+    return is_vit(keys) and all(k.startswith((*VIT_ROOTS, *also)) for k in keys)
 
 
 def is_dino(keys: Iterable[str]) -> bool:
@@ -53,9 +56,15 @@ def below(keys: Iterable[str], prefix: str) -> list[str]:
     return [k.removeprefix(prefix) for k in keys if k.startswith(prefix)]
 
 
-def find(keys: Iterable[str], prefixes: Iterable[str], test) -> str | None:
-    """The first prefix below which the names pass the test."""
+def prefix_of(keys: Collection[str], networks: Mapping[str | None, Sequence[str]], test) -> str | None:
+    """The first prefix of `networks` (as in `State.pick`) below which the names pass the test."""
+    prefixes = (prefix for prefixes in networks.values() for prefix in prefixes)
     return next((p for p in prefixes if test(below(keys, p))), None)
+
+
+def under(prefix: str, reasons: Mapping[str, str]) -> dict[str, str]:
+    """The same reasons to drop names, for those under a prefix."""
+    return {prefix + name: why for name, why in reasons.items()}
 
 
 def drop(keys: Iterable[str], reasons: Mapping[str, str]) -> dict[str, str]:
@@ -63,7 +72,15 @@ def drop(keys: Iterable[str], reasons: Mapping[str, str]) -> dict[str, str]:
     return {k: why for k in keys for prefix, why in reasons.items() if k.startswith(prefix)}
 
 
-def take(state, prefix: str, dropped: Mapping[str, str]) -> tuple[dict, dict]:
-    """(weights below a prefix except the dropped ones, without it; their shapes)"""
-    weights = {name: state[key] for name, key in state.below(prefix).items() if key not in dropped}
-    return weights, {k: tuple(v.shape) for k, v in weights.items()}
+def shapes_of(weights: Mapping) -> dict[str, tuple[int, ...]]:
+    """Shapes of tensors by name."""
+    return {k: tuple(v.shape) for k, v in weights.items()}
+
+
+def vit(state, prefix: str, dropped: Mapping[str, str], timm_name=str, **known) -> tuple[dict, Card, Mapping[str, str]]:
+    """What `convert` returns for the ViT below a prefix: all its tensors but the dropped ones.
+
+    timm_name: makes timm's name of one below the prefix. known: the card's fields that shapes do not tell.
+    """
+    weights = {timm_name(name): state[key] for name, key in state.below(prefix).items() if key not in dropped}
+    return weights, vit_card(shapes_of(weights), **known), dropped

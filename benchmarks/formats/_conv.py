@@ -5,11 +5,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 
-from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD, LIMITS, Card
+import torch
+
+from ...pretrain.common.card import LIMITS, Card
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.shapes import resnet_card, swin_card
 from ..checkpoints.state import broken
-from . import drop  # noqa: F401  (with the rest of what these formats need)
+from . import IMAGENET, drop, shapes_of, under  # noqa: F401  (with the rest of what these formats need)
 
 RESNET = {"conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight", "layer4.0.conv1.weight"}
 SWIN = {
@@ -21,32 +23,28 @@ RESNET_PARTS = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
 SWIN_PARTS = ("patch_embed.", "layers.", "norm.", "absolute_pos_embed")
 COUNTER = "num_batches_tracked"  # of batch norm: how many batches its statistics are of; only training looks at it
 WRAPPED = ("", "state_dict.", "model.")
-IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+ALONE = {None: ("",)}  # a file of one network
+
+Roles = Mapping[str | None, Sequence[str]]  # role -> how its prefix may end; "": nothing but a wrapper
 
 
-def networks(keys: Iterable[str], marks: set[str]) -> list[str]:
-    """Prefixes below which all names of `marks` (RESNET or SWIN) are; the shortest first."""
-    keys = set(keys)
-    one = min(marks)
+def places(keys: Iterable[str], marks: set[str], roles: Roles) -> dict[str | None, list[str]]:
+    """role -> prefixes below which all names of `marks` (RESNET, SWIN ...) are; the shortest first."""
+    keys, one = set(keys), min(marks)
     found = {k.removesuffix(one) for k in keys if k.endswith(one) and k.removesuffix(one)[-1:] in ("", ".")}
-    return sorted((p for p in found if all(p + mark in keys for mark in marks)), key=lambda p: (len(p), p))
-
-
-def places(keys: Iterable[str], marks: set[str], roles: Mapping[str | None, Sequence[str]]) -> dict:
-    """role -> prefixes of such networks. roles: role -> how the prefix may end; "": nothing but a wrapper."""
-    prefixes = networks(keys, marks)
+    prefixes = sorted((p for p in found if all(p + mark in keys for mark in marks)), key=lambda p: (len(p), p))
     return {
         role: [p for end in ends for p in prefixes if (f".{p}".endswith(f".{end}") if end else p in WRAPPED)]
         for role, ends in roles.items()
     }
 
 
-def find(keys: Iterable[str], marks: set[str], roles: Mapping[str | None, Sequence[str]]) -> str | None:
+def default_prefix(keys: Iterable[str], marks: set[str], roles: Roles) -> str | None:
     """Prefix of the network that the format evaluates by default, or None."""
     return next((prefix for found in places(keys, marks, roles).values() for prefix in found), None)
 
 
-def pick(state, marks: set[str], roles: Mapping[str | None, Sequence[str]]) -> str:
+def pick(state, marks: set[str], roles: Roles) -> str:
     """Prefix of the network to evaluate: the one that the user asked for, or the default. Raises UserError for none,
     and for a default that is there only in part."""
     prefix = state.pick(places(state, marks, roles), lambda names: marks <= names.keys())
@@ -67,17 +65,15 @@ def only(keys: Iterable[str], prefix: str, parts: tuple[str, ...]) -> bool:
     return all(k.removeprefix(prefix).startswith(parts) for k in keys if k.startswith(prefix))
 
 
-def counters(keys: Iterable[str]) -> dict[str, str]:
-    """Batch norm's counters of batches, to be dropped."""
-    return {k: "counter" for k in keys if k.rpartition(".")[2] == COUNTER}
+def resnet(state, prefix: str, reasons: Mapping[str, str], **known) -> tuple[dict, Card, dict[str, str]]:
+    """What `convert` returns for a ResNet in torchvision's names, which are timm's, below a prefix.
 
-
-def resnet(state, prefix: str, dropped: Mapping[str, str], **known) -> tuple[dict, Card, dict[str, str]]:
-    """What `convert` returns for a ResNet in torchvision's names, which are timm's, below a prefix."""
-    dropped = dict(dropped) | counters(state)
+    reasons: beginnings of names -> why they are dropped. known: the card's fields that shapes do not tell.
+    """
+    dropped = drop(state, reasons) | {k: "counter" for k in state if k.rpartition(".")[2] == COUNTER}
     names = own(state, prefix, RESNET_PARTS)
     weights = {name: state[key] for name, key in names.items() if key not in dropped}
-    return weights, resnet_card({k: tuple(v.shape) for k, v in weights.items()}, **known), dropped
+    return weights, resnet_card(shapes_of(weights), **known), dropped
 
 
 def swin_names(names: Iterable[str]) -> dict[str, str]:
@@ -89,27 +85,25 @@ def swin_names(names: Iterable[str]) -> dict[str, str]:
     return {merging.sub(lambda m: f"layers.{int(m[1]) + 1}.downsample.", name): name for name in names}
 
 
-def swin(state, prefix: str, dropped: Mapping[str, str], **known) -> tuple[dict, Card, dict[str, str]]:
-    """What `convert` returns for a Swin in official or timm's names below a prefix.
+def swin(state, prefix: str, reasons: Mapping[str, str], **known) -> tuple[dict, Card, dict[str, str]]:
+    """What `convert` returns for a Swin in official or timm's names below a prefix; arguments as of `resnet`.
 
     Tables of relative positions are weights; the index into them and the masks of shifted windows are the same for
     every Swin of that window, and are made anew (masks for each image size). Raises UserError for another index.
     """
-    dropped, names = dict(dropped), own(state, prefix, SWIN_PARTS)
-    for name, key in list(names.items()):
+    dropped, names = drop(state, reasons), own(state, prefix, SWIN_PARTS)
+    for name, key in names.items():
+        if name.endswith("relative_position_index"):
+            _check_index(name, state[key])
         if name.endswith(("relative_position_index", "attn_mask")):
-            if name.endswith("index"):
-                _check_index(name, state[key])
             dropped[key] = "rebuilt"
     renamed = swin_names(name for name, key in names.items() if key not in dropped)
     weights = {new: state[names[name]] for new, name in renamed.items()}
-    return weights, swin_card({k: tuple(v.shape) for k, v in weights.items()}, **known), dropped
+    return weights, swin_card(shapes_of(weights), **known), dropped
 
 
-def _check_index(name: str, index) -> None:
+def _check_index(name: str, index: torch.Tensor) -> None:
     """Is this the index that every Swin has: row times (2 window - 1) plus column of the difference of positions?"""
-    import torch
-
     side = math.isqrt(index.shape[0]) if index.dim() == 2 else 0
     if not 1 <= side <= LIMITS["window"] or tuple(index.shape) != (side * side, side * side):
         raise UserError(f"{name} is {list(index.shape)}, not that of a square window")

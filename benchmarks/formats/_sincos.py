@@ -3,6 +3,10 @@
 import torch
 from torch import Tensor
 
+from ..checkpoints.state import Mismatch
+
+ORDERS = {"columns": "MAE", "rows": "MoCo v3"}  # what the first half of the channels encodes -> who stores it so
+
 
 def order(pos_embed: Tensor) -> str | None:
     """`columns` if the first half encodes the column of a patch (MAE), `rows` if the row (MoCo v3), None if learned.
@@ -22,3 +26,11 @@ def order(pos_embed: Tensor) -> str | None:
         if (first - wanted[0]).abs().max() < 1e-2 and (second - wanted[1]).abs().max() < 1e-2:
             return name
     return None
+
+
+def check_order(pos_embed: Tensor, wanted: str) -> None:
+    """Raise Mismatch unless these are the positions of that order."""
+    found = order(pos_embed)
+    if found != wanted:
+        stored = f"{ORDERS[found]}'s" if found else "learned"
+        raise Mismatch(f"its positions are {stored}, not the fixed ones that {ORDERS[wanted]} stores")

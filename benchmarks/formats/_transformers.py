@@ -5,6 +5,7 @@ import re
 import torch
 
 from ...pretrain.common.errors import UserError, shorten
+from . import drop, under
 
 MARK = "embeddings.patch_embeddings.projection.weight"
 LAYER = re.compile(r"(?:encoder\.)?layers?\.(\d+)\.(.+)\.(weight|bias|lambda1)")
@@ -45,37 +46,37 @@ HEADS = {"classifier.": "head", "decoder.": "head"}  # beside a network that has
 ACTS = {"gelu": "gelu (erf)", "gelu_new": "gelu (tanh)", "gelu_pytorch_tanh": "gelu (tanh)", "gelu_fast": "gelu (tanh)"}
 
 
-def prefix_of(keys, mark: str = MARK) -> str | None:
-    """Where the network lies: '', 'vit.', 'dinov2.' ..., or None."""
+def root_of(keys, mark: str = MARK) -> str | None:
+    """Prefix of the network: '', 'vit.', 'dinov2.' ..., or None."""
     found = sorted((k.removesuffix(mark) for k in keys if k.endswith(mark)), key=len)
     return found[0] if found and found[0].removesuffix(".").count(".") <= 1 and found[0][-1:] in ("", ".") else None
 
 
-def weights_of(state, prefix: str, dropped, keyless: bool = False) -> dict:
-    """timm-named weights of the names below `prefix` that are known; the others stay unasked for, and are refused.
-
-    keyless: the keys may have no bias, which is then 0."""
+def read(state, root: str, keyless: bool = False) -> tuple[dict, dict]:
+    """(timm-named weights of the known names below `root`, what is dropped); the others stay unasked for, and are
+    refused. keyless: the keys may have no bias, which is then 0."""
+    dropped = drop(state, under(root, BESIDE) | HEADS)
     weights, stacks = {}, {}
-    for name, key in state.below(prefix).items():
+    for name, key in state.below(root).items():
         match = LAYER.fullmatch(name)
         if key in dropped:
             continue
         if name in WHOLE:
             weights[WHOLE[name]] = state[key]
         elif match and match[2] in PARTS:
-            kind = "gamma" if match[3] == "lambda1" else match[3]
-            weights[f"blocks.{int(match[1])}.{PARTS[match[2]]}.{kind}"] = state[key]
+            tensor = "gamma" if match[3] == "lambda1" else match[3]
+            weights[f"blocks.{int(match[1])}.{PARTS[match[2]]}.{tensor}"] = state[key]
         elif match and match[2] in STACKED:
             part, place = STACKED[match[2]]
             stacks.setdefault(f"blocks.{int(match[1])}.{part}.{match[3]}", {})[place] = key
     for name, places in stacks.items():
         weights[name] = _stack(state, name, places, keyless)
-    return weights
+    return weights, dropped
 
 
 def _stack(state, name: str, places: dict[int, str], keyless: bool):
     """query, key and value, or gate and up, one after the other."""
-    if name.endswith("mlp.fc1.weight") or name.endswith("mlp.fc1.bias"):
+    if ".mlp.fc1." in name:
         wanted = {0, 1} if 0 in places else {1}  # `up` alone is a plain MLP's first layer
     else:
         wanted = {0, 1, 2}

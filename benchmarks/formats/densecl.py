@@ -4,13 +4,14 @@ Source: WXinlong/DenseCL 5d1c456, tools/extract_backbone_weights.py, openselfsup
 encoder's tensors twice: `backbone.` and `encoder_q.0.`). The full layout is unverified: no such file was at hand.
 """
 
-from ._conv import IMAGENET, RESNET, RESNET_PARTS, drop, find, only, pick, resnet
+from ._conv import IMAGENET, RESNET, RESNET_PARTS, default_prefix, only, pick, resnet, under
 
 NETWORKS = {"online": ("backbone.", ""), "teacher": ("encoder_k.0.",)}
+BESIDE = {"queue": "queue", "head.": "head", "encoder_q.1.": "neck", "encoder_k.1.": "neck"}
 
 
 def claims(shapes, meta) -> int:
-    prefix = find(shapes, RESNET, NETWORKS)
+    prefix = default_prefix(shapes, RESNET, NETWORKS)
     if prefix is None:
         return 0
     if prefix.endswith("backbone."):
@@ -23,9 +24,9 @@ def claims(shapes, meta) -> int:
 def convert(state, meta):
     prefix = pick(state, RESNET, NETWORKS)
     root = prefix.removesuffix("backbone.").removesuffix("encoder_k.0.")
-    reasons = {root + "queue": "queue", root + "head.": "head"}
-    reasons |= {f"{root}encoder_{one}.1.": "neck" for one in "qk"}
+    if prefix == root:
+        return resnet(state, prefix, {}, **IMAGENET)
     others = {"backbone.": "online", "encoder_q.0.": "online", "encoder_k.0.": "teacher"}
     others |= {"encoder_q.0.": "same as backbone"} if prefix.endswith("backbone.") else {}
-    reasons |= {root + name: why for name, why in others.items() if root + name != prefix}
-    return resnet(state, prefix, drop(state, reasons) if prefix != root else {}, **IMAGENET)
+    del others[prefix.removeprefix(root)]
+    return resnet(state, prefix, under(root, BESIDE | others), **IMAGENET)

@@ -4,26 +4,24 @@ Source: xieenze/DetCo 6a692af, README.md; the pretraining code was never release
 below `state_dict` is known from its users. Unverified: no file of it was at hand.
 """
 
-from ._conv import IMAGENET, RESNET, RESNET_PARTS, drop, find, only, pick, resnet
-from .mocov2 import NETWORKS, moco_drops
-from .resim import D2, detectron2
+from ._conv import ALONE, IMAGENET, RESNET, RESNET_PARTS, default_prefix, only, pick, resnet
+from .mocov2 import NETWORKS, read
+from .resim import detectron2, is_detectron2
 
 HEADS = ("fc.", "head.", "neck.")
-BARE = {None: ("",)}
 
 
 def claims(shapes, meta) -> int:
-    prefix = find(shapes, RESNET, BARE)
+    prefix = default_prefix(shapes, RESNET, ALONE)
     if prefix and only(shapes, prefix, RESNET_PARTS + HEADS):
         return 1 if "arch" in meta or meta.get("author") == "DenseCL" else 2
-    return int(all(name in shapes for name in D2) or find(shapes, RESNET, NETWORKS) is not None)
+    return int(is_detectron2(shapes) or default_prefix(shapes, RESNET, NETWORKS) is not None)
 
 
 def convert(state, meta):
-    if all(name in state for name in D2):
+    if is_detectron2(state):
         return detectron2(state)
-    if find(state, RESNET, BARE) is not None:
-        prefix = pick(state, RESNET, BARE)
-        return resnet(state, prefix, drop(state, {prefix + head: "head" for head in HEADS}), **IMAGENET)
-    prefix = pick(state, RESNET, NETWORKS)
-    return resnet(state, prefix, moco_drops(state, prefix, HEADS), **IMAGENET)
+    if default_prefix(state, RESNET, ALONE) is None:
+        return read(state, HEADS)
+    prefix = pick(state, RESNET, ALONE)
+    return resnet(state, prefix, {prefix + head: "head" for head in HEADS}, **IMAGENET)

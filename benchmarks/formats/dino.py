@@ -5,30 +5,30 @@ Downstream uses the teacher. Copies of the released full file from before June 2
 head called `projection_head`; that form is supported by its description only.
 """
 
-from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
-from ...pretrain.common.shapes import vit_card
-from . import below, drop, find, fits, is_dino, take
+from . import IMAGENET, below, drop, fits, is_dino, prefix_of, under, vit
 
 NETWORKS = {
     "teacher": ("teacher.backbone.", "teacher."),
     "student": ("student.backbone.", "student."),
     None: ("backbone.", ""),
 }
-PREFIXES = tuple(p for prefixes in NETWORKS.values() for p in prefixes)
-HEADS = ("head.mlp.", "head.last_layer.", "projection_head.")
+HEADS = dict.fromkeys(("head.mlp.", "head.last_layer.", "projection_head."), "head")
 ALWAYS = {"qkv_bias": True}
 
 
 def claims(shapes, meta) -> int:
-    prefix = find(shapes, PREFIXES, is_dino)
-    centre = shapes.get("dino_loss.center")
-    # Code bases that share the rest of the layout: iBOT and SERE, SelfPatch, PW-Self (a centre for each token).
-    others = any(k.startswith(("ibot_loss.", "dino_loss.patch_center")) for k in shapes)
-    if prefix is None or others or not fits(below(shapes, prefix), HEADS) or (centre and per_token(centre)):
+    prefix, centre = prefix_of(shapes, NETWORKS, is_dino), shapes.get("dino_loss.center")
+    if not is_layout(shapes, prefix) or (centre and per_token(centre)):
         return 0
     if prefix == "":
         return int(fits(shapes))
     return 3 if centre else 2
+
+
+def is_layout(shapes, prefix: str | None) -> bool:
+    """Is it DINO's or PW-Self's, and not one of iBOT, SERE or SelfPatch, which share the rest of the layout?"""
+    others = any(k.startswith(("ibot_loss.", "dino_loss.patch_center")) for k in shapes)
+    return prefix is not None and not others and fits(below(shapes, prefix), HEADS)
 
 
 def per_token(centre: tuple[int, ...]) -> bool:
@@ -37,17 +37,15 @@ def per_token(centre: tuple[int, ...]) -> bool:
 
 
 def convert(state, meta):
-    return read(state, NETWORKS, dict.fromkeys(HEADS, "head"))
+    return read(state, NETWORKS, HEADS)
 
 
 def read(state, networks, own: dict[str, str], inner: dict[str, str] | None = None):
     """What `convert` returns for DINO's ViT. own: parts of a network beside its backbone -> reason to drop them;
     inner: parts of the backbone."""
     prefix = state.pick(networks, is_dino)
-    dropped = drop(state, {prefix + name: why for name, why in (inner or {}).items()})
-    dropped |= beside(state, prefix, own) if prefix else {}
-    weights, shapes = take(state, prefix, dropped)
-    return weights, vit_card(shapes, pos_resize="dino", mean=IMAGENET_MEAN, std=IMAGENET_STD), dropped
+    dropped = drop(state, under(prefix, inner or {})) | (beside(state, prefix, own) if prefix else {})
+    return vit(state, prefix, dropped, pos_resize="dino", **IMAGENET)
 
 
 def beside(state, prefix: str, own: dict[str, str]) -> dict[str, str]:
@@ -56,8 +54,5 @@ def beside(state, prefix: str, own: dict[str, str]) -> dict[str, str]:
     own: beginning of a name below `teacher.` or `student.` (or of the file, where it has one network) -> reason.
     """
     side = prefix.partition(".")[0] + "." if prefix.startswith(("teacher.", "student.")) else ""
-    reasons = {side + name: why for name, why in own.items()} | {"dino_loss.": "loss", "ibot_loss.": "loss"}
-    other = {"teacher.": "student.", "student.": "teacher."}.get(side)
-    if other:
-        reasons[other] = other.rstrip(".")
-    return drop(state, reasons)
+    other = {"teacher.": {"student.": "student"}, "student.": {"teacher.": "teacher"}}.get(side, {})
+    return drop(state, under(side, own) | {"dino_loss.": "loss", "ibot_loss.": "loss"} | other)

@@ -4,19 +4,15 @@ Source: facebookresearch/dino 7c446df, main_dino.py (save_dict), utils.py (Multi
 Downstream uses the teacher. Names are torchvision's, without `fc`.
 """
 
-from ._conv import IMAGENET, RESNET, RESNET_PARTS, drop, find, only, pick, resnet
+from ._conv import IMAGENET, RESNET, RESNET_PARTS, default_prefix, only, pick, resnet
+from .dino import NETWORKS
 
-# `teacher.` alone: files from before June 2021
-NETWORKS = {
-    "teacher": ("teacher.backbone.", "teacher."),
-    "student": ("student.backbone.", "student."),
-    None: ("backbone.", ""),
-}
 HEADS = ("head.", "projection_head.", "prototypes.")
+OTHER = {"teacher.": {"student.": "student"}, "student.": {"teacher.": "teacher"}}
 
 
 def claims(shapes, meta) -> int:
-    prefix = find(shapes, RESNET, NETWORKS)
+    prefix = default_prefix(shapes, RESNET, NETWORKS)
     if prefix is None:
         return 0
     if "teacher." in prefix:
@@ -27,8 +23,5 @@ def claims(shapes, meta) -> int:
 def convert(state, meta):
     prefix = pick(state, RESNET, NETWORKS)
     mine = prefix.removesuffix("backbone.")
-    reasons = {mine + head: "head" for head in HEADS} if mine else {}
-    reasons |= {"dino_loss.": "loss"}
-    if other := {"teacher.": "student", "student.": "teacher"}.get(mine):
-        reasons[f"{other}."] = other
-    return resnet(state, prefix, drop(state, reasons), **IMAGENET)
+    reasons = {mine + head: "head" for head in HEADS if mine} | {"dino_loss.": "loss"} | OTHER.get(mine, {})
+    return resnet(state, prefix, reasons, **IMAGENET)

@@ -7,17 +7,12 @@ SwiGLU (w12, w3). Trained in chunks for FSDP, blocks are called `blocks.CHUNK.I`
 
 import re
 
-from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
-from ...pretrain.common.shapes import vit_card
-from . import drop, fits, is_vit
+from . import IMAGENET, below, drop, fits, is_vit, prefix_of, under, vit
+from .dino import NETWORKS
 
-NETWORKS = {
-    "teacher": ("teacher.backbone.", "teacher."),
-    "student": ("student.backbone.", "student."),
-    None: ("backbone.", ""),
-}
-MASK = "mask_token"
-HEADS = ("dino_head.", "ibot_head.", "head.")
+MASK = {"mask_token": "mask token"}
+HEADS = dict.fromkeys(("dino_head.", "ibot_head.", "head."), "head")
+LOSSES = dict.fromkeys(("dino_loss.", "ibot_patch_loss.", "koleo_loss."), "loss")
 NAMES = {"register_tokens": "reg_token", ".mlp.w12.": ".mlp.fc1.", ".mlp.w3.": ".mlp.fc2."}
 USUAL = {"qkv_bias": True}
 CHUNK = re.compile(r"^blocks\.\d+\.(\d+)\.")
@@ -32,32 +27,23 @@ def timm_name(name: str) -> str:
 
 def is_dinov2(names) -> bool:
     keys = {timm_name(k) for k in names}
-    return is_vit(keys) and {"cls_token", "norm.weight"} <= keys and "blocks.0.ls1.gamma" in keys
+    return is_vit(keys) and {"cls_token", "norm.weight", "blocks.0.ls1.gamma"} <= keys
 
 
 def claims(shapes, meta) -> int:
-    for prefixes in NETWORKS.values():
-        for prefix in prefixes:
-            names = [k.removeprefix(prefix) for k in shapes if k.startswith(prefix)]
-            if not is_dinov2(names):
-                continue
-            own = MASK in names or "register_tokens" in names or any(n.startswith("dino_head.") for n in names)
-            if not fits([timm_name(k) for k in names], (MASK, *HEADS)):
-                return 0
-            heads = any(".dino_head." in f".{k}" for k in shapes)
-            return 3 if own or heads else 2 if prefix.startswith(("teacher", "student")) else 0
-    return 0
+    prefix = prefix_of(shapes, NETWORKS, is_dinov2)
+    if prefix is None or not fits(map(timm_name, names := below(shapes, prefix)), MASK | HEADS):
+        return 0
+    if {"mask_token", "register_tokens"} & set(names) or any(".dino_head." in f".{k}" for k in shapes):
+        return 3
+    return 2 if prefix.startswith(("teacher", "student")) else 0
 
 
 def convert(state, meta):
     prefix = state.pick(NETWORKS, is_dinov2)
-    side = prefix.partition(".")[0] + "." if prefix.startswith(("teacher.", "student.")) else ""
-    reasons = {prefix + MASK: "mask token"} | {where + h: "head" for where in (side, prefix) for h in HEADS}
-    if side:
-        other = "student." if side == "teacher." else "teacher."
-        reasons |= {other: other.rstrip("."), "dino_loss.": "loss", "ibot_patch_loss.": "loss", "koleo_loss.": "loss"}
-    dropped = drop(state, reasons)
-    weights = {timm_name(n): state[key] for n, key in state.below(prefix).items() if key not in dropped}
-    shapes = {k: tuple(v.shape) for k, v in weights.items()}
-    rule = "timm" if "reg_token" in weights else "dino"
-    return weights, vit_card(shapes, pos_resize=rule, mean=IMAGENET_MEAN, std=IMAGENET_STD), dropped
+    reasons = under(prefix, MASK | HEADS)
+    for side, other in (("teacher.", "student."), ("student.", "teacher.")):
+        if prefix.startswith(side):
+            reasons |= under(side, HEADS) | {other: other.rstrip(".")} | LOSSES
+    rule = "timm" if f"{prefix}register_tokens" in state else "dino"
+    return vit(state, prefix, drop(state, reasons), timm_name, pos_resize=rule, **IMAGENET)

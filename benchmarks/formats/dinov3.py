@@ -8,21 +8,28 @@ released models (`layernormbf16`); w1, w2, w3 are a SwiGLU. The norm of local cr
 
 import torch
 
-from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.shapes import vit_card
-from . import drop
+from . import IMAGENET, drop, prefix_of, shapes_of, under
 
 NETWORKS = {
     "teacher": ("teacher.backbone.", "teacher_ema.backbone.", "model_ema.backbone."),
     "student": ("student.backbone.",),
     None: ("backbone.", ""),
 }
-PERIODS = "rope_embed.periods"
-MARKS = {PERIODS, "cls_token", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "norm.weight"}
+MARKS = {"rope_embed.periods", "cls_token", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "norm.weight"}
+NAMES = {
+    "storage_tokens": "reg_token",
+    "rope_embed.periods": "rope_periods",
+    ".mlp.w1.": ".mlp.fc1.",
+    ".mlp.w3.": ".mlp.fc2.",
+}
 ALWAYS = {"layer_scale": True}
 USUAL = {"qkv_bias": True, "registers": 4}
 BESIDE = {"mask_token": "mask token", "local_cls_norm.": "norm of local crops", "head.": "head"}
+HEADS = {"dino_head.": "head", "ibot_head.": "head"}
+SIDES = ("teacher.", "teacher_ema.", "model_ema.", "student.", "gram_teacher.", "gram_backbone.")
+LOSSES = dict.fromkeys(("dino_loss.", "ibot_patch_loss.", "koleo_loss.", "gram_loss."), "loss")
 
 
 def is_dinov3(names) -> bool:
@@ -30,19 +37,15 @@ def is_dinov3(names) -> bool:
 
 
 def claims(shapes, meta) -> int:
-    places = [p for prefixes in NETWORKS.values() for p in prefixes]
-    return 3 if any(is_dinov3(k.removeprefix(p) for k in shapes if k.startswith(p)) for p in places) else 0
+    return 3 if prefix_of(shapes, NETWORKS, is_dinov3) is not None else 0
 
 
 def convert(state, meta):
     prefix = state.pick(NETWORKS, is_dinov3)
-    reasons = {prefix + name: why for name, why in BESIDE.items()}
+    reasons = under(prefix, BESIDE)
     if prefix.endswith(".backbone."):
-        side = prefix.removesuffix("backbone.")
-        reasons |= {side + name: "head" for name in ("dino_head.", "ibot_head.")}
-        others = {p.partition(".")[0] + "." for ps in NETWORKS.values() for p in ps if p.endswith(".backbone.")}
-        reasons |= {other: other.rstrip(".") for other in (others | {"gram_teacher.", "gram_backbone."}) - {side}}
-        reasons |= dict.fromkeys(("dino_loss.", "ibot_patch_loss.", "koleo_loss.", "gram_loss."), "loss")
+        own = prefix.removesuffix("backbone.")
+        reasons |= under(own, HEADS) | {side: side.rstrip(".") for side in SIDES if side != own} | LOSSES
     dropped = drop(state, reasons)
     found = {name: state[key] for name, key in state.below(prefix).items() if key not in dropped}
     masks, biases = (sum(n.endswith(f"attn.qkv.{what}") for n in found) for what in ("bias_mask", "bias"))
@@ -59,16 +62,10 @@ def convert(state, meta):
             if gate is None or gate.shape != value.shape:
                 raise UserError(f"{name}: no w2 of the same shape beside it")
             value = torch.cat([value, gate])
-        weights[_timm_name(name)] = value
-    shapes = {k: tuple(v.shape) for k, v in weights.items()}
-    return weights, vit_card(shapes, norm_eps=1e-5, mean=IMAGENET_MEAN, std=IMAGENET_STD), dropped
-
-
-def _timm_name(name: str) -> str:
-    pairs = {"storage_tokens": "reg_token", PERIODS: "rope_periods", ".mlp.w1.": ".mlp.fc1.", ".mlp.w3.": ".mlp.fc2."}
-    for old, new in pairs.items():
-        name = name.replace(old, new)
-    return name
+        for old, new in NAMES.items():
+            name = name.replace(old, new)
+        weights[name] = value
+    return weights, vit_card(shapes_of(weights), norm_eps=1e-5, **IMAGENET), dropped
 
 
 def _masked(name: str, bias, mask):

@@ -8,12 +8,11 @@ heads is needed for them: of config.json, or of timm.
 
 import torch
 
-from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.shapes import vit_card
 from ..checkpoints.stated import heads_from, normalisation_from
-from . import below, drop, find, take
-from ._transformers import BESIDE, HEADS, facts_of, prefix_of, weights_of
+from . import IMAGENET, drop, shapes_of
+from ._transformers import facts_of, read, root_of
 
 HUB = "embeddings.patch_embeddings.weight"
 TIMM = {"reg_token", "cls_token", "patch_embed.proj.weight", "blocks.0.gamma_1", "blocks.0.attn.qkv.weight"}
@@ -22,27 +21,22 @@ USUAL = {"registers": 4}
 BIASES = (".attn.q_bias", ".attn.k_bias", ".attn.v_bias")
 
 
-def is_timm(names) -> bool:
-    return set(names) >= TIMM and "pos_embed" not in names
-
-
 def is_hub(keys) -> bool:
-    prefix = prefix_of(keys, HUB)
-    return prefix is not None and f"{prefix}layer.0.layer_scale1.lambda1" in keys
+    root = root_of(keys, HUB)
+    return root is not None and f"{root}layer.0.layer_scale1.lambda1" in keys
 
 
 def claims(shapes, meta) -> int:
-    return 3 if is_hub(shapes) or find(shapes, ("",), is_timm) is not None else 0
+    return 3 if is_hub(shapes) or (shapes.keys() >= TIMM and "pos_embed" not in shapes) else 0
 
 
 def convert(state, meta):
     if is_hub(state):
-        prefix = prefix_of(state, HUB)
-        dropped = drop(state, {prefix + k: why for k, why in BESIDE.items()} | HEADS)
-        weights, facts = weights_of(state, prefix, dropped, keyless=True), facts_of(meta, 1e-5)
+        weights, dropped = read(state, root_of(state, HUB), keyless=True)
+        facts = facts_of(meta, 1e-5)
     else:
         dropped, facts = drop(state, {"head.": "head"}), {"norm_eps": 1e-5}
-        weights = _from_timm(take(state, "", dropped)[0])
+        weights = _from_timm({name: state[name] for name in state if name not in dropped})
     dim = weights["cls_token"].shape[-1]
     heads, why = heads_from(meta, dim)
     if not heads or dim % (4 * heads):
@@ -53,22 +47,19 @@ def convert(state, meta):
         raise UserError(f"config.json: rope_theta {base}")
     count = dim // heads // 4
     weights["rope_periods"] = float(base) ** (2 * torch.arange(count, dtype=torch.float32) / (2 * count))
-    shapes = {k: tuple(v.shape) for k, v in weights.items()}
-    normalisation = normalisation_from(meta) or {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-    return weights, vit_card(shapes, **facts, **normalisation), dropped
+    return weights, vit_card(shapes_of(weights), **facts, **(normalisation_from(meta) or IMAGENET)), dropped
 
 
 def _from_timm(found: dict) -> dict:
     """timm's Eva in the names of its VisionTransformer: layer scale, biases, the two halves of a SwiGLU."""
     weights = {}
     for name, value in found.items():
+        if name.endswith(".attn.q_bias"):
+            parts = [found.get(name.replace("q_bias", f"{p}_bias"), torch.zeros_like(value)) for p in "qkv"]
+            weights[name.replace("q_bias", "qkv.bias")] = torch.cat(parts)
         if name.endswith(BIASES) or ".mlp.fc1_x." in name:
             continue
         if ".mlp.fc1_g." in name:
             value, name = torch.cat([value, found[name.replace("fc1_g", "fc1_x")]]), name.replace("fc1_g", "fc1")
         weights[name.replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma")] = value
-    for name in below(found, ""):
-        if name.endswith(".attn.q_bias"):
-            parts = [found.get(name.replace("q_bias", f"{p}_bias"), torch.zeros_like(found[name])) for p in "qkv"]
-            weights[name.replace("q_bias", "qkv.bias")] = torch.cat(parts)
     return weights

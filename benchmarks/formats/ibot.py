@@ -5,31 +5,34 @@ models/head.py. Downstream uses the teacher; the ImageNet-22k models publish the
 token of masked patches.
 """
 
-from . import below, find, fits, is_dino
-from .dino import NETWORKS, read
+from . import below, fits, is_dino, prefix_of
+from .dino import NETWORKS as DINO
+from .dino import read
 
-FILES = NETWORKS | {None: ("state_dict.", "backbone.", "")}
-PREFIXES = tuple(p for prefixes in FILES.values() for p in prefixes)
-HEADS = {"head.mlp.": "head", "head.last_layer.": "head", "head.last_layer2.": "head"}
-MASK = "masked_embed"
+NETWORKS = DINO | {None: ("state_dict.", "backbone.", "")}
+HEADS = dict.fromkeys(("head.mlp.", "head.last_layer.", "head.last_layer2."), "head")
+MASK = {"masked_embed": "mask token"}
 ALWAYS = {"qkv_bias": True}
 
 
 def claims(shapes, meta) -> int:
-    prefix = find(shapes, PREFIXES, is_dino)
-    if prefix is None or not fits(below(shapes, prefix), (MASK, *HEADS)):
+    prefix = prefix_of(shapes, NETWORKS, is_dino)
+    if prefix is None or not fits(below(shapes, prefix), MASK | HEADS):
         return 0
-    if "ibot_loss.center2" in shapes or any(k.endswith(MASK) for k in shapes):
+    if "ibot_loss.center2" in shapes or any(k.endswith("masked_embed") for k in shapes):
         return 3
     if prefix in ("state_dict.", ""):
-        return 2 * extracted(shapes, meta) if prefix else int(fits(shapes))
+        return backbone_alone(shapes, meta, prefix)
     return 2 if any(".head.last_layer2." in f".{k}" for k in shapes) else 0
 
 
-def extracted(shapes, meta) -> bool:
-    """Is it what the script extracts: nothing but a backbone in `state_dict`? A trainer's file has more."""
-    return fits(below(shapes, "state_dict.")) and not meta.keys() & {"arch", "epoch", "epochs", "meta"}
+def backbone_alone(shapes, meta, prefix: str) -> int:
+    """Claim on bare names, and on what the script extracts: nothing but a backbone in `state_dict`, where the file of
+    a trainer has more."""
+    if not prefix:
+        return int(fits(shapes))
+    return 2 * (fits(below(shapes, prefix)) and not meta.keys() & {"arch", "epoch", "epochs", "meta"})
 
 
 def convert(state, meta):
-    return read(state, FILES, HEADS, {MASK: "mask token"})
+    return read(state, NETWORKS, HEADS, MASK)

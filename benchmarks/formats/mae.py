@@ -5,20 +5,18 @@ sine-cosine ones and stored, the column in the first half. The official code res
 Training checkpoints with decoder are unverified: no file of them was at hand.
 """
 
-from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
-from ...pretrain.common.shapes import vit_card
-from ..checkpoints.state import Mismatch
-from . import _sincos, below, drop, find, fits, is_dino, take
+from . import IMAGENET, below, drop, fits, is_dino, prefix_of, under, vit
+from ._sincos import check_order
 
-PREFIXES = ("model.", "")
-DECODER = {f"decoder_{n}": "decoder" for n in ("pos_embed", "embed.", "blocks.", "norm.", "pred.")}
-BESIDE = DECODER | {"mask_token": "mask token"}
+NETWORKS = {None: ("model.", "")}
+BESIDE = {f"decoder_{n}": "decoder" for n in ("pos_embed", "embed.", "blocks.", "norm.", "pred.")}
+BESIDE |= {"mask_token": "mask token"}
 ALWAYS = {"qkv_bias": True}
 
 
 def claims(shapes, meta) -> int:
-    prefix = find(shapes, PREFIXES, is_dino)
-    if prefix is None or not fits(names := below(shapes, prefix), tuple(BESIDE)):
+    prefix = prefix_of(shapes, NETWORKS, is_dino)
+    if prefix is None or not fits(names := below(shapes, prefix), BESIDE):
         return 0
     if "decoder_pos_embed" in names:
         return 3
@@ -26,12 +24,7 @@ def claims(shapes, meta) -> int:
 
 
 def convert(state, meta):
-    prefix = state.pick({None: PREFIXES}, is_dino)
-    dropped = drop(state, {prefix + name: why for name, why in BESIDE.items()})
-    weights, shapes = take(state, prefix, dropped)
-    kind = _sincos.order(weights["pos_embed"])
-    if kind != "columns":
-        found = "MoCo v3's" if kind else "learned"
-        raise Mismatch(f"its positions are {found}, not the fixed ones that MAE stores")
-    card = vit_card(shapes, pos_resize="square", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    prefix = state.pick(NETWORKS, is_dino)
+    check_order(state[f"{prefix}pos_embed"], "columns")
+    weights, card, dropped = vit(state, prefix, drop(state, under(prefix, BESIDE)), pos_resize="square", **IMAGENET)
     return weights, card.override({"pos": f"sincos {card.grid}x{card.grid}, stored"}), dropped

@@ -9,30 +9,26 @@ formats say.
 import re
 
 from ...pretrain.common.errors import UserError
-from ...pretrain.common.shapes import vit_card
 from ..checkpoints import FORMATS
 from ..checkpoints.state import State
-from . import drop, is_vit
+from . import drop, is_vit, under, vit
+from .mm_swin import OUTPUT
 from .mmpretrain_vit import OTHERS, normalisation
 
 PREFIXES = ("state_dict.backbone.", "backbone.")
 INNER = ("encoder.vit.", "encoder.", "net.", "")  # ours keep the network in these
 USUAL = {"qkv_bias": True}
-RESCALE = ("fpn1.", "fpn2.", "fpn3.", "fpn4.")
-
-
-def prefix_of(keys) -> str | None:
-    """Where the backbone lies, if there is a head beside it."""
-    for prefix in PREFIXES:
-        around = prefix.removesuffix("backbone.")
-        heads = tuple(around + name for name in OTHERS)
-        if any(k.startswith(prefix) for k in keys) and any(k.startswith(heads) for k in keys):
-            return prefix
-    return None
+HEADS = dict.fromkeys((*OTHERS, "neck."), "head")
+RESCALE = {f"fpn{i}.": "rescale layers" for i in (1, 2, 3, 4)}
 
 
 def claims(shapes, meta) -> int:
-    return 3 if prefix_of(shapes) is not None else 0
+    """A backbone with a head beside it."""
+    for prefix in PREFIXES:
+        heads = tuple(prefix.removesuffix("backbone.") + name for name in OTHERS)
+        if any(k.startswith(prefix) for k in shapes) and any(k.startswith(heads) for k in shapes):
+            return 3
+    return 0
 
 
 def convert(state, meta):
@@ -40,26 +36,23 @@ def convert(state, meta):
     around, config = prefix.removesuffix("backbone."), str(meta.get("meta"))
     if re.search(r"\b(bgr_to_rgb|to_rgb)['\"]?\s*[=:]\s*False", config):
         raise UserError("its config feeds BGR images, which no encoder here takes")
-    reasons = dict.fromkeys((around + name for name in (*OTHERS, "neck.")), "head")
-    reasons |= dict.fromkeys((prefix + name for name in RESCALE), "rescale layers")
+    reasons = under(around, HEADS) | under(prefix, RESCALE)
     if any(k.startswith(f"{prefix}norm0.") for k in state):  # Swin's; ViTs count theirs from 1
-        reasons |= {f"{prefix}norm{i}.": "output norm" for i in range(4)}
+        reasons |= under(prefix, OUTPUT)
     dropped = drop(state, reasons)
     names = {k: key for k, key in state.below(prefix).items() if key not in dropped}
     inner = next(i for i in INNER if all(k.startswith(i) for k in names))
-    names = {_plain(k.removeprefix(inner)): key for k, key in names.items()}
+    names = {_timm_name(k.removeprefix(inner)): key for k, key in names.items()}
     backbone = State({name: state.refs[key] for name, key in names.items()})
     if is_vit(names):
-        weights = {name: backbone[name] for name in backbone}
-        shapes = {k: tuple(v.shape) for k, v in weights.items()}
-        card, more = vit_card(shapes, pos_resize="size"), {}
+        weights, card, more = vit(backbone, "", {}, pos_resize="size")
     else:
         weights, card, more = _other(backbone, meta)
     state.used |= {names[k] for k in backbone.used}
     return weights, card.override(normalisation(meta)), dropped | {names[k]: why for k, why in more.items()}
 
 
-def _plain(name: str) -> str:
+def _timm_name(name: str) -> str:
     """timm's name of a block's LayerNorm; our segmenters call it ln1 or ln2, for the decay rules of mmseg."""
     return re.sub(r"^(blocks\.\d+)\.ln([12])\.", r"\1.norm\2.", name)
 

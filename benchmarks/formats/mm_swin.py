@@ -8,11 +8,12 @@ norms `norm0` to `norm3` of the stages' outputs belong to the detector; there is
 import re
 
 from ...pretrain.common.errors import UserError
-from ._conv import IMAGENET, SWIN_PARTS, drop, swin
+from . import prefix_of
+from ._conv import IMAGENET, SWIN_PARTS, drop, swin, under
 
-MARK = {"patch_embed.projection.weight", "stages.0.blocks.0.attn.w_msa.relative_position_bias_table"}
-PREFIXES = ("state_dict.", "")
-OUTPUT = tuple(f"norm{i}." for i in range(4))
+MARKS = {"patch_embed.projection.weight", "stages.0.blocks.0.attn.w_msa.relative_position_bias_table"}
+NETWORKS = {None: ("state_dict.", "")}
+OUTPUT = {f"norm{i}.": "output norm" for i in range(4)}
 USUAL = {"qkv_bias": True, "patch_norm": True}
 NAMES = (
     ("patch_embed.projection.", "patch_embed.proj."),
@@ -23,13 +24,13 @@ NAMES = (
 
 
 def claims(shapes, meta) -> int:
-    prefix = next((p for p in PREFIXES if all(p + name in shapes for name in MARK)), None)
+    prefix = prefix_of(shapes, NETWORKS, MARKS.issubset)
     return 0 if prefix is None else 2 if prefix else 1
 
 
 def convert(state, meta):
-    prefix = state.pick({None: PREFIXES}, lambda names: names.keys() >= MARK)
-    dropped = drop(state, {prefix + name: "output norm" for name in OUTPUT})
+    prefix = state.pick(NETWORKS, MARKS.issubset)
+    dropped = drop(state, under(prefix, OUTPUT))
     names = {official(name): key for name, key in state.below(prefix).items() if key not in dropped}
     tensors = {name: in_order(name, state[key]) for name, key in names.items() if name.startswith(SWIN_PARTS)}
     weights, card, rebuilt = swin(tensors, "", {}, **IMAGENET)

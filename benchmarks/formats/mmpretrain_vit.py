@@ -10,11 +10,10 @@ import re
 
 import torch
 
-from ...pretrain.common.shapes import vit_card
-from . import drop
+from . import drop, prefix_of, vit
 
-PREFIXES = ("state_dict.backbone.", "backbone.", "state_dict.", "")
-MARK = {"patch_embed.projection.weight", "layers.0.ln1.weight", "pos_embed"}
+NETWORKS = {None: ("state_dict.backbone.", "backbone.", "state_dict.", "")}
+MARKS = {"patch_embed.projection.weight", "layers.0.ln1.weight", "pos_embed"}
 MMSEG = "layers.0.attn.attn.in_proj_weight"
 HEADS = ("head.", "neck.")
 OTHERS = ("decode_head.", "auxiliary_head.", "rpn_head.", "roi_head.", "bbox_head.", "mask_head.", "panoptic_head.")
@@ -42,30 +41,22 @@ def timm_name(name: str) -> str:
     return name
 
 
-def is_mm(names) -> bool:
-    return set(names) >= MARK
-
-
-def prefix_of(keys) -> str | None:
-    return next((p for p in PREFIXES if is_mm(k.removeprefix(p) for k in keys if k.startswith(p))), None)
-
-
 def claims(shapes, meta) -> int:
-    prefix = prefix_of(shapes)
+    prefix = prefix_of(shapes, NETWORKS, MARKS.issubset)
     around = prefix.removesuffix("backbone.") if prefix else ""
     tuned = any(k.startswith(tuple(around + name for name in OTHERS)) for k in shapes)
     return 3 if prefix is not None and not tuned else 0
 
 
 def convert(state, meta):
-    prefix = state.pick({None: PREFIXES}, is_mm)
+    prefix = state.pick(NETWORKS, MARKS.issubset)
     around = prefix.removesuffix("backbone.")
     dropped = drop(state, {around + name: "head" for name in HEADS} if around != prefix else {})
-    weights = {timm_name(n): state[key] for n, key in state.below(prefix).items() if key not in dropped}
+    known = {"pos_resize": "size"} | normalisation(meta)
+    weights, card, dropped = vit(state, prefix, dropped, timm_name, **known)
     if prefix + MMSEG in state:  # mmseg's patch embedding has no bias unless told to (`patch_bias`)
         weights.setdefault("patch_embed.proj.bias", torch.zeros(weights["patch_embed.proj.weight"].shape[0]))
-    shapes = {k: tuple(v.shape) for k, v in weights.items()}
-    return weights, vit_card(shapes, pos_resize="size", **normalisation(meta)), dropped
+    return weights, card, dropped
 
 
 def normalisation(meta) -> dict:

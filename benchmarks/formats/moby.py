@@ -7,7 +7,7 @@ DeiT-S is unverified, for want of a file: timm 0.4.5's vit_deit_small_patch16_22
 
 from ...pretrain.common.shapes import vit_card
 from . import VIT_ROOTS
-from ._conv import IMAGENET, SWIN, drop, find, own, pick, swin
+from ._conv import IMAGENET, SWIN, default_prefix, drop, own, pick, shapes_of, swin, under
 
 NETWORKS = {"online": ("encoder.",), "teacher": ("encoder_k.",)}
 VIT = {"pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "cls_token"}
@@ -16,28 +16,31 @@ ALWAYS = {"qkv_bias": True, "final_norm": True, "patch_norm": True}
 NEIGHBOURS = ("encoder_k.", "projector.", "projector_k.", "predictor.", "queue1", "queue2")
 
 
+def marks_of(keys) -> set[str]:
+    """Of a Swin, or of the ViT that it may be in its place."""
+    return SWIN if default_prefix(keys, SWIN, NETWORKS) is not None else VIT
+
+
 def claims(shapes, meta) -> int:
-    is_swin = find(shapes, SWIN, NETWORKS) is not None
-    prefix = find(shapes, SWIN if is_swin else VIT, NETWORKS)
+    marks = marks_of(shapes)
+    prefix = default_prefix(shapes, marks, NETWORKS)
     if prefix is None:
         return 0
     root = prefix.removesuffix("encoder.")
     if any(k.startswith(tuple(root + name for name in NEIGHBOURS)) for k in shapes):
         return 3
-    return 2 if is_swin else 0
+    return 2 if marks is SWIN else 0
 
 
 def convert(state, meta):
-    is_swin = find(state, SWIN, NETWORKS) is not None
-    prefix = pick(state, SWIN if is_swin else VIT, NETWORKS)
+    marks = marks_of(state)
+    prefix = pick(state, marks, NETWORKS)
     mine = prefix.removesuffix(".").rpartition(".")[2]
-    root = prefix.removesuffix(f"{mine}.")
-    reasons = {root + name: why for name, why in OTHERS.items()}
-    reasons |= {f"{root}{name}.": name for name in ("encoder", "encoder_k") if name != mine}
-    reasons |= {prefix + "head.": "head"}
+    others = OTHERS | {f"{name}.": name for name in ("encoder", "encoder_k") if name != mine}
+    reasons = under(prefix.removesuffix(f"{mine}."), others) | {prefix + "head.": "head"}
+    if marks is SWIN:
+        return swin(state, prefix, reasons, **IMAGENET)
     dropped = drop(state, reasons)
-    if is_swin:
-        return swin(state, prefix, dropped, **IMAGENET)
     weights = {name: state[key] for name, key in own(state, prefix, VIT_ROOTS).items() if key not in dropped}
-    card = vit_card({k: tuple(v.shape) for k, v in weights.items()}, pos_resize="stored", **IMAGENET)
+    card = vit_card(shapes_of(weights), pos_resize="stored", **IMAGENET)
     return weights, card.override({"heads": 6} if (card.dim, card.depth) == (384, 12) else {}), dropped

@@ -6,10 +6,8 @@ and stored, the row in the first half; the official code takes the stored grid o
 no file of it was at hand.
 """
 
-from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
-from ...pretrain.common.shapes import vit_card
-from ..checkpoints.state import Mismatch
-from . import _sincos, below, drop, find, fits, is_dino, take
+from . import IMAGENET, below, drop, fits, is_dino, prefix_of, under, vit
+from ._sincos import check_order
 
 NETWORKS = {
     "online": ("state_dict.base_encoder.", "base_encoder."),
@@ -21,7 +19,7 @@ ALWAYS = {"qkv_bias": True}
 
 
 def claims(shapes, meta) -> int:
-    prefix = find(shapes, [p for prefixes in NETWORKS.values() for p in prefixes], is_dino)
+    prefix = prefix_of(shapes, NETWORKS, is_dino)
     if prefix is None or not fits(names := below(shapes, prefix), ("head.",)):
         return 0
     if prefix.endswith("_encoder."):
@@ -31,17 +29,14 @@ def claims(shapes, meta) -> int:
 
 def convert(state, meta):
     prefix = state.pick(NETWORKS, is_dino)
-    around = prefix.removesuffix("base_encoder.").removesuffix("momentum_encoder.")
     dropped = {}
-    if around != prefix:
-        reasons = {prefix + "head.": "projector", around + "predictor.": "predictor"}
-        reasons |= {around + f"{n}_encoder.": f"{n} encoder" for n in ("base", "momentum") if f"{n}_enc" not in prefix}
-        dropped = drop(state, reasons)
-    weights, shapes = take(state, prefix, dropped)
-    kind = _sincos.order(weights["pos_embed"])
-    if kind != "rows":
-        raise Mismatch(f"its positions are {'MAEs' if kind else 'learned'}, not the fixed ones that MoCo v3 stores")
-    card = vit_card(shapes, pos_resize="stored", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    for mine, other in (("base", "momentum"), ("momentum", "base")):
+        if prefix.endswith(f"{mine}_encoder."):
+            beside = {"predictor.": "predictor", f"{other}_encoder.": f"{other} encoder"}
+            beside = under(prefix.removesuffix(f"{mine}_encoder."), beside)
+            dropped = drop(state, under(prefix, {"head.": "projector"}) | beside)
+    check_order(state[f"{prefix}pos_embed"], "rows")
+    weights, card, dropped = vit(state, prefix, dropped, pos_resize="stored", **IMAGENET)
     facts = {"pos": f"sincos {card.grid}x{card.grid}, stored"}
     arch, heads = HEADS.get(card.dim, (None, None))
     if heads and meta.get("arch") == arch:

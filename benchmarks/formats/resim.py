@@ -8,33 +8,31 @@ query encoder. Unverified: no file of it was at hand.
 import re
 
 from ...pretrain.common.shapes import resnet_card
-from ._conv import COUNTER, IMAGENET, RESNET, drop, find, pick
-from ._conv import resnet as torchvision_names
-from .mocov2 import NETWORKS, moco_drops
+from ._conv import COUNTER, IMAGENET, RESNET, default_prefix, drop, shapes_of
+from .mocov2 import NETWORKS, read
 
 HEADS = ("fc.", "fpn_lateral", "fpn_output", "mocodet_conv")
 D2 = ("model.stem.conv1.weight", "model.res2.0.conv1.norm.running_mean", "model.res5.0.conv1.weight")
+D2_HEADS = {"model.stem.fc.": "head", "model.backbone.fpn_": "head", "model.stem.mocodet_conv": "head"}
+
+
+def is_detectron2(keys) -> bool:
+    return all(name in keys for name in D2)
 
 
 def claims(shapes, meta) -> int:
-    if all(name in shapes for name in D2):
-        return 3 if any(".fpn_" in k for k in shapes) else 2
-    if find(shapes, RESNET, NETWORKS) is None:
+    if not is_detectron2(shapes) and default_prefix(shapes, RESNET, NETWORKS) is None:
         return 0
     return 3 if any(".fpn_" in k for k in shapes) else 2
 
 
 def convert(state, meta):
-    if all(name in state for name in D2):
-        return detectron2(state)
-    prefix = pick(state, RESNET, NETWORKS)
-    return torchvision_names(state, prefix, moco_drops(state, prefix, HEADS), **IMAGENET)
+    return detectron2(state) if is_detectron2(state) else read(state, HEADS)
 
 
-def detectron2(state) -> tuple:
+def detectron2(state):
     """What `convert` returns for a MoCo-like encoder in detectron2's names."""
-    dropped = drop(state, {"model.stem.fc.": "head", "model.backbone.fpn_": "head", "model.stem.mocodet_conv": "head"})
-    weights = {}
+    dropped, weights = drop(state, D2_HEADS), {}
     for key in state:
         if key in dropped:
             continue
@@ -42,7 +40,7 @@ def detectron2(state) -> tuple:
             dropped[key] = "counter"
         elif name := torchvision_name(key.removeprefix("model.")):
             weights[name] = state[key]
-    return weights, resnet_card({k: tuple(v.shape) for k, v in weights.items()}, **IMAGENET), dropped
+    return weights, resnet_card(shapes_of(weights), **IMAGENET), dropped
 
 
 def torchvision_name(name: str) -> str | None:
@@ -52,5 +50,5 @@ def torchvision_name(name: str) -> str | None:
         return None
     _, stage, block, part, number, norm, what = found.groups()
     where = "" if stage is None else f"layer{int(stage) - 1}.{block}."
-    kind = f"downsample.{int(bool(norm))}" if part == "shortcut" else f"bn{number}" if norm else part
-    return f"{where}{kind}.{what}"
+    layer = f"downsample.{int(bool(norm))}" if part == "shortcut" else f"bn{number}" if norm else part
+    return f"{where}{layer}.{what}"

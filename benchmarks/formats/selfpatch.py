@@ -4,11 +4,10 @@ Source: alinlab/SelfPatch 81aef14, main_selfpatch.py (save_dict), selfpatch_visi
 teacher's backbone; its class-attention head gives the image vector. Backbone: no class token, no final norm.
 """
 
-from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.shapes import vit_card
-from . import find, fits, is_vit, take
-from .dino import NETWORKS, PREFIXES, beside
+from . import IMAGENET, fits, is_vit, prefix_of, shapes_of
+from .dino import NETWORKS, beside
 
 HEADS = {"c_head.": "head", "p_head.": "head"}
 ALWAYS = {"qkv_bias": True}
@@ -20,7 +19,7 @@ def is_selfpatch(keys) -> bool:
 
 
 def claims(shapes, meta) -> int:
-    prefix = find(shapes, PREFIXES, is_selfpatch)
+    prefix = prefix_of(shapes, NETWORKS, is_selfpatch)
     if prefix is None:
         return 0
     if "dino_loss.patch_center" in shapes or any(".ca_head." in f".{k}" for k in shapes):
@@ -35,7 +34,6 @@ def convert(state, meta):
     readout = state.below(around + "ca_head.")
     if not readout and any(key.startswith(tuple(around + head for head in HEADS)) for key in state):
         raise UserError("it has no ca_head, which gives the image vector, although its other heads are there")
-    weights, _ = take(state, prefix, dict.fromkeys(readout.values(), "") | dropped)
+    weights = {n: state[key] for n, key in state.below(prefix).items() if key not in {*dropped, *readout.values()}}
     weights |= {f"readout.{name}": state[key] for name, key in readout.items()}
-    shapes = {k: tuple(v.shape) for k, v in weights.items()}
-    return weights, vit_card(shapes, pos_resize="dino", mean=IMAGENET_MEAN, std=IMAGENET_STD), dropped
+    return weights, vit_card(shapes_of(weights), pos_resize="dino", **IMAGENET), dropped

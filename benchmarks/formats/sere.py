@@ -5,24 +5,21 @@ backbones hold relation heads (`pixel_sere`, `channel_sere`, and `*_local` ones)
 have. Without them a backbone is one of iBOT's, and the two readings agree. Downstream: the teacher, as in iBOT.
 """
 
-from . import below, find, fits, is_dino
+from . import below, fits, is_dino, prefix_of
 from .dino import read
-from .ibot import FILES, HEADS, MASK, PREFIXES, extracted
+from .ibot import ALWAYS, HEADS, MASK, NETWORKS, backbone_alone  # noqa: F401
 
-RELATIONS = ("pixel_sere.", "channel_sere.", "pixel_sere_local.", "channel_sere_local.")
-ALWAYS = {"qkv_bias": True}
+RELATIONS = dict.fromkeys(("pixel_sere.", "channel_sere.", "pixel_sere_local.", "channel_sere_local."), "relation head")
 
 
 def claims(shapes, meta) -> int:
-    prefix = find(shapes, PREFIXES, is_dino)
-    if prefix is None or not fits(below(shapes, prefix), (MASK, *RELATIONS, *HEADS)):
+    prefix = prefix_of(shapes, NETWORKS, is_dino)
+    if prefix is None or not fits(below(shapes, prefix), MASK | RELATIONS | HEADS):
         return 0
     if any(part in f".{k}" for k in shapes for part in (".pixel_sere", ".channel_sere")):
         return 3
-    if prefix in ("state_dict.", ""):
-        return 2 * extracted(shapes, meta) if prefix else int(fits(shapes))
-    return 0
+    return backbone_alone(shapes, meta, prefix) if prefix in ("state_dict.", "") else 0
 
 
 def convert(state, meta):
-    return read(state, FILES, HEADS, {MASK: "mask token"} | dict.fromkeys(RELATIONS, "relation head"))
+    return read(state, NETWORKS, HEADS, MASK | RELATIONS)

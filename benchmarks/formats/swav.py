@@ -4,18 +4,17 @@ Source: facebookresearch/swav 06b1b7c, src/resnet50.py, main_swav.py, hubconf.py
 (src/multicropdataset.py). The stem pads in two steps, which together are torchvision's padding of 3.
 """
 
-from ._conv import IMAGENET, RESNET, drop, find, pick, resnet
+from ._conv import ALONE, IMAGENET, RESNET, default_prefix, drop, pick, resnet, under
 
-NETWORKS = {None: ("",)}
 HEADS = {"projection_head.": "head", "prototypes.": "prototypes"}
+NORMALISATION = IMAGENET | {"std": (0.228, 0.224, 0.225)}
 
 
 def claims(shapes, meta) -> int:
-    prefix = find(shapes, RESNET, NETWORKS)
-    return 3 if prefix is not None and drop(shapes, {prefix + name: why for name, why in HEADS.items()}) else 0
+    prefix = default_prefix(shapes, RESNET, ALONE)
+    return 3 if prefix is not None and drop(shapes, under(prefix, HEADS)) else 0
 
 
 def convert(state, meta):
-    prefix = pick(state, RESNET, NETWORKS)
-    reasons = {prefix + name: why for name, why in HEADS.items()}
-    return resnet(state, prefix, drop(state, reasons), **(IMAGENET | {"std": (0.228, 0.224, 0.225)}))
+    prefix = pick(state, RESNET, ALONE)
+    return resnet(state, prefix, under(prefix, HEADS), **NORMALISATION)

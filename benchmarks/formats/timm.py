@@ -4,12 +4,15 @@ Source: huggingface/pytorch-image-models 1.0.31, timm/models/vision_transformer.
 facebookresearch/deit (`model`). The names say nothing about mean and std: 0.5 for AugReg, ImageNet's for DeiT and DINO.
 """
 
-from ...pretrain.common.shapes import vit_card
-from . import VIT_ROOTS, below, drop, find, fits, is_vit, take
+import torch
 
-PREFIXES = ("state_dict.", "model.", "")
+from ...pretrain.common.shapes import vit_card
+from . import VIT_ROOTS, below, drop, fits, is_vit, prefix_of, shapes_of, under
+
+NETWORKS = {None: ("state_dict.", "model.", "")}
 HEAD = ("head.", "fc_norm.")
 NORMS = {"norm.weight", "fc_norm.weight"}
+EMA = {"state_dict_ema.": "EMA copy", "model_ema.": "EMA copy"}
 USUAL = {"qkv_bias": True, "class_token": True}
 
 
@@ -17,12 +20,17 @@ def is_timm(keys) -> bool:
     return is_vit(keys) and bool(set(keys) & NORMS) and all(k.startswith(VIT_ROOTS + HEAD) for k in keys)
 
 
+def of_hub(meta) -> bool:
+    """Does it come from the hub's repositories of timm?"""
+    config = meta.get("config.json")
+    return "timm" in meta or (isinstance(config, dict) and "pretrained_cfg" in config)
+
+
 def claims(shapes, meta) -> int:
-    prefix = find(shapes, PREFIXES, is_timm)
+    prefix = prefix_of(shapes, NETWORKS, is_timm)
     if prefix is None:
         return 0
-    config = meta.get("config.json")
-    if "timm" in meta or (isinstance(config, dict) and "pretrained_cfg" in config):  # the hub's files of timm
+    if of_hub(meta):
         return 3
     if not prefix:
         return 1
@@ -32,17 +40,14 @@ def claims(shapes, meta) -> int:
 
 
 def convert(state, meta):
-    prefix = state.pick({None: PREFIXES}, is_timm)
-    reasons = {prefix + "head.": "head"}
-    reasons |= {"state_dict_ema.": "EMA copy", "model_ema.": "EMA copy"} if prefix else {}
-    both = {prefix + n for n in NORMS} <= set(state)
-    dropped = drop(state, reasons | ({prefix + "fc_norm.": "head"} if both else {}))
-    weights, _ = take(state, prefix, dropped)
+    prefix = state.pick(NETWORKS, is_timm)
+    head = HEAD if {prefix + n for n in NORMS} <= set(state) else HEAD[:1]
+    dropped = drop(state, under(prefix, dict.fromkeys(head, "head")) | (EMA if prefix else {}))
+    weights = {name: state[key] for name, key in state.below(prefix).items() if key not in dropped}
     weights = whole_positions(weights)
-    shapes = {k: tuple(v.shape) for k, v in weights.items()}
-    told = meta.get("timm") if isinstance(meta.get("timm"), dict) else {}
-    facts = {key: told[key] for key in ("norm_eps", "act") if key in told}  # weights do not show them
-    return weights, vit_card(shapes, **({"pos_resize": "timm"} | facts)), dropped
+    about = meta.get("timm") if isinstance(meta.get("timm"), dict) else {}
+    facts = {key: about[key] for key in ("norm_eps", "act") if key in about}  # weights do not show them
+    return weights, vit_card(shapes_of(weights), **({"pos_resize": "timm"} | facts)), dropped
 
 
 def whole_positions(weights: dict) -> dict:
@@ -50,8 +55,6 @@ def whole_positions(weights: dict) -> dict:
 
     timm stores positions of patches only (`no_embed_class`), or of patches, class token and registers.
     """
-    import torch
-
     if any(weights[k].ndim != 3 for k in ("pos_embed", "reg_token") if k in weights):
         return weights  # refused by its shape later on
     before = int("cls_token" in weights)

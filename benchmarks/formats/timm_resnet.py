@@ -6,25 +6,23 @@ Unverified: no trained file of it was at hand (the network is timm's itself).
 """
 
 from ..checkpoints.stated import normalisation_from
-from ._conv import IMAGENET, RESNET, RESNET_PARTS, drop, find, only, pick, resnet
+from ._conv import ALONE, IMAGENET, RESNET, RESNET_PARTS, default_prefix, only, pick, resnet
+from .timm import of_hub
 
-NETWORKS = {None: ("",)}
 HEAD = ("fc.weight", "fc.bias")
 
 
 def claims(shapes, meta) -> int:
-    prefix = find(shapes, RESNET, NETWORKS)
+    prefix = default_prefix(shapes, RESNET, ALONE)
     if prefix not in ("", "state_dict.") or not only(shapes, prefix, RESNET_PARTS + HEAD):
         return 0
-    config = meta.get("config.json")
-    named = "timm" in meta or (isinstance(config, dict) and "pretrained_cfg" in config)
-    return 2 if named or (prefix and "arch" in meta) else 1
+    return 2 if of_hub(meta) or (prefix and "arch" in meta) else 1
 
 
 def convert(state, meta):
-    prefix = pick(state, RESNET, NETWORKS)
+    prefix = pick(state, RESNET, ALONE)
     reasons = {prefix + "fc.": "head"} | ({"state_dict_ema.": "EMA copy"} if prefix else {})
-    weights, card, dropped = resnet(state, prefix, drop(state, reasons))
+    weights, card, dropped = resnet(state, prefix, reasons)
     known = normalisation_from(meta)
     if not known and not (card.block == "basic" and card.blocks == (3, 4, 6, 3)):
         known = IMAGENET

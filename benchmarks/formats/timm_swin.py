@@ -6,21 +6,19 @@ swin_transformer.py, utils.py. All of them want ImageNet's mean and std. Unverif
 """
 
 from ..checkpoints.stated import normalisation_from
-from ._conv import IMAGENET, SWIN, SWIN_PARTS, drop, find, only, pick, swin
+from ._conv import ALONE, IMAGENET, SWIN, SWIN_PARTS, default_prefix, only, pick, swin
 
-NETWORKS = {None: ("",)}
-HEAD = ("head.",)
 USUAL = {"qkv_bias": True, "final_norm": True, "patch_norm": True}
 
 
 def claims(shapes, meta) -> int:
-    prefix = find(shapes, SWIN, NETWORKS)
-    if prefix is None or not only(shapes, prefix, SWIN_PARTS + HEAD):
+    prefix = default_prefix(shapes, SWIN, ALONE)
+    if prefix is None or not only(shapes, prefix, (*SWIN_PARTS, "head.")):
         return 0
     return 2 if prefix else 1
 
 
 def convert(state, meta):
-    prefix = pick(state, SWIN, NETWORKS)
+    prefix = pick(state, SWIN, ALONE)
     reasons = {prefix + "head.": "head"} | ({"state_dict_ema.": "EMA copy"} if prefix else {})
-    return swin(state, prefix, drop(state, reasons), **(normalisation_from(meta) or IMAGENET))
+    return swin(state, prefix, reasons, **(normalisation_from(meta) or IMAGENET))

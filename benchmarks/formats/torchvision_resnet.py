@@ -4,16 +4,14 @@ Source: pytorch/vision 0.29, torchvision/models/resnet.py; mean and std of its w
 write the same bare names. Unverified: no trained file of it was at hand (the network is torchvision's, in the tests).
 """
 
-from ._conv import IMAGENET, RESNET, RESNET_PARTS, drop, find, only, pick, resnet
-
-NETWORKS = {None: ("",)}
+from ._conv import ALONE, IMAGENET, RESNET, RESNET_PARTS, default_prefix, only, pick, resnet
 
 
 def claims(shapes, meta) -> int:
-    prefix = find(shapes, RESNET, NETWORKS)
+    prefix = default_prefix(shapes, RESNET, ALONE)
     return int(prefix == "" and only(shapes, "", (*RESNET_PARTS, "fc.weight", "fc.bias")))
 
 
 def convert(state, meta):
-    prefix = pick(state, RESNET, NETWORKS)
-    return resnet(state, prefix, drop(state, {prefix + "fc.": "head"}), **IMAGENET)
+    prefix = pick(state, RESNET, ALONE)
+    return resnet(state, prefix, {prefix + "fc.": "head"}, **IMAGENET)
