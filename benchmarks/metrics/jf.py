@@ -9,7 +9,7 @@ both boundaries), and boundaries are dilated as rows of bits, 64 pixels to a wor
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -24,24 +24,6 @@ _WORD = 64  # bits of one word of a packed row
 _UINT = np.arange(_WORD + 1, dtype=np.uint64)  # shifts: a Python integer would have to be converted every time
 
 
-def region_similarity(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """J: intersection over union of two masks, 1 where both are empty.
-
-    bool or uint8 [..., H, W], zero is outside the object -> float64 [...]. UserError: the shapes differ.
-    """
-    return _for_each(prediction, truth, lambda p, t: _overlap(_pack(*_crop(p, t), 1)))
-
-
-def boundary_measure(prediction: np.ndarray, truth: np.ndarray, bound: float = BOUND) -> np.ndarray:
-    """F: harmonic mean of the precision and recall of boundary pixels, matched within a disk.
-
-    bool or uint8 [..., H, W], zero is outside the object -> float64 [...]. UserError: the shapes differ.
-    `bound` is the disk's radius: a part of the image diagonal if below 1 (rounded up), else whole pixels.
-    """
-    radius = bound_radius(np.shape(truth)[-2:], bound)
-    return _for_each(prediction, truth, lambda p, t: _masks_scores(*_crop(p, t), radius)[1])
-
-
 def frame_scores(
     prediction: np.ndarray, truth: np.ndarray, objects: int, bound: float = BOUND
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -51,13 +33,29 @@ def frame_scores(
         prediction: uint8 [H, W], labels 0 (background) to `objects`.
         truth: uint8 [H, W], labels; void (255) and labels above `objects` (not in the first mask) are background.
         objects: number of objects of the sequence: the largest label of its first annotation, void aside.
-        bound: as for `boundary_measure`.
+        bound: radius of the disk that boundary pixels are matched within: a part of the image diagonal if below 1
+            (rounded up), else whole pixels.
     Returns:
-        (J, F), float64 [objects] each; entry i belongs to label i + 1.
+        (J, F), float64 [objects] each; entry i belongs to label i + 1. J: intersection over union of the masks, 1 where
+        both are empty; F: harmonic mean of the precision and recall of the boundary pixels.
     Raises:
         UserError: the sizes differ, or the prediction has a label above `objects`. The caller names the file.
     """
-    return score_prepared(*prepare(prediction, truth, objects, bound))
+    prediction, truth = _checked(prediction, truth)
+    if not 1 <= objects < VOID:
+        raise UserError(f"{objects} objects to score: the first mask must hold labels from 1 to {VOID - 1}")
+    if (highest := int(prediction.max(initial=0))) > objects:
+        raise UserError(
+            f"the prediction has label {highest}, but the sequence's first mask has {objects} object(s): "
+            f"labels 0 to {objects} are allowed"
+        )
+    radius = bound_radius(truth.shape, bound)
+    prediction, truth = _crop(prediction, truth)
+    scores = np.empty((2, objects))
+    for i in range(objects):
+        pair = (prediction == i + 1).view(np.uint8), (truth == i + 1).view(np.uint8)
+        scores[:, i] = _mask_scores(*(_crop(*pair) if objects > 1 else pair), radius)
+    return scores[0], scores[1]
 
 
 def statistics(values: Sequence[float] | np.ndarray) -> dict[str, float]:
@@ -88,13 +86,8 @@ def summarize(scores: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, dict
         raise UserError("no frame to score: the first and the last frame do not count, so a sequence needs three")
     j, f = np.array(scores, np.float64).transpose(1, 2, 0)  # [objects, frames] each
     return {
-        str(i + 1): {
-            "J": statistics(j[i]),
-            "F": statistics(f[i]),
-            "J_per_frame": j[i].tolist(),
-            "F_per_frame": f[i].tolist(),
-        }
-        for i in range(len(j))
+        str(label): {"J": statistics(a), "F": statistics(b), "J_per_frame": a.tolist(), "F_per_frame": b.tolist()}
+        for label, (a, b) in enumerate(zip(j, f, strict=True), 1)
     }
 
 
@@ -118,49 +111,17 @@ def global_scores(sequences: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> d
 
 
 def bound_radius(shape: tuple[int, int], bound: float = BOUND) -> int:
-    """The disk's radius in pixels for images of `shape` (H, W): 8 at 480x854. `bound` as for `boundary_measure`."""
+    """The disk's radius in pixels for images of `shape` (H, W): 8 at 480x854. `bound` as for `frame_scores`."""
     if not (0 < bound < 1 or (bound >= 1 and float(bound).is_integer())):
         raise UserError(f"bound={bound}: give a part of the diagonal between 0 and 1, or whole pixels")
     return int(bound if bound >= 1 else np.ceil(bound * np.linalg.norm(shape)))
 
 
-def prepare(prediction, truth, objects: int, bound: float) -> tuple[np.ndarray, np.ndarray, int, int]:
-    """Check a frame -> what `score_prepared` takes: both label maps cut to where there are labels (much less to send to
-    a process), the number of objects, the radius. Arguments and errors as for `frame_scores`."""
-    prediction, truth = _checked(prediction, truth)
-    if not 1 <= objects < VOID:
-        raise UserError(f"{objects} objects to score: the first mask must hold labels from 1 to {VOID - 1}")
-    if (highest := int(prediction.max(initial=0))) > objects:
-        raise UserError(
-            f"the prediction has label {highest}, but the sequence's first mask has {objects} object(s): "
-            f"labels 0 to {objects} are allowed"
-        )
-    return *_crop(prediction, truth), objects, bound_radius(truth.shape, bound)
-
-
-def score_prepared(
-    prediction: np.ndarray, truth: np.ndarray, objects: int, radius: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """`frame_scores` of what `prepare` has checked and cut."""
-    scores = np.empty((2, objects))
-    for i in range(objects):
-        pair = (prediction == i + 1).view(np.uint8), (truth == i + 1).view(np.uint8)
-        scores[:, i] = _masks_scores(*(_crop(*pair) if objects > 1 else pair), radius)
-    return scores[0], scores[1]
-
-
-def _masks_scores(prediction: np.ndarray, truth: np.ndarray, radius: int) -> tuple[float, float]:
+def _mask_scores(prediction: np.ndarray, truth: np.ndarray, radius: int) -> tuple[float, float]:
     """J and F of two masks, uint8 [h, w] as `_crop` leaves them."""
     radius = min(radius, sum(truth.shape))  # no two pixels are farther apart
     bits = _pack(prediction, truth, radius)
     return _overlap(bits), _boundary_f(_boundaries(bits, truth.shape[1]), radius)
-
-
-def _for_each(prediction: np.ndarray, truth: np.ndarray, score: Callable) -> np.ndarray:
-    """`score` of every pair of masks [..., H, W] -> float64 [...]."""
-    prediction, truth = _checked(prediction, truth)
-    pairs = zip(prediction.reshape(-1, *truth.shape[-2:]), truth.reshape(-1, *truth.shape[-2:]), strict=True)
-    return np.array([score(p, t) for p, t in pairs], np.float64).reshape(truth.shape[:-2])
 
 
 def _checked(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,17 +7,16 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
 
 import cv2
 import numpy as np
 
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.processes import context
-from .jf import BOUND, frame_scores, prepare, score_prepared, summarize
+from .jf import BOUND, frame_scores
 
 
 class ScorePool:
@@ -33,25 +32,24 @@ class ScorePool:
         self.workers = min(8, len(cores)) if workers is None else workers
         self._executor = ProcessPoolExecutor(self.workers, context(), _start_worker) if self.workers else None
 
-    def submit(self, prediction, truth, objects: int, bound: float = BOUND, read=None) -> Future:
-        """A future of `frame_scores(...)`, or with `read` of `frame_scores(*read(prediction, truth), ...)`.
+    def submit(self, read: Callable, prediction, truth, objects: int, bound: float = BOUND) -> Future:
+        """A future of `frame_scores(*read(prediction, truth), objects, bound)`.
 
-        Its `result()` raises what scoring raised, and a UserError where a process died.
+        `read` turns the two (paths, arrays) into label maps where they are scored: a function of an importable module,
+        best of one that does not import torch. `result()` raises what scoring raised, and a UserError where a process
+        died.
         """
         answer: Future = Future()
         try:
-            if read is None:
-                task = (score_prepared, *prepare(prediction, truth, objects, bound))
-            else:
-                if self._executor is not None and getattr(read, "__module__", None) == "__main__":
-                    raise ValueError("read is a function of the main module, which scoring processes do not import")
-                task = (_read_and_score, read, prediction, truth, objects, bound)
             if self._executor is None:
-                answer.set_result(task[0](*task[1:]))
+                answer.set_result(_read_and_score(read, prediction, truth, objects, bound))
                 return answer
+            if getattr(read, "__module__", None) == "__main__":
+                raise ValueError("read is a function of the main module, which scoring processes do not import")
             # Sent later by a thread: the caller may use its arrays again by then.
-            task = [part.copy() if isinstance(part, np.ndarray) else part for part in task]
-            self._executor.submit(*task).add_done_callback(lambda done: _pass_on(done, answer))
+            pair = [part.copy() if isinstance(part, np.ndarray) else part for part in (prediction, truth)]
+            done = self._executor.submit(_read_and_score, read, *pair, objects, bound)
+            done.add_done_callback(lambda done: _pass_on(done, answer))
         except Exception as error:
             answer.set_exception(_clear(error))
         return answer
@@ -66,39 +64,6 @@ class ScorePool:
 
     def __exit__(self, kind, error, trace) -> None:
         self.close(cancel=kind is not None)
-
-
-def sequence_scores(
-    frames: Sequence[tuple[Any, Any]],
-    objects: int,
-    bound: float = BOUND,
-    read: Callable[[Any, Any], tuple[np.ndarray, np.ndarray]] | None = None,
-    pool: ScorePool | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Scores of one sequence.
-
-    Args:
-        frames: (prediction, truth) of ALL frames in order; the first and the last are not scored and not read.
-            Label arrays as for `jf.frame_scores`, or with `read` whatever that takes (paths).
-        read: turns one pair into two label arrays. With a pool it runs in the scoring process, so it must be a
-            function of an importable module, best of one that does not import torch.
-        pool: score in its processes; the result is the same bit for bit.
-    Returns:
-        as `jf.summarize`.
-    Raises:
-        UserError: as `jf.frame_scores`, with the path or the index of the frame; fewer than three frames.
-    """
-    pool = pool or ScorePool(0)
-    scored = frames[1:-1]
-    futures = [pool.submit(p, t, objects, bound, read) for p, t in scored]
-    scores = []
-    for i, ((prediction, _), future) in enumerate(zip(scored, futures, strict=True), 1):
-        try:
-            scores.append(future.result())
-        except UserError as error:
-            where = prediction if isinstance(prediction, str | os.PathLike) else f"frame {i}"
-            raise UserError(f"{where}: {error}", error.status) from error
-    return summarize(scores)
 
 
 def _pass_on(done: Future, answer: Future) -> None:

@@ -201,7 +201,7 @@ def run(encoder, cfg: Config, out: Path) -> dict:
                 for i, mask in enumerate(masks):
                     if 0 < i < len(sequence.frames) - 1:  # the first and the last frame do not count
                         one = annotation(sequence, i)
-                        futures.append(pool.submit(mask, one, sequence.objects, cfg.protocol.bound, read_pair))
+                        futures.append(pool.submit(read_pair, mask, one, sequence.objects, cfg.protocol.bound))
                     cfg.progress(before + i + 1, total, f"{sequence.name} {i + 1}/{len(sequence.frames)}")
                 while len(unfinished) > 1:  # the scores of the latest one are still coming
                     scores |= _finish(out, *unfinished.pop(0))

@@ -70,6 +70,11 @@ def frame_scores(prediction, truth, objects, bound=0.008, dilate=dilate_by_openc
     return np.array([region_similarity(*pair) for pair in pairs]), np.array(f)
 
 
+def as_they_are(prediction, truth):
+    """A `read` of label maps."""
+    return prediction, truth
+
+
 def read_arrays(prediction, truth):
     """A `read` for scoring processes: .npy files -> label maps. This module imports no torch and no pytest."""
     return np.load(prediction), np.load(truth)

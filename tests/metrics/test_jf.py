@@ -25,6 +25,21 @@ TESTS = REPO / "tests"
 OFFICIAL = 1e-9  # the recorded values are float64; those of golden/*/scores.json per frame are rounded to 9 digits
 
 
+def _scores(frames, objects, bound=jf.BOUND, pool=None, read=plain.as_they_are):
+    """Scores of a sequence: of all frames but the first and the last, in a pool's processes where there is one."""
+    with pool or scoring.ScorePool(0) as pool:
+        return jf.summarize([f.result() for f in [pool.submit(read, *pair, objects, bound) for pair in frames[1:-1]]])
+
+
+def _f(prediction, truth, bound=jf.BOUND):
+    """F of two masks."""
+    return jf.frame_scores(prediction.view(np.uint8), truth.view(np.uint8), 1, bound)[1][0]
+
+
+def _j(prediction, truth):
+    return jf.frame_scores(prediction.view(np.uint8), truth.view(np.uint8), 1)[0][0]
+
+
 # ---------------------------------------------------------------- the plain formula, bit for bit
 
 
@@ -89,8 +104,8 @@ def test_special_masks_equal_the_plain_formula(shape):
         for b, truth in masks.items():
             for bound in (0.008, 2, 9):
                 f = plain.boundary_measure(prediction, truth, bound, plain.dilate_by_offsets)
-                assert jf.boundary_measure(prediction, truth, bound) == f, (a, b, bound)
-            assert jf.region_similarity(prediction, truth) == plain.region_similarity(prediction, truth), (a, b)
+                assert _f(prediction, truth, bound) == f, (a, b, bound)
+            assert _j(prediction, truth) == plain.region_similarity(prediction, truth), (a, b)
 
 
 def test_full_size_frames_equal_the_plain_formula():
@@ -103,11 +118,11 @@ def test_full_size_frames_equal_the_plain_formula():
 
 def test_empty_masks():
     empty, full, some = np.zeros((20, 30), bool), np.ones((20, 30), bool), np.eye(20, 30, dtype=bool)
-    assert jf.region_similarity(empty, empty) == 1
-    assert jf.region_similarity(empty, some) == jf.region_similarity(some, empty) == 0
-    assert jf.boundary_measure(empty, empty) == 1
-    assert jf.boundary_measure(empty, some) == jf.boundary_measure(some, empty) == 0
-    assert jf.boundary_measure(full, empty) == 1  # a full mask has no boundary: the official measure cannot tell
+    assert _j(empty, empty) == 1
+    assert _j(empty, some) == _j(some, empty) == 0
+    assert _f(empty, empty) == 1
+    assert _f(empty, some) == _f(some, empty) == 0
+    assert _f(full, empty) == 1  # a full mask has no boundary: the official measure cannot tell
 
 
 def test_radius():
@@ -126,25 +141,16 @@ def test_huge_radii():
     for distance, f in ((5999, 1), (6000, 1), (6001, 0.5), (6002, 0)):
         truth[:] = False
         truth[0, 10 + distance] = True
-        assert jf.boundary_measure(prediction, truth, 6000) == f
+        assert _f(prediction, truth, 6000) == f
     for x in range(0, 400, 7):
         prediction, truth = np.zeros((2, 3, 400), bool)
         prediction[1, 200], truth[2, x] = True, True
-        assert jf.boundary_measure(prediction, truth, 10**6) == 1  # larger than the image: everything matches
+        assert _f(prediction, truth, 10**6) == 1  # larger than the image: everything matches
 
 
-def test_leading_dimensions_and_read_only_input():
-    rng = np.random.default_rng(2)
-    prediction, truth = rng.random((2, 3, 2, 20, 33)) < 0.5
-    prediction.flags.writeable = truth.flags.writeable = False
-    j, f = jf.region_similarity(prediction, truth), jf.boundary_measure(prediction.view(np.uint8), truth)
-    assert j.shape == f.shape == (3, 2)
-    assert j.dtype == f.dtype == np.float64
-    for i in np.ndindex(3, 2):
-        assert j[i] == plain.region_similarity(prediction[i], truth[i])
-        assert f[i] == plain.boundary_measure(prediction[i], truth[i])
-    assert jf.region_similarity(prediction[0, 0], truth[0, 0]).shape == ()
-    frame = np.asarray(Image.fromarray(truth[0, 0].astype(np.uint8)))  # Pillow's view cannot be written to
+def test_read_only_input():
+    frame = np.asarray(Image.fromarray(np.eye(20, 33, dtype=np.uint8)))  # Pillow's view cannot be written to
+    assert not frame.flags.writeable
     assert np.array_equal(jf.frame_scores(frame, frame, 1), [[1], [1]])
 
 
@@ -205,7 +211,7 @@ def _golden_frames(golden: dict) -> list:
 
 def test_small_golden():
     golden = json.loads((TESTS / "golden" / "jf.json").read_text())
-    scores = scoring.sequence_scores(_golden_frames(golden), golden["objects"], golden["bound"])
+    scores = _scores(_golden_frames(golden), golden["objects"], golden["bound"])
     assert list(scores) == ["1", "2", "3"]
     assert [s["J_per_frame"] for s in scores.values()] == golden["J_per_frame"]
     assert [s["F_per_frame"] for s in scores.values()] == golden["F_per_frame"]
@@ -236,7 +242,7 @@ def test_official_scores_of_a_methods_binary_masks(path):
                 continue
             truths, names, objects = _truths(folder.parent / "Annotations" / "480p" / sequence)
             predictions = [(_labels(folder / sequence / name) > 0).astype(np.uint8) for name in names]
-            ours = scoring.sequence_scores(list(zip(predictions, truths, strict=True)), objects)
+            ours = _scores(list(zip(predictions, truths, strict=True)), objects)
             _check_object(ours["1"], recorded)
             scored += 1
     if not scored:
@@ -251,7 +257,7 @@ def test_official_scores_of_propagated_masks(path, tmp_path):
     for sequence, recorded in golden["sequences"].items():
         truths, names, objects = _truths(annotations / sequence, recorded["frames"])
         predictions = [_labels(path.parent / "masks" / sequence / name) for name in names]
-        results[sequence] = scoring.sequence_scores(list(zip(predictions, truths, strict=True)), objects)
+        results[sequence] = _scores(list(zip(predictions, truths, strict=True)), objects)
         assert list(results[sequence]) == list(recorded["objects"])
         for label, scores in recorded["objects"].items():
             _check_object(results[sequence][label], scores)
@@ -266,18 +272,17 @@ def test_official_scores_of_propagated_masks(path, tmp_path):
 
 def test_clear_errors():
     mask = np.zeros((4, 5), np.uint8)
-    for function in (jf.region_similarity, jf.boundary_measure, lambda p, t: jf.frame_scores(p, t, 1)):
-        with pytest.raises(UserError, match=r"prediction is 4x5, the annotation 5x4"):
-            function(mask, mask.T)
-        with pytest.raises(TypeError, match="int64"):
-            function(mask, mask.astype(np.int64))
+    with pytest.raises(UserError, match=r"prediction is 4x5, the annotation 5x4"):
+        jf.frame_scores(mask, mask.T, 1)
+    with pytest.raises(TypeError, match="int64"):
+        jf.frame_scores(mask, mask.astype(np.int64), 1)
     for label in (3, 255):
         mask[2, 2] = label
         with pytest.raises(UserError, match=f"label {label}, but .* 2 object"):
             jf.frame_scores(mask, np.zeros_like(mask), 2)
     with pytest.raises(UserError, match="0 objects"):
         jf.frame_scores(mask, mask, 0)
-    for empty in (lambda: jf.statistics([]), lambda: scoring.sequence_scores([(mask, mask)] * 2, 1)):
+    for empty in (lambda: jf.statistics([]), lambda: jf.summarize([])):
         with pytest.raises(UserError, match="frame"):
             empty()
     with pytest.raises(UserError, match="no sequence"):
@@ -285,18 +290,13 @@ def test_clear_errors():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_names_the_frame_or_the_file(tmp_path, workers):
+def test_an_error_comes_with_its_frame(workers):
     good, bad = np.zeros((4, 5), np.uint8), np.full((4, 5), 9, np.uint8)
-    np.save(tmp_path / "good.npy", good)
-    np.save(tmp_path / "bad.npy", bad)
-    arrays = [(good, good), (good, good), (bad, good), (bad, good)]
-    paths = [tuple(str(tmp_path / ("bad.npy" if m is bad else "good.npy")) for m in pair) for pair in arrays]
     with scoring.ScorePool(workers) as pool:
-        with pytest.raises(UserError, match=r"^frame 2: the prediction has label 9"):
-            scoring.sequence_scores(arrays, 1, pool=pool)
-        with pytest.raises(UserError, match=r"bad\.npy: the prediction has label 9"):
-            scoring.sequence_scores(paths, 1, read=plain.read_arrays, pool=pool)
-        assert scoring.sequence_scores(arrays[:3], 1, pool=pool)["1"]["J_per_frame"] == [1]  # and the pool still works
+        futures = [pool.submit(plain.as_they_are, mask, good, 1) for mask in (good, bad, good)]
+        with pytest.raises(UserError, match=r"^the prediction has label 9"):
+            futures[1].result()
+        assert futures[0].result()[0] == futures[2].result()[0] == 1  # and the pool still works
 
 
 # ---------------------------------------------------------------- processes
@@ -318,15 +318,14 @@ def test_pool_equals_serial(tmp_path):
         paths.append((tmp_path / f"p{i}.npy", tmp_path / f"t{i}.npy"))
         for path, labels in zip(paths[-1], frames[-1], strict=True):
             np.save(path, labels)
-    serial = scoring.sequence_scores(frames, 3)
+    serial = _scores(frames, 3)
     assert 0 < serial["1"]["J"]["mean"] < 1
+    assert _scores(paths, 3, pool=scoring.ScorePool(2), read=plain.read_arrays) == serial
     with scoring.ScorePool(2) as pool:
-        assert scoring.sequence_scores(frames, 3, pool=pool) == serial
-        assert scoring.sequence_scores(paths, 3, read=plain.read_arrays, pool=pool) == serial
         futures, reused = [], np.empty_like(frames[0][0])
         for prediction, truth in frames[1:-1]:  # as a propagation does, one frame after the other
             reused[:] = prediction
-            futures.append(pool.submit(reused, truth, 3))
+            futures.append(pool.submit(plain.as_they_are, reused, truth, 3))
         assert jf.summarize([f.result() for f in futures]) == serial
 
 
@@ -334,9 +333,9 @@ def test_a_dead_worker_is_a_clear_error():
     mask = np.zeros((4, 5), np.uint8)
     with scoring.ScorePool(1) as pool:
         with pytest.raises(UserError, match="scoring process died"):
-            pool.submit("a", "b", 1, read=plain.read_and_die).result()
+            pool.submit(plain.read_and_die, "a", "b", 1).result()
         with pytest.raises(UserError, match="scoring process died"):
-            pool.submit(mask, mask, 1).result()
+            pool.submit(plain.as_they_are, mask, mask, 1).result()
 
 
 def test_a_reader_of_the_main_module_is_refused(monkeypatch):
@@ -344,7 +343,7 @@ def test_a_reader_of_the_main_module_is_refused(monkeypatch):
     monkeypatch.setattr(plain.read_arrays, "__module__", "__main__")
     with scoring.ScorePool(1) as pool:
         with pytest.raises(ValueError, match="read is a function of the main module"):
-            pool.submit("a", "b", 1, read=plain.read_arrays).result()
+            pool.submit(plain.read_arrays, "a", "b", 1).result()
         assert not pool._executor._processes
 
 
@@ -368,9 +367,9 @@ def test_an_exception_ends_the_processes():
     pool = scoring.ScorePool(1)
     try:
         with pool:
-            pid = round(1 / pool.submit(None, None, 1, read=plain.read_pid).result()[0][0])
+            pid = round(1 / pool.submit(plain.read_pid, None, None, 1).result()[0][0])
             assert _running(pid)
-            futures = [pool.submit(None, None, 1, read=plain.read_pid) for _ in range(500)]
+            futures = [pool.submit(plain.read_pid, None, None, 1) for _ in range(500)]
             raise ZeroDivisionError
     except ZeroDivisionError:
         pass
@@ -385,13 +384,13 @@ from selfpatch_bench.benchmarks.metrics import jf, scoring
 
 if __name__ == "__main__":
     with scoring.ScorePool(1) as pool:
-        future = pool.submit(None, None, 1, read=reference_jf.read_pid)
+        future = pool.submit(reference_jf.read_pid, None, None, 1)
         if sys.argv[1] == "started":
             print(round(1 / future.result()[0][0]), flush=True)
         else:
             print(*pool._executor._processes, flush=True)
         while True:
-            pool.submit(None, None, 1, read=reference_jf.read_pid).result()
+            pool.submit(reference_jf.read_pid, None, None, 1).result()
 """
 
 

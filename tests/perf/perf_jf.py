@@ -40,6 +40,11 @@ def milliseconds(function, *arguments) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
+def score(pool: scoring.ScorePool, frames: list) -> None:
+    for future in [pool.submit(plain.as_they_are, *pair, 3) for pair in frames]:
+        future.result()
+
+
 def main():
     cases = {
         "one small object": [(40, 25)],
@@ -64,9 +69,9 @@ def main():
     print(f"\n{'three objects':24}{'parent CPU':>16}{'wall':>16}")
     for workers in (0, 1, 2):
         with scoring.ScorePool(workers) as pool:
-            scoring.sequence_scores(frames[:9], 3, pool=pool)  # starts the processes
+            score(pool, frames[:9])  # starts the processes
             cpu = time.process_time()
-            wall = milliseconds(scoring.sequence_scores, frames, 3, jf.BOUND, None, pool) / len(frames)
+            wall = milliseconds(score, pool, frames) / len(frames)
             cpu = 1e3 * (time.process_time() - cpu) / len(frames)
         print(f"{f'pool of {workers}':24}{cpu:16.2f}{wall:16.2f}")
 
