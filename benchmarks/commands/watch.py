@@ -142,7 +142,7 @@ def videos(cfg: Config, encoder, device: str) -> tasks.Config:
     protocol = davis.Protocol(size=watch.davis_size, frames=watch.frames)
     made = tasks.Config(protocol, root=Path(watch.davis), limit=watch.sequences, device=device)
     made.data = davis.check(made)
-    for sequence in made.data.content.davis.sequences:
+    for sequence in made.data.content.sequences:
         davis.frame_size(sequence.size, protocol, davis.feature_map(encoder, protocol.block)[1])
     return made
 

@@ -1,89 +1,82 @@
 """ADE20K and sets in its layout: checked to the last file before any long work, and fingerprinted. No mm here."""
 
-import hashlib
-import io
 import os
 from pathlib import Path
 
-from PIL import Image
-
 from ...pretrain.common.errors import UserError
-from .coco import ANY, MmData, look_at_picture, more, positive, share, truncated
-from .files import Known, digest
-from .masks import decode_mask
+from .base import (
+    ANY,
+    SPLITS,
+    Data,
+    check_positive,
+    check_size,
+    find_layout,
+    more,
+    read_lines,
+    share_of_splits,
+    summary_of_splits,
+)
+from .files import Known, check_whole, look_at_mask, look_at_picture
 
-FOLDERS = {"train": "training", "val": "validation"}
-OFFICIAL = {"train": 20210, "val": 2000}  # pictures of the scene parsing benchmark (Zhou et al., 2017)
+IMAGES = {"train": 20210, "val": 2000}  # of the scene parsing benchmark (Zhou et al., 2017)
 CLASSES = 150
 MOST = 254  # classes of a set of its own: labels have 8 bits
 
 
-def look_at_labels(path: Path) -> list:
-    """[H, W, sha256 of the file, bytes, highest label] of a label map that mm reads as it is here: 8 bits, grey."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    labels = decode_mask(data, path)
-    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-        mode = image.mode
-    if mode not in ("L", "P"):
-        raise UserError(
-            f"{path}: a PNG of mode {mode}; label maps are 8-bit PNGs of one channel, the label as the value"
-        )
-    return [*labels.shape, hashlib.sha256(data).hexdigest(), len(data), int(labels.max())]
+def open_ade20k(
+    root: Path | str, limit: int | None = None, classes: int | str | None = None, train: bool = True
+) -> Data:
+    """Open a set in ADE20K's layout and check all of it (of the validation pictures those that `limit` leaves in use).
+
+    root: the folder with images/{training,validation}/*.jpg and annotations/{training,validation}/*.png, or one with
+    ADEChallengeData2016/ that has them. limit: the first so many validation pictures, by name. classes: None stands
+    for ADE20K's 150; a number, for a set of its own, whose labels are 1 to that (0 is not judged) and whose names are
+    in classes.txt if there is one; ANY: as many as classes.txt names, without one ADE20K's. train: whether the training
+    split is needed. Content: the names of a set's own classes; none for ADE20K's, which mmseg has. Label maps are
+    decoded once and then remembered (`files.Known`). UserError naming the file: no layout, a picture without its label
+    map or the other way round, other sizes, a label out of range, damaged files, no label at all.
+    """
+    check_positive(limit=limit, classes=None if classes == ANY else classes)
+    if classes not in (None, ANY) and classes > MOST:
+        raise UserError(f"classes={classes}: at most {MOST}, for labels of 8 bits")
+    splits = ("train", "val") if train else ("val",)
+    parts = [f"{kind}/{SPLITS[split]}" for split in splits for kind in ("images", "annotations")]
+    advice = "give ADEChallengeData2016, the folder with images/ and annotations/"
+    root = find_layout(root, "ADE20K", parts, advice, inside="ADEChallengeData2016")  # as its archive unpacks
+    names = _names(root, classes)
+    number = len(names) or CLASSES
+    known, notes, used, counts = Known(root), [], [], {}
+    for split in splits:
+        images, labels = _pairs(root, SPLITS[split], limit if split == "val" else None)
+        known.look(images, look_at_picture)
+        known.look(labels, look_at_mask)
+        _check(images, labels, known.seen, number, notes)
+        check_whole(images, known.seen, notes if split == "train" else None)
+        counts[split] = len(images)
+        used += images + labels
+    differs = ", ".join(share_of_splits(counts, IMAGES) + [f"{number} classes of its own"] * bool(names))
+    summary = summary_of_splits(counts, number)
+    return Data("ade20k", root, known.fingerprint(used), not differs, differs, summary, notes, names)
 
 
-def _listing(folder: Path, ending: str) -> dict[str, Path]:
-    """Relative name without ending -> file, of all such files below the folder in mm's order (of their paths)."""
-    found = {}
-    for base, _, names in os.walk(folder, followlinks=True):
-        for name in names:
-            if name.endswith(ending) and not name.startswith("."):
-                path = Path(base, name)
-                found[path.relative_to(folder).as_posix()[: -len(ending)]] = path
-    return dict(sorted(found.items(), key=lambda pair: str(pair[1])))
-
-
-def _layout(root: Path | str, splits: tuple[str, ...]) -> Path:
-    root = Path(root).expanduser()
-    if not root.is_dir():
-        raise UserError(f"{root}: {'is not a folder' if root.exists() else 'no such folder'}; give the ADE20K root")
-    needed = [f"{kind}/{FOLDERS[s]}" for s in splits for kind in ("images", "annotations")]
-    for folder in (root, root / "ADEChallengeData2016"):  # the official archive unpacks to the latter
-        if all((folder / name).is_dir() for name in needed):
-            return folder
-    absent = " and no ".join(name for name in needed if not (root / name).is_dir())
-    raise UserError(
-        f"{root}: not an ADE20K layout: it has no {absent}; give ADEChallengeData2016, the folder with images/ and "
-        "annotations/"
-    )
-
-
-def _names(root: Path, classes: int | str | None) -> tuple[int | None, tuple[str, ...]]:
-    """(number of a set's own classes, names of the labels 1, 2 ... from classes.txt); (None, empty) for ADE20K's."""
+def _names(root: Path, classes: int | str | None) -> tuple[str, ...]:
+    """Names of the labels 1, 2 ... of a set's own classes, from classes.txt or numbered; none for ADE20K's."""
     file = root / "classes.txt"
-    names: list[str] = []
-    if file.is_file():
-        try:
-            names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{file}: cannot be read: {error}") from None
-        if not names or len(set(names)) < len(names) or len(names) > MOST:
-            raise UserError(f"{file}: a name a line is needed, none of them twice, at most {MOST}")
-        if classes == ANY:
-            classes = len(names)
-        if classes is None:
-            raise UserError(f"{file}: {len(names)} classes of its own, not ADE20K's; say so by classes={len(names)}")
-        if len(names) != classes:
-            raise UserError(f"{file}: {len(names)} names, but classes={classes}")
-    classes = None if classes == ANY else classes
-    return classes, tuple(names or (f"class {i}" for i in range(1, (classes or 0) + 1)))
+    if not file.is_file():
+        return () if classes in (None, ANY) else tuple(f"class {i}" for i in range(1, classes + 1))
+    names = tuple(filter(None, read_lines(file)))
+    if not names or len(set(names)) < len(names) or len(names) > MOST:
+        raise UserError(f"{file}: a name a line is needed, none of them twice, at most {MOST}")
+    if classes is None:
+        raise UserError(f"{file}: {len(names)} classes of its own, not ADE20K's; say so by classes={len(names)}")
+    if classes not in (ANY, len(names)):
+        raise UserError(f"{file}: {len(names)} names, but classes={classes}")
+    return names
 
 
 def _pairs(root: Path, split: str, limit: int | None) -> tuple[list[Path], list[Path]]:
     """Pictures and their label maps, both complete."""
-    image_folder, label_folder = (root / kind / FOLDERS[split] for kind in ("images", "annotations"))
+    image_folder, label_folder = root / "images" / split, root / "annotations" / split
     images, labels = _listing(image_folder, ".jpg"), _listing(label_folder, ".png")
     if not images:
         raise UserError(f"{image_folder}: holds no .jpg file")
@@ -95,55 +88,28 @@ def _pairs(root: Path, split: str, limit: int | None) -> tuple[list[Path], list[
     return [images[n] for n in names], [labels[n] for n in names]
 
 
-def open_ade20k(
-    root: Path | str, limit: int | None = None, classes: int | str | None = None, train: bool = True
-) -> MmData:
-    """Open a set in ADE20K's layout and check all of it (of the validation pictures those that `limit` leaves in use).
+def _listing(folder: Path, ending: str) -> dict[str, Path]:
+    """Relative name without ending -> file, of all such files below the folder in mm's order (of their paths)."""
+    walk = ((base, name) for base, _, names in os.walk(folder, followlinks=True) for name in names)
+    paths = [Path(base, name) for base, name in walk if name.endswith(ending) and not name.startswith(".")]
+    return {path.relative_to(folder).as_posix().removesuffix(ending): path for path in sorted(paths, key=str)}
 
-    root: the folder with images/{training,validation}/*.jpg and annotations/{training,validation}/*.png, or one with
-    ADEChallengeData2016/ that has them. limit: the first so many validation pictures, by name. classes: None stands
-    for ADE20K's 150; a number, for a set of its own, whose labels are 1 to that (0 is not judged) and whose names are
-    in classes.txt if there is one; ANY: as many as classes.txt names, without one ADE20K's. train: whether the training
-    split is needed. Label maps are decoded once and then remembered (`files.Known`). UserError naming the file: no
-    layout, a picture without its label map or the other way round, other sizes, a label out of range, damaged files, no
-    label at all.
-    """
-    positive("limit", limit)
-    if classes != ANY:
-        positive("classes", classes)
-    if classes not in (None, ANY) and classes > MOST:
-        raise UserError(f"classes={classes}: at most {MOST}, for labels of 8 bits")
-    splits = ("train", "val") if train else ("val",)
-    root, notes = _layout(root, splits), []
-    classes, names = _names(root, classes)
-    top = classes or CLASSES
-    known, files, counts = Known(root), [], {}
-    for split in splits:
-        images, labels = _pairs(root, split, limit if split == "val" else None)
-        counts[split] = len(images)
-        seen = known.look(images, look_at_picture)
-        maps = known.look(labels, look_at_labels)
-        for image, label, a, b in zip(images, labels, seen, maps, strict=True):
-            if a[:2] != b[:2]:
-                raise UserError(f"{label}: {b[0]}x{b[1]} pixels (HxW), but {image.name} has {a[0]}x{a[1]}")
-            if b[4] > top:
-                hint = "; what is not judged is 0 here, not 255" if b[4] == 255 else ""
-                raise UserError(f"{label}: label {b[4]}; labels go from 0 (not judged) to {top}{hint}")
-        truncated(images, seen, split, notes)
-        empty = [path for path, fact in zip(labels, maps, strict=True) if not fact[4]]
+
+def _check(images: list[Path], labels: list[Path], seen: dict[Path, dict], highest: int, notes: list[str]) -> None:
+    """Label maps that mmseg reads as they are here: 8 bits, grey, as large as their pictures, labels 0 to `highest`."""
+    for image, path in zip(images, labels, strict=True):
+        facts, label = seen[path], seen[path]["labels"][-1]
+        if facts["mode"] not in ("L", "P"):
+            mode = facts["mode"]
+            raise UserError(
+                f"{path}: a PNG of mode {mode}; label maps are 8-bit PNGs of one channel, the label as the value"
+            )
+        check_size(path, facts["size"], seen[image]["size"], f"{image.name} has")
+        if label > highest:
+            hint = "; what is not judged is 0 here, not 255" if label == 255 else ""
+            raise UserError(f"{path}: label {label}; labels go from 0 (not judged) to {highest}{hint}")
+    if empty := [path for path in labels if seen[path]["labels"] == [0]]:
+        text = f"{empty[0]}: holds no label but 0, which is not judged{more(empty)}"
         if len(empty) == len(labels):
-            raise UserError(f"{labels[0]}: holds no label but 0, which is not judged{more(labels)}")
-        if empty:
-            notes.append(f"{empty[0]}: holds no label but 0, which is not judged{more(empty)}")
-        for paths, facts, sha in ((images, seen, None), (labels, maps, 2)):
-            files += [
-                (p.relative_to(root).as_posix(), f[3], f[sha] if sha else "") for p, f in zip(paths, facts, strict=True)
-            ]
-    differs = share(counts["val"], OFFICIAL["val"], "images")
-    if train:
-        differs += share(counts["train"], OFFICIAL["train"], "training images")
-    if classes is not None:
-        differs.append(f"{classes} classes of its own")
-    pictures = " and ".join(f"{counts[s]} {FOLDERS[s]}" for s in splits)
-    summary = f"{pictures} pictures, {top} classes"
-    return MmData("ade20k", root, names, top, counts, digest(files), ", ".join(differs), summary, notes)
+            raise UserError(text)
+        notes.append(text)

@@ -1,15 +1,23 @@
-"""What checking a data set gives."""
+"""A data set that has been checked, and what every check needs: the folder's layout, words for what is wrong."""
 
+import hashlib
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...pretrain.common.errors import UserError
+
+SPLITS = {"train": "training", "val": "validation"}  # of the sets in COCO's and ADE20K's layout
+ANY = "any"  # number of classes: the published benchmark's or a set's own, as many as it has
+
 
 @dataclass
 class Data:
-    """What a task's `check` found: the parts of a record that describe the data.
+    """A data set whose files have all been checked: the parts of a record that describe it, and the set itself.
 
-    official: exactly the published benchmark's data, checked by names and counts; `differs` says in words what is not.
+    fingerprint: 'sha256:' and the hash of the names, sizes and content of the files in use. official: exactly the
+    published benchmark's data, by names and counts; `differs` says in words what is not ('6 of 30 sequences').
     """
 
     name: str
@@ -17,6 +25,89 @@ class Data:
     fingerprint: str
     official: bool
     differs: str
-    summary: str
+    summary: str  # what there is, counted
     notes: list[str] = field(default_factory=list)  # lines for the user
-    content: Any = field(default=None, repr=False)  # the opened set, handed on to `run`
+    content: Any = field(default=None, repr=False)  # the opened set, for the task's `run`
+
+
+def digest(files: Iterable[tuple[str, int, str]]) -> str:
+    """sha256 over sorted (relative path, bytes, sha256 of the content or '')."""
+    total = hashlib.sha256()
+    for name, size, content in sorted(files):
+        total.update(f"{name}\0{size}\0{content}\n".encode())
+    return total.hexdigest()
+
+
+def find_layout(root: Path | str, name: str, parts: Sequence[str], advice: str, inside: str = "") -> Path:
+    """The folder that holds all of `parts` (folders, or files where the name has an ending): root or root/inside.
+
+    Raises UserError naming what is absent.
+    """
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise UserError(f"{root}: {'is not a folder' if root.exists() else 'no such folder'}; give the {name} root")
+
+    def lacks(folder: Path) -> list[str]:
+        places = [(part, folder / part) for part in parts]
+        return [part for part, place in places if not (place.is_file() if place.suffix else place.is_dir())]
+
+    for folder in (root, root / inside):
+        if not lacks(folder):
+            return folder
+    article = "an" if name[0] in "AEIOU" else "a"
+    raise UserError(f"{root}: not {article} {name} layout: it has no {' and no '.join(lacks(root))}; {advice}")
+
+
+def read_bytes(path: Path | str) -> bytes:
+    """The whole file. Raises UserError naming it."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file without the space around them. Raises UserError naming it."""
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+
+
+def check_positive(**values: int | None) -> None:
+    """UserError for a value that is neither None nor a whole number of at least 1."""
+    for name, value in values.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise UserError(f"{name}={value}: must be a whole number of at least 1")
+
+
+def check_size(path: Path, size: Sequence[int], wanted: Sequence[int], whose: str) -> None:
+    """UserError unless two sizes (H, W) are equal; `whose`: who is of the wanted one, with a verb."""
+    if tuple(size) != tuple(wanted):
+        raise UserError(f"{path}: {size[0]}x{size[1]} pixels (HxW), but {whose} {wanted[0]}x{wanted[1]}")
+
+
+def more(things: Collection) -> str:
+    """' (7 more)' behind the first of 8 things."""
+    return f" ({len(things) - 1} more)" if len(things) > 1 else ""
+
+
+def instead(found: int, official: int, what: str) -> list[str]:
+    """How a number differs from the published set's: [] where it does not."""
+    return [f"{found} {what} instead of {official}"] * (found != official)
+
+
+def share(found: int, official: int, what: str) -> list[str]:
+    """The same where a part of the set is usual."""
+    return [f"{found} of {official} {what}"] if found < official else instead(found, official, what)
+
+
+def share_of_splits(counts: dict[str, int], official: dict[str, int], what: str = "images") -> list[str]:
+    """`share` of the validation split, and of the training split where it is in use."""
+    parts = share(counts["val"], official["val"], what)
+    return parts + (share(counts["train"], official["train"], f"training {what}") if "train" in counts else [])
+
+
+def summary_of_splits(counts: dict[str, int], classes: int) -> str:
+    """'118287 training and 5000 validation pictures, 80 classes'"""
+    return f"{' and '.join(f'{n} {SPLITS[split]}' for split, n in counts.items())} pictures, {classes} classes"

@@ -1,4 +1,4 @@
-"""Files of data sets: where the sets lie, what is in their files, and a memory of it between runs."""
+"""What is in the pictures and masks of a data set, and a memory of it between runs."""
 
 import contextlib
 import hashlib
@@ -16,7 +16,10 @@ from PIL import Image
 from ...pretrain.common.atomic import write_atomic
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.machine import cache_folder
-from .masks import decode_mask
+from .base import digest, more, read_bytes
+from .masks import decode_labels
+
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)  # what Pillow raises
 
 
 def read_frame(path: Path) -> np.ndarray:
@@ -31,81 +34,106 @@ def read_frame(path: Path) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def look_at_frame(path: Path) -> list:
-    """[H, W] from the header. The end marker is looked for too: OpenCV decodes a truncated JPEG to half a picture."""
+def look_at_picture(path: Path) -> dict:
+    """Facts from the header: `size` [H, W] as OpenCV (and so mm) decodes it, turned by the EXIF orientation; `bytes`;
+    `whole`: false where the end is missing, since OpenCV decodes such a file to a picture that is grey below."""
     try:
         with open(path, "rb") as file:
             with Image.open(file, formats=["JPEG", "PNG"]) as image:
                 (width, height), kind = image.size, image.format
-            file.seek(max(0, os.path.getsize(path) - 1024))
+                turned = kind == "JPEG" and _orientation(image) > 4
+            size = os.path.getsize(path)
+            file.seek(max(0, size - 1024))
             tail = file.read()
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except _DAMAGED as error:
         reason = "no JPEG or PNG" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise UserError(f"{path}: cannot be read as a frame: {reason}") from None
-    if (b"IEND" if kind == "PNG" else b"\xff\xd9") not in tail:
-        raise UserError(f"{path}: truncated: the end marker of a {kind} file is missing")
-    return [height, width]
+        raise UserError(f"{path}: cannot be read as a picture: {reason}") from None
+    whole = (b"IEND" if kind == "PNG" else b"\xff\xd9") in tail or _decodes(path)
+    return {"size": [width, height] if turned else [height, width], "bytes": size, "whole": whole}
 
 
-def look_at_mask(path: Path) -> list:
-    """[H, W, sha256 of the file, sorted labels that occur]"""
+def _decodes(path: Path) -> bool:
+    """Whether Pillow, which refuses a file that was cut, decodes it: there may be much of other data behind the end."""
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    labels = decode_mask(data, path)
-    found = np.flatnonzero(cv2.calcHist([labels], [0], None, [256], [0, 256]))
-    return [*labels.shape, hashlib.sha256(data).hexdigest(), found.tolist()]
+        with Image.open(path) as image:
+            image.load()
+    except _DAMAGED:
+        return False
+    return True
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(0x0112, 1)
+    except Exception:  # whatever a damaged EXIF block makes Pillow raise: OpenCV ignores such a block
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def look_at_mask(path: Path) -> dict:
+    """`size` [H, W], `bytes` and `sha256` of the file, Pillow's `mode`, and the sorted `labels` that occur."""
+    data = read_bytes(path)
+    labels, mode = decode_labels(data, path)
+    found = np.flatnonzero(cv2.calcHist([labels], [0], None, [256], [0, 256])).tolist()
+    sha = hashlib.sha256(data).hexdigest()
+    return {"size": [*labels.shape], "bytes": len(data), "sha256": sha, "mode": mode, "labels": found}
+
+
+def check_whole(paths: Iterable[Path], seen: dict[Path, dict], notes: list[str] | None = None) -> None:
+    """UserError for pictures without their end. With `notes` only a note: one damaged file of many thousands does not
+    matter where a network is trained, as it does where numbers are computed."""
+    if cut := [path for path in paths if not seen[path]["whole"]]:
+        text = f"{cut[0]}: truncated: its end is missing{more(cut)}"
+        if notes is None:
+            raise UserError(f"{text}; copy it again")
+        notes.append(text)
 
 
 class Known:
     """What was seen in the files below a folder, kept between runs; a file counts as known while its size and times
     stay what they were. A cache that is absent, damaged or cannot be written only costs time."""
 
-    VERSION = 1
+    VERSION = 2
 
     def __init__(self, root: Path):
         self.base, self.root = root, str(root.resolve())
         self.file = cache_folder() / "files" / f"{hashlib.sha256(self.root.encode()).hexdigest()[:24]}.json"
-        self.files: dict = {}
+        self.files: dict = {}  # key -> [size and times, facts]
+        self.seen: dict[Path, dict] = {}  # the facts of all files looked at so far
         try:
             stored = json.loads(self.file.read_text())
             if stored["version"] == self.VERSION and stored["root"] == self.root:
-                self.files = {k: (list(v[0]), list(v[1])) for k, v in stored["files"].items()}
-        except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):
+                self.files = {k: [list(stamp), dict(facts)] for k, (stamp, facts) in stored["files"].items()}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             pass
 
-    def look(self, paths: list[Path], at: Callable[[Path], list]) -> list[list]:
-        """at(path) for every path below the root, in order; the first path that fails raises."""
+    def look(self, paths: Iterable[Path], look_at: Callable[[Path], dict]) -> dict[Path, dict]:
+        """Path -> look_at(path), its facts, for every path below the root; the first path that fails raises."""
+        keys = {path: f"{look_at.__name__} {path.relative_to(self.base).as_posix()}" for path in paths}
 
-        def key(path: Path) -> str:
-            return f"{at.__name__} {path.relative_to(self.base).as_posix()}"
-
-        def one(path: Path) -> tuple[list, list]:
+        def one(path: Path) -> list:
             try:
                 stat = path.stat()
             except OSError as error:
                 raise UserError(f"{path}: {error.strerror or error}") from None
             stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-            known = self.files.get(key(path))
-            return known if known and known[0] == stamp else (stamp, at(path))
+            known = self.files.get(keys[path])
+            return known if known and known[0] == stamp else [stamp, look_at(path)]
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             try:
-                seen = list(pool.map(one, paths))
+                seen = dict(zip(keys, pool.map(one, keys), strict=True))
             finally:
                 pool.shutdown(cancel_futures=True)
         # A file that changed a moment ago could change again within the clock's tick: it is looked at again next time.
         recent = time.time_ns() - 2_000_000_000
-        new = {
-            key(path): value
-            for path, value in zip(paths, seen, strict=True)
-            if max(value[0][1:]) < recent and self.files.get(key(path)) != value
-        }
-        if new:
+        new = {keys[path]: entry for path, entry in seen.items() if max(entry[0][1:]) < recent}
+        if any(self.files.get(key) != entry for key, entry in new.items()):
             self.files |= new
             self._store()
-        return [facts for _, facts in seen]
+        found = {path: facts for path, (_, facts) in seen.items()}
+        self.seen |= found
+        return found
 
     def _store(self) -> None:
         with contextlib.suppress(OSError, UserError):
@@ -113,10 +141,7 @@ class Known:
             content = {"version": self.VERSION, "root": self.root, "files": self.files}
             write_atomic(self.file, json.dumps(content), sync=False)
 
-
-def digest(files: Iterable[tuple[str, int, str]]) -> str:
-    """sha256 over sorted (relative path, bytes, sha256 of the content or '')."""
-    total = hashlib.sha256()
-    for name, size, content in sorted(files):
-        total.update(f"{name}\0{size}\0{content}\n".encode())
-    return total.hexdigest()
+    def fingerprint(self, paths: Iterable[Path]) -> str:
+        """Of files looked at: their names below the root, sizes, and the content of masks and annotations."""
+        facts = ((path.relative_to(self.base).as_posix(), self.seen[path]) for path in paths)
+        return f"sha256:{digest((name, one['bytes'], one.get('sha256', '')) for name, one in facts)}"

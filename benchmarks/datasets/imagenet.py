@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -11,8 +11,7 @@ import numpy as np
 
 from ...pretrain.common.errors import UserError
 from ...pretrain.data.images import ImageSource, Unreadable, open_source
-from .base import Data
-from .files import digest
+from .base import Data, digest, instead, more
 
 CLASSES, TRAIN, VAL = 1000, 1_281_167, 50_000  # of ImageNet-1k
 
@@ -52,34 +51,52 @@ class Split:
 
 @dataclass(frozen=True)
 class ClassSet:
-    """A checked data set."""
+    """The content of a checked data set. classes: names in the order of the labels."""
 
     root: Path
     classes: list[str]
     train: Split
     val: Split
-    differs: str
-    notes: list[str] = field(default_factory=list)
 
     def as_data(self) -> Data:
-        """What a task's `check` returns."""
+        """What a task's `check` returns. It asks for the size of every image, which takes its time."""
+        differs = instead(len(self.classes), CLASSES, "classes") + instead(len(self.train), TRAIN, "training images")
+        differs = ", ".join(differs + instead(len(self.val.source), VAL, "validation images"))
         summary = f"{len(self.classes)} classes, {len(self.train)} + {len(self.val)} images"
         mark = f"sha256:{digest((s.name, len(s), s.fingerprint) for s in (self.train, self.val))}"
-        return Data("imagenet", self.root, mark, not self.differs, self.differs, summary, self.notes, self)
+        return Data("imagenet", self.root, mark, not differs, differs, summary, content=self)
 
 
-def _split(root: Path, name: str, limit: int | None) -> tuple[ImageSource, list[str], np.ndarray]:
-    """Source, class name of every image, and which images are used: the first `limit`, one of every class in turn."""
+def open_classes(root: Path | str, limit: int | None = None) -> ClassSet:
+    """Open a data set of class folders.
+
+    limit: only so many validation images, taken from the classes in turn; the training images stay. Raises UserError
+    naming the folder: no train/ or val/, images outside class folders, a class of only one of them.
+    """
+    root = Path(root).expanduser()
+    train, val = (_source(root, name) for name in ("train", "val"))
+    names, val_names = set(train[1]), set(val[1])
+    for lacking, other, which in ((names - val_names, "train", "val"), (val_names - names, "val", "train")):
+        if lacking:
+            raise UserError(f"{root}: class {min(lacking)} is in {other}/ but not in {which}/{more(lacking)}")
+    numbers = {name: i for i, name in enumerate(sorted(names))}
+
+    def split(name: str, source: ImageSource, folders: list[str], limit: int | None) -> Split:
+        picks = np.arange(len(source)) if limit is None else np.array(in_turn(folders, limit))
+        return Split(name, source, picks, np.array([numbers[folders[i]] for i in picks], np.int64))
+
+    return ClassSet(root, list(numbers), split("train", *train, None), split("val", *val, limit))
+
+
+def _source(root: Path, name: str) -> tuple[ImageSource, list[str]]:
+    """The images of a split, and the class of each."""
     if not (root / name).is_dir():
         raise UserError(f"{root}: has no {name}/: give the folder that holds train/ and val/ with a folder per class")
     source = open_source(root / name)
     folders = [source.name(i).partition("/") for i in range(len(source))]
     if loose := [first for first, _, rest in folders if not rest]:
         raise UserError(f"{root / name}/{loose[0]}: is not in a class folder: the layout is {name}/CLASS/image")
-    classes = [first for first, _, _ in folders]
-    if limit is None:
-        return source, classes, np.arange(len(source))
-    return source, classes, np.array(in_turn(classes, limit))
+    return source, [first for first, _, _ in folders]
 
 
 def in_turn(labels: Iterable, count: int) -> list[int]:
@@ -90,35 +107,3 @@ def in_turn(labels: Iterable, count: int) -> list[int]:
         turns.append((seen[label], i))
         seen[label] += 1
     return sorted(i for _, i in sorted(turns)[:count])
-
-
-def open_classes(root: Path | str, limit: int | None = None) -> ClassSet:
-    """Open a data set of class folders.
-
-    limit: only so many validation images, taken from the classes in turn; the training images stay. Raises UserError
-    naming the folder: no train/ or val/, images outside class folders, a class of only one of them.
-    """
-    root = Path(root).expanduser()
-    train, train_classes, train_picks = _split(root, "train", None)
-    val, val_classes, val_picks = _split(root, "val", limit)
-    names = sorted(set(train_classes))
-    for which, other, have in (("val", "train", set(val_classes)), ("train", "val", set(train_classes))):
-        lacking = sorted((set(names) | set(val_classes)) - have)
-        if lacking:
-            more = f" ({len(lacking) - 1} more)" if len(lacking) > 1 else ""
-            raise UserError(f"{root}: class {lacking[0]} is in {other}/ but not in {which}/{more}")
-    numbers = {name: i for i, name in enumerate(names)}
-    splits = [
-        Split(name, source, picks, np.array([numbers[classes[i]] for i in picks], np.int64))
-        for name, source, classes, picks in (
-            ("train", train, train_classes, train_picks),
-            ("val", val, val_classes, val_picks),
-        )
-    ]
-    counts = (
-        (len(names), CLASSES, "classes"),
-        (len(splits[0]), TRAIN, "training images"),
-        (len(val), VAL, "validation images"),
-    )
-    differs = ", ".join(f"{have} {what} instead of {want}" for have, want, what in counts if have != want)
-    return ClassSet(root, names, *splits, differs)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ...pretrain.common.atomic import write_atomic
 from ...pretrain.common.errors import UserError
+from .base import read_bytes
 
 VOID = 255  # "do not judge" in indexed annotations, and "the object" in binary ones: `datasets` decides per sequence
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -18,24 +19,19 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.er
 
 
 @cache
-def _palette() -> np.ndarray:
-    index, colours = np.arange(256), np.zeros((256, 3), np.int64)
-    for bit in range(7, -1, -1):
-        for channel in range(3):
-            colours[:, channel] |= (index >> channel & 1) << bit
-        index = index >> 3
-    colours = colours.astype(np.uint8)
-    colours.flags.writeable = False
-    return colours
-
-
 def davis_palette() -> np.ndarray:
     """Colours of the labels, uint8 [256, 3] RGB (read-only).
 
     The rule of the PASCAL VOC devkit's colour map: bits 0, 3, 6 of the index are the highest bits of red, from the top
     down, bits 1, 4, 7 those of green, bits 2, 5 those of blue.
     """
-    return _palette()
+    index, colours = np.arange(256), np.zeros((256, 3), np.uint8)
+    for bit in range(7, -1, -1):
+        for channel in range(3):
+            colours[:, channel] |= ((index >> channel & 1) << bit).astype(np.uint8)
+        index = index >> 3
+    colours.flags.writeable = False
+    return colours
 
 
 def _damage(data: bytes) -> str | None:
@@ -57,20 +53,19 @@ def _damage(data: bytes) -> str | None:
 
 def _from_colours(rgb: np.ndarray, name: Path | str) -> np.ndarray:
     """Labels uint8 [H, W] of a painted mask uint8 [H, W, 3]; white, which the palette lacks, is 255."""
-    packed = rgb[..., 0].astype(np.int32) << 16 | rgb[..., 1].astype(np.int32) << 8 | rgb[..., 2]
-    colours, inverse = np.unique(packed, return_inverse=True)
-    known = {int(r) << 16 | int(g) << 8 | int(b): i for i, (r, g, b) in enumerate(davis_palette())} | {0xFFFFFF: VOID}
-    labels = []
+    weights = np.array([1 << 16, 1 << 8, 1])
+    colours, inverse = np.unique(rgb.astype(np.int32) @ weights, return_inverse=True)
+    known = {0xFFFFFF: VOID} | {colour: i for i, colour in enumerate((davis_palette() @ weights).tolist())}
     for colour in colours.tolist():
         if colour not in known:
             painted = (colour >> 16, colour >> 8 & 255, colour & 255)
             raise UserError(f"{name}: colour {painted} is not in the DAVIS palette; save masks as indexed PNGs")
-        labels.append(known[colour])
-    return np.array(labels, np.uint8)[inverse].reshape(packed.shape)
+    return np.array([known[c] for c in colours.tolist()], np.uint8)[inverse].reshape(rgb.shape[:2])
 
 
-def decode_mask(data: bytes, name: Path | str) -> np.ndarray:
-    """Labels uint8 [H, W] of a PNG file's bytes; `name` is for the message. See `read_mask`."""
+def decode_labels(data: bytes, name: Path | str) -> tuple[np.ndarray, str]:
+    """Labels uint8 [H, W] of a PNG file's bytes, as `read_mask` gives them, and Pillow's mode of the file; `name` is
+    for the message."""
     if damage := _damage(data):
         raise UserError(f"{name}: cannot be read as a mask: {damage}")
     try:
@@ -78,19 +73,17 @@ def decode_mask(data: bytes, name: Path | str) -> np.ndarray:
             mode, pixels = image.mode, np.array(image)
     except _UNREADABLE as error:
         raise UserError(f"{name}: cannot be read as a mask: {error}") from None
-    if mode in ("P", "L"):
-        return pixels
     if mode == "1":
-        return pixels.astype(np.uint8) * 255
-    if mode in ("RGB", "RGBA"):
-        return _from_colours(pixels[..., :3], name)
-    if mode == "LA":
-        return np.ascontiguousarray(pixels[..., 0])
+        pixels = pixels * np.uint8(255)
+    elif mode in ("RGB", "RGBA"):
+        pixels = _from_colours(pixels[..., :3], name)
+    elif mode == "LA":
+        pixels = np.ascontiguousarray(pixels[..., 0])
     if pixels.ndim != 2:
         raise UserError(f"{name}: a mask needs one channel, this is a PNG of mode {mode}")
     if pixels.max() > 255 or pixels.min() < 0:
         raise UserError(f"{name}: value {pixels.max()} in a mask of mode {mode}; labels are 0 to 255")
-    return pixels.astype(np.uint8)
+    return pixels.astype(np.uint8, copy=False), mode
 
 
 def read_mask(path: Path | str) -> np.ndarray:
@@ -100,11 +93,7 @@ def read_mask(path: Path | str) -> np.ndarray:
     0 and 255, painted (RGB) files the index of each colour in the DAVIS palette, white being 255.
     UserError naming the file: unreadable, truncated, a wrong checksum, a colour outside the palette, a value above 255.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    return decode_mask(data, path)
+    return decode_labels(read_bytes(path), path)[0]
 
 
 def write_mask(path: Path | str, labels: np.ndarray) -> None:
@@ -120,8 +109,3 @@ def write_mask(path: Path | str, labels: np.ndarray) -> None:
     image.putpalette(davis_palette().tobytes())
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, lambda file: image.save(file, format="PNG", compress_level=3), sync=False)
-
-
-def binary_to_object(labels: np.ndarray) -> np.ndarray:
-    """A binary annotation (0/255, any shape) as one object: 255 -> 1, the rest 0, uint8."""
-    return (labels == VOID).astype(np.uint8)

@@ -202,9 +202,9 @@ def _classes(cfg: Config, recipe: Recipe, job: Job, number: int) -> None:
         from ..datasets.coco import open_coco as opened
     else:
         from ..datasets.ade20k import open_ade20k as opened
-    names = opened(job.data, classes=number, train=False).classes
+    names = opened(job.data, classes=number, train=False).content
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
-        loader.dataset.metainfo = {"classes": tuple(names)}
+        loader.dataset.metainfo = {"classes": names}
         if recipe.dataset == "ade20k":  # ADE20KDataset knows no other names than its 150
             loader.dataset.type, loader.dataset.reduce_zero_label = "BaseSegDataset", True
             loader.dataset.img_suffix, loader.dataset.seg_map_suffix = ".jpg", ".png"

@@ -102,13 +102,13 @@ class MMTask:
             raise UserError(f"{self.recipe.name}: --masks and --list are for videos")
         own, _ = recipe.parse(f"{k}={v}" for k, v in cfg.protocol.overrides.items())
         classes = own.get("classes")
-        return self._open()(cfg.root, cfg.limit, classes, train=cfg.eval_only is None).task_data()
+        return self._open()(cfg.root, cfg.limit, classes, train=cfg.eval_only is None)
 
     def check_data(self, root: Path) -> Data:
         """The data set, to the last file, with whatever classes it has; the extra `mm` is not needed for that."""
-        from ..datasets.coco import ANY
+        from ..datasets.base import ANY
 
-        return self._open()(root, classes=ANY).task_data()
+        return self._open()(root, classes=ANY)
 
     def _open(self):
         """The function that opens and checks the recipe's kind of data set."""

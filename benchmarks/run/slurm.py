@@ -10,6 +10,7 @@ from pathlib import Path
 from ...pretrain.common import slurm
 from ...pretrain.common.keyvalue import split
 from .plan import Options, gather, plan
+from .runner import run_command
 
 JOBS = "jobs"  # submitit's files, below --out
 

@@ -21,7 +21,7 @@ import torch
 from ...pretrain.common.atomic import write_atomic
 from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
 from ...pretrain.common.errors import UserError
-from ..datasets.davis import DavisSet, ResultMasks, Sequence, open_davis, result_masks
+from ..datasets.davis import Sequence, Videos, open_davis
 from ..datasets.files import read_frame
 from ..datasets.masks import write_mask
 from ..metrics.jf import global_scores, summarize
@@ -77,19 +77,6 @@ TASK = Task(
 )
 
 
-@dataclass(frozen=True)
-class Content:
-    """The opened set, and the masks to score if there are any."""
-
-    davis: DavisSet
-    results: ResultMasks | None = None
-
-    @property
-    def results_fingerprint(self) -> str:
-        """Hash of the masks to score."""
-        return f"sha256:{self.results.fingerprint}"
-
-
 def check(cfg: Config) -> Data:
     """Open and check the data set (and the masks to score). Raises UserError that names the file."""
     p = cfg.protocol
@@ -102,15 +89,7 @@ def check(cfg: Config) -> Data:
         if (values := getattr(p, name)) is not None and (len(values) != 3 or (name == "std" and min(values) <= 0)):
             raise UserError(f"{name}={values}: three numbers, for red, green and blue")
     Propagator(p.radius, p.topk, p.temperature)
-    davis = open_davis(cfg.root, cfg.list_file, cfg.limit, p.frames)
-    results = result_masks(cfg.masks, davis) if cfg.masks else None
-    used = results.davis if results else davis
-    summary = f"{len(used.sequences)} sequences, {used.frame_count} frames, {used.object_count} objects"
-    notes = list(used.notes)
-    if results and results.absent:
-        notes.append(f"{cfg.masks}: no masks of {len(results.absent)} sequences: {', '.join(results.absent)}; left out")
-    mark = f"sha256:{used.fingerprint}"
-    return Data("davis2017", used.root, mark, used.official, used.differs, summary, notes, Content(used, results))
+    return open_davis(cfg.root, cfg.list_file, cfg.limit, p.frames, cfg.masks)
 
 
 def feature_map(encoder, block: int) -> tuple[int, int]:
@@ -183,8 +162,8 @@ def propagate(encoder, cfg: Config, sequence: Sequence, threads: ThreadPoolExecu
 @torch.inference_mode()
 def run(encoder, cfg: Config, out: Path) -> dict:
     """Propagate (or read) and score every sequence: out/masks, out/scores, on request out/pictures."""
-    content: Content = cfg.data.content
-    sequences = content.davis.sequences
+    content: Videos = cfg.data.content
+    sequences = content.sequences
     total, before = sum(len(s.frames) for s in sequences), 0
     scores: dict[str, dict] = {}
     unfinished: list[tuple[Sequence, list[Future]]] = []
@@ -214,10 +193,10 @@ def run(encoder, cfg: Config, out: Path) -> dict:
     return {"metrics": global_scores(scores), "parts": {"sequences": scores}, "protocol": _effective(encoder, cfg)}
 
 
-def _masks(encoder, cfg: Config, content: Content, sequence: Sequence, out: Path, threads) -> Iterator:
+def _masks(encoder, cfg: Config, content: Videos, sequence: Sequence, out: Path, threads) -> Iterator:
     """What to score for every frame: labels that were just computed and are being written, or the files to read."""
     if encoder is None:
-        yield from content.results.masks[sequence.name]
+        yield from content.results[sequence.name]
         return
     folder, writing = out / "masks" / sequence.name, deque()
     folder.mkdir(parents=True, exist_ok=True)
@@ -259,7 +238,7 @@ def _effective(encoder, cfg: Config) -> dict:
     card = encoder.card
     mean, std = normalisation(card, cfg.protocol)
     block, patch = feature_map(encoder, cfg.protocol.block)
-    sizes = {frame_size(s.size, cfg.protocol, patch) for s in cfg.data.content.davis.sequences}
+    sizes = {frame_size(s.size, cfg.protocol, patch) for s in cfg.data.content.sequences}
     facts = {"id": TASK.protocol_id, "mean": mean, "std": std, "void": "background"}
     if card.family == "vit":
         rules = sorted({encoder.pos_rule(size) for size, _ in sizes})
@@ -274,15 +253,15 @@ def _effective(encoder, cfg: Config) -> dict:
     return facts
 
 
-def _pictures(cfg: Config, content: Content, out: Path) -> None:
+def _pictures(cfg: Config, content: Videos, out: Path) -> None:
     """A contact sheet and an animation for each sequence, in out/pictures."""
     from ..pictures.masks import animation, contact_sheet
 
     folder = out / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
-    for s in content.davis.sequences:
+    for s in content.sequences:
         masks = (
-            content.results.masks[s.name]
+            content.results[s.name]
             if content.results
             else [out / "masks" / s.name / f"{frame.stem}.png" for frame in s.frames]
         )

@@ -12,7 +12,7 @@ from selfpatch_bench.benchmarks.datasets import ade20k as segmentation_data
 from selfpatch_bench.benchmarks.datasets import coco as detection_data
 from selfpatch_bench.benchmarks.datasets import files
 from selfpatch_bench.benchmarks.datasets.ade20k import open_ade20k
-from selfpatch_bench.benchmarks.datasets.coco import CATEGORIES, look_at_picture, open_coco
+from selfpatch_bench.benchmarks.datasets.coco import CATEGORIES, open_coco
 from selfpatch_bench.benchmarks.synthetic.small_sets import ADE_CLASSES, COCO_CLASSES, make_ade20k, make_coco
 from selfpatch_bench.pretrain.common.errors import UserError
 
@@ -49,15 +49,10 @@ def _edit(path, change):
 # -------------------------------------------------------------------------------------------------------------- COCO
 def test_coco_opens(coco):
     found = open_coco(coco, classes=3)
-    assert (found.name, found.root, found.classes, found.num_classes) == ("coco", coco, COCO_CLASSES, 3)
-    assert found.counts == {"train": 5, "val": 4}
+    assert (found.name, found.root, found.content, found.official) == ("coco", coco, COCO_CLASSES, False)
     assert found.differs == "4 of 5000 images, 5 of 118287 training images, 3 classes of its own"
     assert found.summary == "5 training and 4 validation pictures, 3 classes"
     assert found.notes == []
-    data = found.task_data()
-    assert (data.name, data.root, data.official, data.differs) == ("coco", coco, False, found.differs)
-    assert data.fingerprint == f"sha256:{found.fingerprint}"
-    assert data.content is found
 
 
 def test_coco_limit_and_without_training(coco):
@@ -67,7 +62,7 @@ def test_coco_limit_and_without_training(coco):
     for name in names[2:]:
         (coco / "val2017" / name).unlink()  # what the limit leaves out need not be there
     found = open_coco(coco, limit=2, classes=3, train=False)
-    assert found.counts == {"val": 2}
+    assert found.summary == "2 validation pictures, 3 classes"
     assert found.differs == "2 of 5000 images, 3 classes of its own"
     with pytest.raises(UserError, match=r"does not exist, but instances_val2017.json lists it"):
         open_coco(coco, limit=3, classes=3, train=False)
@@ -84,14 +79,15 @@ def test_coco_official_is_by_counts_and_categories(coco, monkeypatch):
     for part in (TRAIN, VAL):
         _edit(coco / part, _as_coco)
     numbers = {s: len(json.loads((coco / p).read_text())["annotations"]) for s, p in (("train", TRAIN), ("val", VAL))}
-    monkeypatch.setattr(detection_data, "OFFICIAL", {"train": (5, numbers["train"]), "val": (4, numbers["val"])})
+    monkeypatch.setattr(detection_data, "IMAGES", {"train": 5, "val": 4})
+    monkeypatch.setattr(detection_data, "ANNOTATIONS", numbers)
     found = open_coco(coco)
-    assert (found.official, found.differs, found.num_classes) == (True, "", 80)
+    assert (found.official, found.differs, len(found.content)) == (True, "", 80)
     assert open_coco(coco, classes=80).official  # the same 80: nothing differs
     assert open_coco(coco, limit=1).differs == "1 of 4 images"
     _edit(coco / TRAIN, lambda c: c["annotations"].pop())
     assert open_coco(coco).differs == f"{numbers['train'] - 1} of {numbers['train']} training annotations"
-    monkeypatch.setattr(detection_data, "OFFICIAL", {"train": (5, 1), "val": (3, numbers["val"])})
+    monkeypatch.setattr(detection_data, "IMAGES", {"train": 5, "val": 3})
     assert open_coco(coco).differs == "4 images instead of 3"
 
 
@@ -188,7 +184,7 @@ def test_limit_that_leaves_no_object(coco):
     _edit(coco / VAL, empty_first)
     with pytest.raises(UserError, match="the first 1 pictures hold no object: nothing to score"):
         open_coco(coco, limit=1, classes=3)
-    assert open_coco(coco, limit=2, classes=3).counts["val"] == 2
+    assert open_coco(coco, limit=2, classes=3).summary == "5 training and 2 validation pictures, 3 classes"
 
 
 def test_pictures(coco):
@@ -227,7 +223,11 @@ def test_size_is_what_opencv_decodes(tmp_path, orientation):
     exif[0x0112] = orientation
     path = tmp_path / "x.jpg"
     Image.fromarray(np.zeros((20, 33, 3), np.uint8)).save(path, exif=exif)
-    assert look_at_picture(path) == [*cv2.imread(str(path)).shape[:2], 1, path.stat().st_size]
+    assert files.look_at_picture(path) == {
+        "size": [*cv2.imread(str(path)).shape[:2]],
+        "bytes": path.stat().st_size,
+        "whole": True,
+    }
 
 
 def test_fingerprint(coco, ade, tmp_path):
@@ -272,7 +272,7 @@ def test_known_files_are_not_read_again(coco, ade, monkeypatch):
     unread(detection_data, "look_at_instances")
     unread(detection_data, "look_at_picture")
     unread(segmentation_data, "look_at_picture")
-    unread(segmentation_data, "look_at_labels")
+    unread(segmentation_data, "look_at_mask")
     assert (open_coco(coco, classes=3), open_ade20k(ade, classes=9)) == before
     (coco / VAL).write_text((coco / VAL).read_text() + " ")
     with pytest.raises(AssertionError, match=r"instances_val2017.json is read again"):
@@ -282,18 +282,14 @@ def test_known_files_are_not_read_again(coco, ade, monkeypatch):
 # ------------------------------------------------------------------------------------------------------------ ADE20K
 def test_ade_opens(ade, tmp_path):
     found = open_ade20k(ade, classes=9)
-    assert (found.name, found.root, found.classes, found.num_classes) == ("ade20k", ade, ADE_CLASSES, 9)
-    assert found.counts == {"train": 4, "val": 3}
+    assert (found.name, found.root, found.content) == ("ade20k", ade, ADE_CLASSES)
     assert found.differs == "3 of 2000 images, 4 of 20210 training images, 9 classes of its own"
     assert found.summary == "4 training and 3 validation pictures, 9 classes"
     (ade / "classes.txt").unlink()
-    assert open_ade20k(ade, classes=9).classes == tuple(f"class {i}" for i in range(1, 10))
-    plain = open_ade20k(ade, limit=2)  # labels up to 9 are within ADE20K's 150
-    assert (plain.classes, plain.num_classes, plain.differs) == (
-        (),
-        150,
-        "2 of 2000 images, 4 of 20210 training images",
-    )
+    assert open_ade20k(ade, classes=9).content == tuple(f"class {i}" for i in range(1, 10))
+    own = open_ade20k(ade, limit=2)  # labels up to 9 are within ADE20K's 150
+    assert (own.content, own.differs) == ((), "2 of 2000 images, 4 of 20210 training images")
+    assert own.summary == "4 training and 2 validation pictures, 150 classes"
     inside = tmp_path / "archive"
     inside.mkdir()
     ade.rename(inside / "ADEChallengeData2016")
@@ -306,7 +302,7 @@ def test_ade_opens(ade, tmp_path):
 
 
 def test_ade_official_is_by_counts(ade, monkeypatch):
-    monkeypatch.setattr(segmentation_data, "OFFICIAL", {"train": 4, "val": 3})
+    monkeypatch.setattr(segmentation_data, "IMAGES", {"train": 4, "val": 3})
     assert open_ade20k(ade, classes=9).differs == "9 classes of its own"
     (ade / "classes.txt").unlink()
     assert open_ade20k(ade).official
@@ -352,7 +348,7 @@ def test_ade_pairs_and_files(ade):
     kept = label.read_bytes()
     label.unlink()
     refused("ADE_val_00000002.png: is missing: every picture needs its label map")
-    assert open_ade20k(ade, limit=1, classes=9).counts["val"] == 1
+    assert open_ade20k(ade, limit=1, classes=9).differs.startswith("1 of 2000 images")
     label.write_bytes(kept[: len(kept) // 2])
     refused("ADE_val_00000002.png: cannot be read as a mask: it is truncated")
     Image.fromarray(np.ones((48, 65), np.uint8)).save(label)
@@ -392,10 +388,9 @@ def test_real_coco(need):
     found = open_coco(root)
     content = {s: json.loads((root / f"annotations/instances_{s}2017.json").read_text()) for s in ("train", "val")}
     counts = {split: len(c["images"]) for split, c in content.items()}
-    assert found.counts == counts
     assert found.differs == f"{counts['val']} of 5000 images, {counts['train']} of 118287 training images"
     assert tuple((c["id"], c["name"]) for c in content["val"]["categories"]) == CATEGORIES
-    assert found.classes == tuple(name for _, name in CATEGORIES)
+    assert found.content == tuple(name for _, name in CATEGORIES)
 
 
 @pytest.mark.shared
@@ -403,7 +398,7 @@ def test_real_ade(need):
     samples = need("data/ade20k_samples")
     found = open_ade20k(samples, train=False)
     n = len(list((samples / "annotations/validation").glob("*.png")))
-    assert (found.counts, found.differs) == ({"val": n}, f"{n} of 2000 images")
+    assert (found.summary, found.differs) == (f"{n} validation pictures, 150 classes", f"{n} of 2000 images")
     like = need("data/ade_like")
-    counts = {s: len(list((like / "images" / f).iterdir())) for s, f in segmentation_data.FOLDERS.items()}
-    assert open_ade20k(like).counts == counts
+    train, val = (len(list((like / "images" / name).iterdir())) for name in ("training", "validation"))
+    assert open_ade20k(like).summary == f"{train} training and {val} validation pictures, 150 classes"

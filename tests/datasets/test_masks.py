@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from conftest import shared_cases
-from selfpatch_bench.benchmarks.datasets.masks import binary_to_object, davis_palette, read_mask, write_mask
+from selfpatch_bench.benchmarks.datasets.masks import davis_palette, read_mask, write_mask
 from selfpatch_bench.pretrain.common.errors import UserError
 
 
@@ -93,10 +93,6 @@ def test_other_modes(tmp_path, labels):
         assert read.dtype == np.uint8, name
         assert np.array_equal(read, expected), name
         assert read.flags.writeable
-
-
-def test_binary_to_object():
-    assert binary_to_object(np.array([[0, 255, 1]], np.uint8)).tolist() == [[0, 1, 0]]
 
 
 def _refused(path, *words):

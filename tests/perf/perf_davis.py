@@ -50,7 +50,7 @@ def measure(patch: int, precision: str, videos: Path, folder: Path, frames: int,
     encoder = Encoder(card)
     model = folder / f"s{patch}.safetensors"
     save_weights(model, encoder.vit.state_dict(), card)
-    sequence = open_davis(videos).sequences[0]
+    sequence = open_davis(videos).content.sequences[0]
     protocol = davis.Protocol()
     size, _ = davis.frame_size(sequence.size, protocol, patch)
     mean, std = davis.normalisation(card, protocol)
@@ -87,7 +87,7 @@ def measure(patch: int, precision: str, videos: Path, folder: Path, frames: int,
     return {
         "patch": patch, "precision": precision, "reading": reading, "backbone": network, "propagation": propagating,
         "mask": decoding, "writing": writing, "metrics": metrics, "dense": dense, "formula": formula,
-        "whole": whole / (frames * len(jobs[0].cfg.data.content.davis.sequences)), "error": error,
+        "whole": whole / (frames * len(jobs[0].cfg.data.content.sequences)), "error": error,
     }  # fmt: skip
 
 

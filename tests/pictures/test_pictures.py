@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from selfpatch_bench.benchmarks.datasets.davis import open_davis, read_frame
+from selfpatch_bench.benchmarks.datasets.davis import open_davis
+from selfpatch_bench.benchmarks.datasets.files import read_frame
 from selfpatch_bench.benchmarks.datasets.masks import read_mask, write_mask
 from selfpatch_bench.benchmarks.pictures.masks import animation, contact_sheet, overlay
 from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
@@ -13,7 +14,7 @@ from selfpatch_bench.pretrain.common.errors import UserError
 def sequence(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     root = make_videos(folder / "v", sequences=1, frames=11, size=(180, 320), seed=1, objects=2)
-    return open_davis(root).sequences[0]
+    return open_davis(root).content.sequences[0]
 
 
 def test_overlay_colours_objects_only():

@@ -129,7 +129,7 @@ SMALL = ("size=120", "multiple=8")
 
 def test_a_record_holds_everything(network, videos, tmp_path):
     (found,) = evaluate([network], videos, tmp_path, SMALL, seeds=[3])
-    sequences = open_davis(videos).sequences
+    sequences = open_davis(videos).content.sequences
     assert found.status == "done"
     assert found.seed == 0  # it changes nothing
     assert found.metrics["JF_m"] == (found.metrics["J_m"] + found.metrics["F_m"]) / 2
@@ -186,7 +186,7 @@ def test_official_red_std_only_for_imagenet_cards():
 def test_pictures_on_request(network, videos, tmp_path):
     (found,) = evaluate([network], videos, tmp_path, SMALL, pictures=True, limit=1)
     names = {p.name for p in (Path(found.artifacts) / "pictures").iterdir()}
-    name = open_davis(videos).sequences[0].name
+    name = open_davis(videos).content.sequences[0].name
     assert names == {f"{name}.png", f"{name}.webp"}
 
 
