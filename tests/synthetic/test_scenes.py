@@ -4,7 +4,8 @@ from PIL import Image
 
 from selfpatch_bench.benchmarks.datasets.masks import read_mask
 from selfpatch_bench.benchmarks.synthetic import scenes
-from selfpatch_bench.benchmarks.synthetic.scenes import STUFF, THINGS, draw_scene, make_pictures, make_videos
+from selfpatch_bench.benchmarks.synthetic.drawing import STUFF, THINGS, draw_scene
+from selfpatch_bench.benchmarks.synthetic.scenes import make_pictures, make_videos
 from selfpatch_bench.benchmarks.synthetic.textures import TEXTURES, noise, palette, texture
 from selfpatch_bench.pretrain.common.errors import UserError
 

@@ -7,14 +7,8 @@ import pytest
 from selfpatch_bench.benchmarks.datasets.files import read_frame
 from selfpatch_bench.benchmarks.datasets.masks import read_mask
 from selfpatch_bench.benchmarks.synthetic import small_sets
-from selfpatch_bench.benchmarks.synthetic.small_sets import (
-    ADE_CLASSES,
-    COCO_CLASSES,
-    COCO_IDS,
-    make_ade20k,
-    make_coco,
-    outlines,
-)
+from selfpatch_bench.benchmarks.synthetic.outlines import outlines, run_lengths
+from selfpatch_bench.benchmarks.synthetic.small_sets import ADE_CLASSES, COCO_CLASSES, COCO_IDS, make_ade20k, make_coco
 from selfpatch_bench.pretrain.common.errors import UserError
 
 # pycocotools 2.0.11 with numpy 2
@@ -68,7 +62,7 @@ def test_random_masks_come_back():
     drawn = 0
     for _ in range(400):
         mask = rng.random(rng.integers(1, 12, 2)) < rng.choice([0.15, 0.4, 0.8])
-        assert np.array_equal(_mask(small_sets.run_lengths(mask), mask.shape), mask)
+        assert np.array_equal(_mask(run_lengths(mask), mask.shape), mask)
         lines = outlines(mask)
         around, _ = cv2.connectedComponents((~np.pad(mask, 1)).astype(np.uint8), connectivity=8)
         assert (lines is None) == (around > 2)  # label 0 is the mask, 1 the outside, anything more a hole
@@ -201,7 +195,7 @@ def test_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(small_sets, "_write", stop)
+    monkeypatch.setattr(small_sets, "save_jpeg", stop)
     for make in (make_coco, make_ade20k):
         with pytest.raises(KeyboardInterrupt):
             make(tmp_path / "set", 1, (40, 40))
