@@ -25,104 +25,130 @@ OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 
 @dataclass
 class ViewSpec:
-    """One row of a recipe: `count` views drawn alike.
+    """One row of a recipe: `count` views drawn alike."""
 
-    size in pixels; scale = range of the crop's share of the source area; ratio = range of width / height; jitter =
-    strengths of brightness, contrast, saturation, hue; *_p = probabilities; blur_radius = range of Pillow's radius
-    (the Gaussian's standard deviation, in pixels of the view); solarize_threshold in grey levels.
-    """
-
+    # Views of this row.
     count: int = bounded(1, at_least=0, at_most=1000)
+    # Pixels of the square view.
     size: int = bounded(224, at_least=1, at_most=PIXELS)
+    # Range of the crop's share of the source area.
     scale: tuple[float, float] = bounded((0.4, 1.0), above=0, at_most=1)
+    # Range of the crop's width / height.
     ratio: tuple[float, float] = bounded((3 / 4, 4 / 3), at_least=0.01, at_most=100)
+    # How the crop is resized: bicubic | bilinear.
     interpolation: str = "bicubic"
+    # Probability of mirroring.
     flip: float = bounded(0.5, at_least=0, at_most=1)
+    # Strengths of the changes of brightness, contrast, saturation and hue.
     jitter: tuple[float, float, float, float] = bounded((0.4, 0.4, 0.2, 0.1), at_least=0, at_most=100)
+    # Probability of these four.
     jitter_p: float = bounded(0.8, at_least=0, at_most=1)
+    # Probability of grayscale.
     gray_p: float = bounded(0.2, at_least=0, at_most=1)
+    # Probability of the Gaussian blur.
     blur_p: float = bounded(0.5, at_least=0, at_most=1)
+    # Range of its standard deviation, in pixels of the view (Pillow's radius).
     blur_radius: tuple[float, float] = bounded((0.1, 2.0), at_least=0, at_most=100)
+    # Probability of solarizing.
     solarize_p: float = bounded(0.0, at_least=0, at_most=1)
+    # Grey level from which it inverts.
     solarize_threshold: int = bounded(128, at_least=0, at_most=256)
+    # global | local; targets are global views (null: global if the size is that of the first row).
+    role: str | None = None
+
+    def check(self, name: str) -> None:
+        """UserError for ranges and words that no view can be drawn with; `name`: of this row."""
+        for key in ("scale", "ratio", "blur_radius"):
+            _check_range(f"{name}.{key}", getattr(self, key))
+        if self.jitter[3] > 0.5:
+            raise UserError(f"{name}.jitter={list(self.jitter)}: the fourth (hue) must be at most 0.5")
+        _check_word(f"{name}.interpolation", self.interpolation, "bicubic", "bilinear")
+        _check_word(f"{name}.role", self.role, "global", "local", None)
 
 
 @dataclass
 class Mask:
-    """Which patches of the global views are hidden from the student, see masks.py.
+    """Which patches of the global views are hidden from the student, see masks.py."""
 
-    kind:   'none', or 'block': rectangles, until the view's share of patches is hidden
-    ratio:  shares, one of which is drawn for every view; spread: how far from it, either way, the view's own may lie
-    aspect: range of the rectangles' height / width
-    """
-
+    # none, or block: rectangles, until the view's share of patches is hidden.
     kind: str = "none"
+    # Shares of hidden patches, one of which is drawn for every view.
     ratio: list[float] = field(default_factory=lambda: [0.0, 0.3], metadata=bounds(at_least=0, at_most=1))
+    # For each of these how far from it, either way, the view's own may lie.
     spread: list[float] = field(default_factory=lambda: [0.0, 0.2], metadata=bounds(at_least=0, at_most=1))
+    # Range of the rectangles' height / width.
     aspect: tuple[float, float] = bounded((0.3, 1 / 0.3), at_least=0.01, at_most=100)
+
+    def check(self, name: str) -> None:
+        """UserError for shares that no mask can be drawn with."""
+        _check_word(f"{name}.kind", self.kind, "none", "block")
+        if not self.ratio or len(self.ratio) != len(self.spread):
+            raise UserError(f"{name}: ratio and spread must be lists of the same length, one number at least")
+        if any(not 0 <= s <= r <= r + s <= 1 for r, s in zip(self.ratio, self.spread, strict=True)):
+            raise UserError(f"{name}: ratio={self.ratio}, spread={self.spread}: shares must stay within 0 and 1")
+        _check_range(f"{name}.aspect", self.aspect)
 
 
 @dataclass
 class Views:
-    """A recipe's views. View v is the v-th when the rows are written out by their counts; views of one size form a
-    group, groups come in the order of their first row.
+    """A recipe's views. View v is the v-th when the rows are written out by their counts. The views of one role and
+    size form a group: first the global views, then the local ones in the order of their first row."""
 
-    pre_resize: squash every image to this many pixels square first (bilinear; PW-Self: 256), else null
-    share:      'image': each image draws for itself; 'batch': all images of a step use the same numbers (PW-Self)
-    unit:       'image': colours are changed per view; 'patch': of every patch of the network's grid by itself, after
-                crop and flip, as if it were an image
-    mask:       patches hidden from the student
-    """
-
+    # The rows of the table, see `ViewSpec`.
     rows: list[ViewSpec] = field(default_factory=list)
+    # Squash every image to this many pixels square first, bilinear (PW-Self: 256; null: no).
     pre_resize: int | None = bounded(None, at_least=1, at_most=PIXELS)
+    # image: each image draws for itself; batch: all images of a step use the same numbers (PW-Self).
     share: str = "image"
+    # What colours are changed of, after crop and flip: image (the view) | patch (each of the network's grid by itself).
     unit: str = "image"
+    # Patches hidden from the student.
     mask: Mask = field(default_factory=Mask)
 
     def specs(self) -> list[ViewSpec]:
         """The row of each view."""
         return [row for row in self.rows for _ in range(row.count)]
 
+    def roles(self) -> list[str]:
+        """global or local, for each view."""
+        specs = self.specs()
+        return [spec.role or ("global" if spec.size == specs[0].size else "local") for spec in specs]
+
     def groups(self) -> list[list[int]]:
-        """View numbers of each group."""
-        found: dict[int, list[int]] = {}
-        for view, row in enumerate(self.specs()):
-            found.setdefault(row.size, []).append(view)
-        return list(found.values())
+        """View numbers of each group; group 0 is the global views'."""
+        found: dict[tuple[str, int], list[int]] = {}
+        for view, (role, spec) in enumerate(zip(self.roles(), self.specs(), strict=True)):
+            found.setdefault((role, spec.size), []).append(view)
+        return [found[key] for key in sorted(found, key=lambda key: key[0] != "global")]
 
     def check(self) -> None:
         """UserError naming the first value that no view can be drawn with."""
         check_numbers(self, "views")
         for i, row in enumerate(self.rows):
-            for problem in _problems(row):
-                raise UserError(f"views.rows[{i}]{problem}")
-        if not self.specs():
+            row.check(f"views.rows[{i}]")
+        specs = self.specs()
+        if not specs:
             raise UserError("views.rows: at least one view is needed")
-        if self.share not in ("image", "batch"):
-            raise UserError(f"views.share={self.share}: must be image or batch")
-        if self.unit not in ("image", "patch"):
-            raise UserError(f"views.unit={self.unit}: must be image or patch")
-        mask = self.mask
-        if mask.kind not in ("none", "block"):
-            raise UserError(f"views.mask.kind={mask.kind}: must be none or block")
-        if not mask.ratio or len(mask.ratio) != len(mask.spread):
-            raise UserError("views.mask: ratio and spread must be lists of the same length, one number at least")
-        if any(not 0 <= s <= r <= r + s <= 1 for r, s in zip(mask.ratio, mask.spread, strict=True)):
-            raise UserError(f"views.mask: ratio={mask.ratio}, spread={mask.spread}: shares must stay within 0 and 1")
-        if mask.aspect[0] > mask.aspect[1]:
-            raise UserError(f"views.mask.aspect={list(mask.aspect)}: the first must not be above the second")
+        _check_word("views.share", self.share, "image", "batch")
+        _check_word("views.unit", self.unit, "image", "patch")
+        self.mask.check("views.mask")
+        size = {spec.size for spec, role in zip(specs, self.roles(), strict=True) if role == "global"}
+        if len(size) != 1:
+            raise UserError(
+                f"views.rows: global views (role: global) must be there, all of one size, not {sorted(size)}"
+            )
+        if (largest := max(spec.size for spec in specs)) > min(size):
+            raise UserError(f"views.rows: local views of {largest} pixels are larger than the global ones, {min(size)}")
 
 
-def _problems(row: ViewSpec):
-    for name in ("scale", "ratio", "blur_radius"):
-        low, high = getattr(row, name)
-        if low > high:
-            yield f".{name}={[low, high]}: the first must not be above the second"
-    if row.jitter[3] > 0.5:
-        yield f".jitter={list(row.jitter)}: the fourth (hue) must be at most 0.5"
-    if row.interpolation not in ("bicubic", "bilinear"):
-        yield f".interpolation={row.interpolation}: must be bicubic or bilinear"
+def _check_word(name: str, value: str | None, *words: str | None) -> None:
+    if value not in words:
+        raise UserError(f"{name}={value}: must be {' or '.join(word for word in words if word)}")
+
+
+def _check_range(name: str, pair: tuple[float, float]) -> None:
+    if pair[0] > pair[1]:
+        raise UserError(f"{name}={list(pair)}: the first must not be above the second")
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,16 +190,11 @@ class PatchColours:
     solarize: np.ndarray
 
 
-def _mix(x: int) -> int:
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+def _mix(x):
+    """SplitMix64's output function, of an int below 2^64 or an array of uint64."""
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _MASK
     return x ^ (x >> 31)
-
-
-def _mix_array(x: np.ndarray) -> np.ndarray:
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def hashed(*key: int) -> int:
@@ -187,7 +208,7 @@ def hashed(*key: int) -> int:
 def permutation(n: int, *key: int) -> np.ndarray:
     """A permutation of 0..n-1, int64 [n]: the order of hashed numbers, so the same with every version of numpy."""
     numbers = np.arange(n, dtype=np.uint64) * np.uint64(_GAMMA) + np.uint64(hashed(*key))
-    return np.argsort(_mix_array(numbers), kind="stable")
+    return np.argsort(_mix(numbers), kind="stable")
 
 
 _STEPS = np.arange(1, _COUNT + 1, dtype=np.uint64) * np.uint64(_GAMMA)
@@ -195,8 +216,8 @@ _STEPS = np.arange(1, _COUNT + 1, dtype=np.uint64) * np.uint64(_GAMMA)
 
 def uniforms(views: int, *key: int) -> np.ndarray:
     """Uniform numbers in [0, 1), float64 [views, 56]: row v is the SplitMix64 stream started at hashed(*key, v)."""
-    states = _mix_array(np.uint64((hashed(*key) + _GAMMA) & _MASK) ^ np.arange(views, dtype=np.uint64))
-    return (_mix_array(states[:, None] + _STEPS) >> np.uint64(11)) * 2.0**-53
+    states = _mix(np.uint64((hashed(*key) + _GAMMA) & _MASK) ^ np.arange(views, dtype=np.uint64))
+    return (_mix(states[:, None] + _STEPS) >> 11) * 2.0**-53
 
 
 def draw(spec: ViewSpec, height: int, width: int, numbers: Sequence[float]) -> View:

@@ -181,6 +181,21 @@ def test_views_of_one_size_form_a_group():
     assert mixed.groups() == [[0, 3], [1, 2]]
 
 
+def test_the_first_group_is_the_global_views():
+    """By what the rows say, wherever they stand; a row that says nothing is global if it is as large as the first."""
+    rows = [
+        ViewSpec(2, 16, role="local"),
+        ViewSpec(1, 32, role="global"),
+        ViewSpec(1, 32, role="local"),
+        ViewSpec(1, 32),
+    ]
+    views = Views(rows)
+    views.check()
+    assert views.roles() == ["local", "local", "global", "local", "local"]
+    assert views.groups() == [[2], [0, 1], [3, 4]]
+    assert DINO.roles() == ["global"] * 2 + ["local"] * 8
+
+
 def test_boxes_of_squashed_images_are_in_the_squashed_frame():
     views = Views([ViewSpec(4, 96, (0.05, 0.4))], pre_resize=256)
     assert draw_all(views, 100, 3000, 1, 2) == draw_all(views, 777, 31, 1, 2)
@@ -197,6 +212,10 @@ def test_boxes_of_squashed_images_are_in_the_squashed_frame():
         (Views([ViewSpec(size=0)]), "size"),
         (Views([ViewSpec(jitter=(0.4, 0.4, 0.2, 0.6))]), "hue"),
         (Views([ViewSpec(interpolation="nearest")]), "nearest"),
+        (Views([ViewSpec(role="teacher")]), r"rows\[0\]\.role=teacher: must be global or local"),
+        (Views([ViewSpec(role="local")]), r"global views \(role: global\) must be there"),
+        (Views([ViewSpec(1, 96, role="global"), ViewSpec(1, 224, role="global")]), r"all of one size, not \[96, 224\]"),
+        (Views([ViewSpec(1, 96), ViewSpec(1, 224)]), "local views of 224 pixels are larger than the global ones, 96"),
         (Views([ViewSpec()], pre_resize=0), "pre_resize"),
         (Views([ViewSpec()], share="rank"), "share"),
         (Views([ViewSpec()], unit="row"), "unit"),
