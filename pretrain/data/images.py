@@ -93,10 +93,9 @@ class ImageSource:
     def read(self, i: int) -> np.ndarray:
         """uint8 RGB [H, W, 3]; Unreadable if the image is damaged or cannot be opened."""
         try:
-            data = self.data(i)
+            return decode(self.data(i))
         except OSError as error:
             raise Unreadable(error.strerror or error) from None
-        return decode(data)
 
 
 class Files(ImageSource):
@@ -135,9 +134,7 @@ def _tar_index(root: Path, shards: list[str]) -> tuple[list[str], np.ndarray]:
     stamp = hashlib.sha256(b"1")  # version of the index
     for shard in shards:
         stat = (root / shard).stat()
-        stamp.update(
-            f"{(root / shard).resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape")
-        )
+        stamp.update(os.fsencode(f"{(root / shard).resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\n"))
     cached = cache_folder() / "tar" / f"{stamp.hexdigest()[:24]}.npz"
     try:
         with np.load(cached, allow_pickle=False) as stored:
@@ -191,16 +188,6 @@ def _scan(folder: Path) -> tuple[list[str], list[str]]:
     return sorted(images), sorted(tars)
 
 
-def _listed(path: Path) -> list[str]:
-    """One image a line, a label after it or not; blank lines and lines that start with # are skipped."""
-    try:
-        lines = [line.strip() for line in path.read_text(errors="surrogateescape").splitlines()]
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    lines = [line for line in lines if line and not line.startswith("#")]
-    return [line if _is_image(line) else line.rsplit(None, 1)[0] for line in lines]
-
-
 def open_source(path: str | Path, root: str | Path | None = None) -> ImageSource:
     """Training images at `path`: a folder of images at any depth (class folders or flat), a folder of .tar shards or
     one shard, or a text file with one path a line, relative to `root` or else to the file's own folder.
@@ -231,12 +218,15 @@ def open_source(path: str | Path, root: str | Path | None = None) -> ImageSource
 
 
 def _open_list(path: Path, root: Path) -> ImageSource:
+    """One image a line, a label after it or not; blank lines and lines that start with # are skipped."""
     if _is_image(path.name):
         raise UserError(f"{path}: is one image; give its folder")
-    with open(path, "rb") as file:
-        if b"\0" in file.read(4096):
-            raise UserError(f"{path}: neither a list of images nor an uncompressed .tar")
-    names = _listed(path)
+    data = path.read_bytes()
+    if b"\0" in data[:4096]:
+        raise UserError(f"{path}: neither a list of images nor an uncompressed .tar")
+    lines = [line.strip() for line in data.decode(errors="surrogateescape").splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    names = [line if _is_image(line) else line.rsplit(None, 1)[0] for line in lines]
     # A wrong root is said at once; single files that are missing are skipped like damaged ones.
     if names and not any((root / name).exists() for name in names[:100]):
         raise UserError(f"{path}: names {names[0]} ..., not found below {root}; give the folder its paths start from")

@@ -9,6 +9,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 
 import cv2
 import numpy as np
@@ -22,7 +23,7 @@ from .group import Group
 from .images import ImageSource, Unreadable
 from .masks import draw_mask
 from .pixels import apply, pre_resize
-from .views import View, Views, draw_all, permutation
+from .views import Views, draw_all, permutation
 
 log = logging.getLogger(__name__)
 _ORDER = 0x6F72646572  # apart from the keys of views
@@ -56,7 +57,7 @@ class _Failure:
     """An exception on its way from a worker; raised in the main process as one line."""
 
     message: str
-    trace: str | None = None
+    trace: str | None = None  # of what is not the user's fault
 
 
 def steps_per_epoch(images: int, batch: int) -> int:
@@ -64,20 +65,13 @@ def steps_per_epoch(images: int, batch: int) -> int:
     return images // batch
 
 
-class _Steps:
-    """The work list: (epoch, step, image numbers) in order."""
-
-    def __init__(self, images, seed, epochs, start_step, batch, rank, world):
-        self.images, self.seed, self.epochs, self.start = images, seed, epochs, start_step
-        self.batch, self.rank, self.world = batch, rank, world
-
-    def __iter__(self):
-        share, count = self.batch // self.world, steps_per_epoch(self.images, self.batch)
-        for epoch in self.epochs:
-            order = permutation(self.images, _ORDER, self.seed, epoch)[: count * self.batch]
-            order = order.reshape(count, self.world, share)[:, self.rank]
-            for step in range(self.start if epoch == self.epochs[0] else 0, count):
-                yield epoch, step, order[step]
+def _steps(images: int, seed: int, epochs: range, start_step: int, batch: int, rank: int, world: int):
+    """The work list: (epoch, step, image numbers of this rank) in order."""
+    count = steps_per_epoch(images, batch)
+    for epoch in epochs:
+        order = permutation(images, _ORDER, seed, epoch)[: count * batch].reshape(count, world, batch // world)
+        for step in range(start_step if epoch == epochs[0] else 0, count):
+            yield epoch, step, order[step, rank]
 
 
 class _Work(Dataset):
@@ -101,45 +95,31 @@ class _Work(Dataset):
     def _make(self, epoch: int, step: int, numbers: np.ndarray) -> Batch:
         specs, layout = self.views.specs(), self.views.groups()
         pixels = [torch.empty(len(g), len(numbers), 3, *[specs[g[0]].size] * 2, dtype=torch.uint8) for g in layout]
-        planes = [x.numpy() for x in pixels]
-        boxes = [torch.empty(len(g), len(numbers), 4) for g in layout]
-        flips = [torch.empty(len(g), len(numbers), dtype=torch.bool) for g in layout]
-        masks = self._masks(len(layout[0]), len(numbers))
-        index, bad, shared = [], [], {}
+        draw = cache(partial(draw_all, self.views, patch=self.patch))  # a batch that shares its draws draws once
+        index, bad, keys, drawn = [], [], [], []
         for b, number in enumerate(numbers.tolist()):
             number, image = self._read(number, bad)
-            key = (self.seed, epoch, number) if self.views.share == "image" else (self.seed, epoch * self.steps + step)
-            drawn = self._draw(image.shape[:2], key, shared)
-            if masks is not None:
-                for v, view in enumerate(layout[0]):
-                    hidden = draw_mask(self.views.mask, *masks.shape[2:], *key, view)
-                    masks[v, b] = torch.from_numpy(hidden)
             image = pre_resize(image, self.views.pre_resize)
-            for group, members in enumerate(layout):
-                for v, view in enumerate(members):
-                    apply(drawn[view], image, out=planes[group][v, b])
-                boxes[group][:, b] = torch.tensor([drawn[view].box for view in members])
-                flips[group][:, b] = torch.tensor([drawn[view].flip for view in members])
             index.append(number)
-        groups = [Group(*parts) for parts in zip(pixels, boxes, flips, strict=True)]
-        groups[0].mask = masks
+            shared = self.views.share == "batch"
+            keys.append((self.seed, epoch * self.steps + step) if shared else (self.seed, epoch, number))
+            drawn.append(draw(*image.shape[:2], *keys[b]))
+            for x, members in zip(pixels, layout, strict=True):
+                for v, view in enumerate(members):
+                    apply(drawn[b][view], image, out=x[v, b].numpy())
+        groups = [
+            Group(
+                x,
+                torch.tensor([[views[view].box for views in drawn] for view in members], dtype=torch.float32),
+                torch.tensor([[views[view].flip for views in drawn] for view in members]),
+            )
+            for x, members in zip(pixels, layout, strict=True)
+        ]
+        if self.views.mask.kind != "none":
+            side = specs[layout[0][0]].size // self.patch
+            masks = [[draw_mask(self.views.mask, side, side, *key, view) for key in keys] for view in layout[0]]
+            groups[0].mask = torch.from_numpy(np.array(masks))
         return Batch(groups, torch.tensor(index), [self.source.name(i) for i in index], epoch, step, bad)
-
-    def _draw(self, size: tuple[int, int], key: tuple[int, ...], shared: dict) -> list[View]:
-        """The views of an image; `shared` keeps those of the batch, where they are the same for the next one."""
-        if self.views.share == "image":
-            return draw_all(self.views, *size, *key, patch=self.patch)
-        frame = size if self.views.pre_resize is None else None
-        if frame not in shared:
-            shared[frame] = draw_all(self.views, *size, *key, patch=self.patch)
-        return shared[frame]
-
-    def _masks(self, views: int, images: int) -> Tensor | None:
-        """Room for the masks of the global views, [V, B, h, w]."""
-        if self.views.mask.kind == "none":
-            return None
-        side = self.views.specs()[self.views.groups()[0][0]].size // self.patch
-        return torch.empty(views, images, side, side, dtype=torch.bool)
 
     def _read(self, number: int, bad: list) -> tuple[int, np.ndarray]:
         """The image, or in place of one that cannot be read the next that can."""
@@ -217,14 +197,13 @@ def batches(
         raise UserError(
             f"{source.where}: {len(source)} images are fewer than one batch of {batch}; give a smaller batch"
         )
+    epochs = range(epoch, epoch + 1 if epochs is None else epochs)
     return _batches(
         source,
         DataLoader(
             _Work(source, views, seed, batch, patch),
             batch_size=None,
-            sampler=_Steps(
-                len(source), seed, range(epoch, epoch + 1 if epochs is None else epochs), start_step, batch, rank, world
-            ),
+            sampler=_steps(len(source), seed, epochs, start_step, batch, rank, world),
             num_workers=workers,
             prefetch_factor=prefetch if workers else None,
             # Forks of a server that has imported what they need and run nothing.

@@ -24,8 +24,8 @@ def draw_mask(mask: Mask, h: int, w: int, *key: int) -> np.ndarray:
     def uniform(low: float, high: float) -> float:
         return low + (high - low) * next(numbers)
 
-    kind = int(next(numbers) * len(mask.ratio))
-    ratio, spread = mask.ratio[kind], mask.spread[kind]
+    choice = int(next(numbers) * len(mask.ratio))
+    ratio, spread = mask.ratio[choice], mask.spread[choice]
     wanted = uniform(ratio - spread, ratio + spread) * h * w
     least, hidden = (min(h, w) // 3) ** 2, np.zeros((h, w), dtype=bool)
     low, high = math.log(mask.aspect[0]), math.log(mask.aspect[1])
