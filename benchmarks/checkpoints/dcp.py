@@ -1,8 +1,8 @@
 """Folders of torch.distributed.checkpoint: `.metadata` says where the pieces of each tensor lie in `*.distcp` files.
 
-Source: pytorch 2.14, torch/distributed/checkpoint/{metadata,filesystem}.py. `.metadata` is a pickle of dataclasses and
-is read by our own machine (unpickle); every piece is a torch file of its own inside a `.distcp` file, and so is every
-value that is no tensor. Pieces are read when the tensor is asked for.
+Source: pytorch 2.14, torch/distributed/checkpoint/{metadata,filesystem}.py. `.metadata` is a pickle of dataclasses;
+every piece is a torch file of its own inside a `.distcp` file, and so is every value that is no tensor. Pieces are read
+when the tensor is asked for.
 """
 
 import mmap
@@ -12,11 +12,13 @@ from pathlib import Path
 
 import torch
 
-from ...pretrain.common.errors import UserError
-from . import allowlist
-from .tensorref import MAX_DIM, BadFile, Inert, flatten, shorten
-from .torchfile import map_file, read_bytes
-from .unpickle import Machine
+from ...pretrain.common.errors import UserError, shorten
+from ...pretrain.common.reading.files import map_file
+from ...pretrain.common.reading.flatten import flatten
+from ...pretrain.common.reading.names import Inert
+from ...pretrain.common.reading.tensors import DTYPES, MAX_DIM, BadFile
+from ...pretrain.common.reading.torchfile import read_bytes
+from ...pretrain.common.reading.unpickle import Unpickler
 
 MAX_VALUE = 1 << 24  # bytes of a value that is no tensor
 MAX_PIECES = 100_000
@@ -35,7 +37,7 @@ class Piece:
 
 @dataclass(eq=False)
 class PiecedTensor:
-    """A tensor in pieces, not read yet; like `tensorref.TensorRef`."""
+    """A tensor in pieces, not read yet; like `TensorRef`."""
 
     name: str
     dtype: torch.dtype
@@ -80,7 +82,7 @@ def read_dcp(folder: Path) -> tuple[dict[str, PiecedTensor], dict]:
     where = folder / ".metadata"
     try:
         mapped = map_file(str(where))
-        tree = Machine(mapped, len(mapped), str(where)).run()
+        tree = Unpickler(mapped, len(mapped), str(where)).load()
         return _read(folder, _fields(tree, "Metadata"))
     except UserError:
         raise
@@ -142,7 +144,7 @@ def _tensor(name: str, about: dict, stored: dict, files: dict) -> PiecedTensor:
     properties = about["properties"]
     dtype = properties.state[0] if isinstance(properties, Inert) and type(properties.state) is tuple else None
     shape, pieces = _numbers(about["size"]), []
-    if dtype not in allowlist.DTYPES.values() or type(about["chunks"]) is not list:
+    if dtype not in DTYPES.values() or type(about["chunks"]) is not list:
         raise BadFile(f"{shorten(name)}: its dtype or pieces")
     seen = set()
     for chunk in about["chunks"]:

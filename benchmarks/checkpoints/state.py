@@ -11,9 +11,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ...pretrain.common.errors import UserError
-from .tensorref import TensorRef, flatten, shorten
-from .torchfile import read_checkpoint
+from ...pretrain.common.errors import UserError, shorten
+from ...pretrain.common.reading.files import read_tree
+from ...pretrain.common.reading.flatten import flatten
+from ...pretrain.common.reading.tensors import TensorRef
 
 # Segments that wrappers (DDP, torch.compile, FSDP, activation checkpointing, Lightning) put into names; they carry no
 # information.
@@ -163,10 +164,7 @@ def _read_file(path: Path) -> tuple[State, dict]:
 
 
 def _read_one(file: Path) -> tuple[dict, dict]:
-    tree = read_checkpoint(file).tree
-    tensors, meta = flatten(tree, str(file))
-    if not tensors:  # torch.save of NumPy arrays, as converters to detectron2 write
-        tensors, meta = flatten(tree, str(file), arrays_too=True)
+    tensors, meta = flatten(read_tree(file), str(file))
     return tensors, dict(meta) if isinstance(meta, Mapping) else {}
 
 

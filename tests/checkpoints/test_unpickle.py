@@ -17,16 +17,18 @@ from checkpoint_files import (
     Rebuild,
     legacy,
     read_all,
+    read_refs,
     reference,
     refused,
     rich_tree,
     same,
+    same_values,
     save,
     write,
 )
 from conftest import shared_cases
-from selfpatch_bench.benchmarks.checkpoints.tensorref import flatten
-from selfpatch_bench.benchmarks.checkpoints.torchfile import read_checkpoint
+from selfpatch_bench.pretrain.common.errors import UserError
+from selfpatch_bench.pretrain.common.reading.state import load_state
 
 FORMATS = [(True, 2), (True, 4), (False, 2), (False, 4)]
 SHOULD_FAIL = ("malicious", "truncated")  # checkpoints/README.md: files that must be refused
@@ -39,10 +41,7 @@ def test_equal_to_torch_load(tmp_path, zipped, protocol):
     with_attribute.tag = "x"  # saved by _rebuild_parameter_with_state
     tree["attribute"] = with_attribute
     path = save(tree, tmp_path / "a.pth", zipped, protocol)
-    checkpoint = read_checkpoint(path)
-    assert checkpoint.kind == ("zip" if zipped else "legacy")
-    assert checkpoint.nbytes == path.stat().st_size
-    tensors, meta = checkpoint.flatten()
+    tensors, meta = read_refs(path)
     same(tensors, reference(tree))
     if zipped:  # torch reads back no float8 and uint16 of its own old format
         same(tensors, reference(torch.load(path, weights_only=False)))
@@ -65,17 +64,14 @@ def test_equal_to_torch_load(tmp_path, zipped, protocol):
 def test_loading_is_lazy_private_and_outlives_the_checkpoint(tmp_path):
     path = save({"a": torch.arange(6.0), "b": torch.ones(3)}, tmp_path / "a.pth")
     before = path.read_bytes()
-    tensors, _ = read_checkpoint(path).flatten()
+    tensors, _ = read_refs(path)
     a = tensors["a"].load()
     a += 1  # copy-on-write
     assert path.read_bytes() == before
     del tensors
     gc.collect()
     assert a.tolist() == [1, 2, 3, 4, 5, 6]
-    assert flatten(read_checkpoint(save(torch.ones(2), tmp_path / "bare.pth")).tree)[0]["tensor"].load().tolist() == [
-        1,
-        1,
-    ]
+    assert read_all(save(torch.ones(2), tmp_path / "bare.pth"))[0]["tensor"].tolist() == [1, 1]
 
 
 def test_storages_that_are_not_aligned(tmp_path):
@@ -85,7 +81,7 @@ def test_storages_that_are_not_aligned(tmp_path):
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_STORED) as new:
         for info in old.infolist():
             new.writestr(info.filename, old.read(info))
-    tensors, _ = read_checkpoint(tmp_path / "b.pth").flatten()
+    tensors, _ = read_refs(tmp_path / "b.pth")
     assert any(t.storage.offset % t.dtype.itemsize for t in tensors.values())
     same(tensors, expected)
     assert tensors["odd"].load().data_ptr() == tensors["odd"].load().data_ptr()  # one copy, not one per call
@@ -98,7 +94,7 @@ def test_crc_not_computed(tmp_path):
         path = save({"a": torch.arange(3.0)}, tmp_path / "a.pth")
     finally:
         torch.serialization.set_crc32_options(True)
-    assert read_checkpoint(path).flatten()[0]["a"].load().tolist() == [0, 1, 2]
+    assert read_refs(path)[0]["a"].load().tolist() == [0, 1, 2]
 
 
 def test_view_of_a_storage_in_an_old_file(tmp_path):
@@ -109,7 +105,7 @@ def test_view_of_a_storage_in_an_old_file(tmp_path):
         return [Rebuild(root, 0, (4,), (1,), False, hooks), Rebuild(view, 0, (2,), (1,), False, hooks)]
 
     path = legacy(tmp_path / "a.pth", make)
-    tensors, _ = read_checkpoint(path).flatten()
+    tensors, _ = read_refs(path)
     same(tensors, reference(torch.load(path, map_location="cpu", weights_only=False)))
     assert tensors["1"].load().tolist() == [1, 2]
 
@@ -149,9 +145,7 @@ def test_pickled_arrays(tmp_path, protocol):
     }
     content = {"model": arrays, "__author__": "someone", "matching_heuristics": True}
     path = write(tmp_path / "R-50.pkl", pickle.dumps(content, protocol))
-    checkpoint = read_checkpoint(path)
-    tensors, meta = checkpoint.flatten()
-    assert checkpoint.kind == "pickle"
+    tensors, meta = read_refs(path)
     assert meta == {"__author__": "someone", "matching_heuristics": True}
     same(tensors, {f"model.{k}": torch.from_numpy(v.copy()) for k, v in arrays.items()})
 
@@ -164,7 +158,7 @@ def test_pickled_arrays_of_python_2(tmp_path):
         b"(U\x02f4K\x00K\x01tR(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x08" + raw + b"tbs."
     )
     assert pickle.loads(data, encoding="latin1")["w"].tolist() == [1, 2]
-    tensors, _ = read_checkpoint(write(tmp_path / "a.pkl", data)).flatten()
+    tensors, _ = read_refs(write(tmp_path / "a.pkl", data))
     assert tensors["w"].load().tolist() == [1, 2]
 
 
@@ -240,7 +234,7 @@ def test_placeholders(tmp_path, monkeypatch, zipped, protocol):
         for module in [m for m in sys.modules if m.split(".")[0] == name]:
             monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "omegaconf", None)  # importing it again would fail
-    tensors, meta = read_checkpoint(path).flatten()
+    tensors, meta = read_refs(path)
     assert list(tensors) == ["weight"]
     assert meta["yacs"] == {"MODEL": {"NAME": "vit"}, "EMPTY": {}}
     assert meta["mm"] == {"model": {"type": "x"}}
@@ -275,7 +269,7 @@ def test_reference_files(path, tmp_path, monkeypatch):
         refused(path, "refuses to unpickle" if path.name.startswith("malicious") else "truncated")
         assert not os.listdir(tmp_path)
         return
-    tensors, meta = read_checkpoint(path).flatten()
+    tensors, meta = read_refs(path)
     real = torch.load(path, map_location="cpu", weights_only=False, pickle_module=ForgivingPickle)
     same(tensors, reference(real))
     args = real.get("args") if isinstance(real, dict) else None
@@ -288,7 +282,7 @@ def test_reference_files(path, tmp_path, monkeypatch):
 def test_reference_safetensors(path):
     from safetensors.torch import load_file
 
-    tensors, _ = read_checkpoint(path).flatten()
+    tensors, _ = read_refs(path)
     expected = load_file(path)
     same({k: tensors[k] for k in expected}, expected)
     assert set(tensors) == set(expected)
@@ -306,7 +300,7 @@ def test_expanded_tensors_are_read(zipped, tmp_path):
         "flag": torch.tensor([True]).expand(3),
         "whole": torch.randn(64),
     }
-    tensors, _ = read_checkpoint(save(tree, tmp_path / "a.pth", zipped)).flatten()
+    tensors, _ = read_refs(save(tree, tmp_path / "a.pth", zipped))
     same(tensors, tree)
 
 
@@ -318,3 +312,49 @@ def test_expanded_tensors_are_bounded_by_the_file(tmp_path):
         refused(save({"a": one}, tmp_path / "a.pth"), "share absurdly little data")
     many = {str(i): torch.ones(1).expand(1000) for i in range(1000)}
     refused(save(many, tmp_path / "a.pth"), "share absurdly little data")
+
+
+# -- stored states of ours
+
+
+def state_of_training() -> dict:
+    torch.manual_seed(0)
+    network = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.1)
+    network(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    about = {"step": 3, "loss": 0.5, "config": {"list": [1, None, "x"], "betas": (0.9, True)}, 1: b"\x00"}
+    return {"student": network.state_dict(), "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(), **about}
+
+
+def test_a_state_comes_back_as_it_was_saved(tmp_path):
+    """Keys that are numbers, tuples, and tensors that no longer depend on the file."""
+    state = state_of_training()
+    path = save(state, tmp_path / "state.pt")
+    found = load_state(path)
+    write(path, b"another file altogether")
+    assert list(found) == list(state)
+    same_values(reference(found), reference(state))
+    assert found["optimizer"]["state"].keys() == {0, 1}
+    assert found["optimizer"]["param_groups"] == state["optimizer"]["param_groups"]
+    assert {k: found[k] for k in ("step", "loss", "config", 1)} == {k: state[k] for k in ("step", "loss", "config", 1)}
+
+
+def test_a_state_that_is_damaged_or_not_ours(tmp_path):
+    """A bit of a weight, a class, an array, one element for a billion: refused in one line that names the file."""
+
+    def bad(path, *words):
+        with pytest.raises(UserError) as error:
+            load_state(path)
+        assert all(word in str(error.value) for word in (str(path), *words)), error.value
+
+    path = save(state_of_training(), tmp_path / "state.pt")
+    content = path.read_bytes()
+    weight = state_of_training()["student"]["weight"].numpy().tobytes()
+    bad(write(path, content.replace(weight, weight[:-1] + b"\x00")), "storage")
+    bad(write(path, content[:-1]))
+    bad(save(state_of_training() | {"more": argparse.Namespace(x=1)}, path), "Namespace")
+    bad(save({"more": torch.nn.Linear(1, 1)}, path), "Linear")
+    bad(save({"more": np.ones(3)}, path))
+    bad(save({"more": torch.ones(1).expand(2**20, 2**10)}, path))
+    bad(tmp_path / "absent.pt")

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from selfpatch_bench.benchmarks.checkpoints import torchfile
-from selfpatch_bench.benchmarks.checkpoints.torchfile import read_checkpoint
 from selfpatch_bench.pretrain.common.errors import UserError
+from selfpatch_bench.pretrain.common.reading.files import read_tree
+from selfpatch_bench.pretrain.common.reading.flatten import flatten
+from selfpatch_bench.pretrain.common.reading.torchfile import MAGIC
 
 
 def save(obj, path, zipped=True, protocol=2):
@@ -26,9 +27,14 @@ def write(path, data: bytes):
     return path
 
 
+def read_refs(path) -> tuple[dict, object]:
+    """({dotted name: TensorRef}, the rest)"""
+    return flatten(read_tree(path), str(path))
+
+
 def read_all(path) -> tuple[dict, object]:
     """({dotted name: loaded tensor}, the rest)"""
-    tensors, meta = read_checkpoint(path).flatten()
+    tensors, meta = read_refs(path)
     return {name: tensor.load() for name, tensor in tensors.items()}, meta
 
 
@@ -113,7 +119,7 @@ def legacy(path, make, *, keys=None, numel=4, data=4):
             return obj.ident if isinstance(obj, Storage) else None
 
     with open(path, "wb") as file:
-        for value in (torchfile.MAGIC, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}):
+        for value in (MAGIC, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}):
             pickle.dump(value, file, 2)
         Pickler(file, 2).dump(make(Storage))
         pickle.dump(["7"] if keys is None else keys, file, 2)
@@ -140,7 +146,7 @@ def in_zip(path, data: bytes):
 
 
 def in_legacy(path, data: bytes):
-    head = (torchfile.MAGIC, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}})
+    head = (MAGIC, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}})
     return write(path, b"".join(pickle.dumps(v, 2) for v in head) + data + pickle.dumps([], 2))
 
 

@@ -5,9 +5,9 @@ from argparse import Namespace
 import pytest
 import torch
 
+from checkpoint_files import read_refs
 from selfpatch_bench.benchmarks import UserError, load
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
-from selfpatch_bench.benchmarks.checkpoints.torchfile import read_checkpoint
 from selfpatch_bench.benchmarks.commands.export import export, export_command
 from selfpatch_bench.benchmarks.commands.pretrain import read_weights
 from selfpatch_bench.benchmarks.hub.open import open_checkpoint
@@ -153,12 +153,12 @@ def test_an_official_layout_names_no_architecture_of_another_depth(tmp_path):
 @pytest.mark.parametrize("case", ["selfpatch", "dino"])
 def test_official_layouts_have_the_official_names(case, need, tmp_path):
     """Tensors of student, teacher and loss as in a file of the official shape; both have two blocks."""
-    tensors, _ = read_checkpoint(need(f"checkpoints/tiny/{case}.pth")).flatten()
+    tensors, _ = read_refs(need(f"checkpoints/tiny/{case}.pth"))
     wanted = {k: len(r.shape) for k, r in tensors.items() if not k.startswith("optimizer")}
     blocks = 1 + max(int(k.split(".blocks.")[1].split(".")[0]) for k in wanted if ".backbone.blocks." in k)
     recipe, values = NETWORKS[case]
     run, _ = make_run(tmp_path / "run", recipe, [*values, f"network.overrides.depth={blocks}"])
-    found, _ = read_checkpoint(export(run.folder, format=case)).flatten()
+    found, _ = read_refs(export(run.folder, format=case))
     assert {k: len(r.shape) for k, r in found.items()} == wanted
 
 

@@ -12,7 +12,7 @@ import types
 import pytest
 import torch
 
-from selfpatch_bench.benchmarks.checkpoints.torchfile import read_checkpoint
+from checkpoint_files import read_refs
 from selfpatch_bench.benchmarks.commands.pretrain import pretrain_command
 from selfpatch_bench.pretrain.checkpoint import Run, read, write_atomic
 from selfpatch_bench.pretrain.common import locks
@@ -245,7 +245,7 @@ def test_file_is_plain(whole):
     keys = {"student", "teacher", "objectives", "optimizer", "scaler", "step", "epoch", "config"}
     assert keys <= state.keys()
     assert (state["step"], state["epoch"]) == (12, 3)
-    refs, rest = read_checkpoint(path).flatten()
+    refs, rest = read_refs(path)
     found = tensors(state)
     assert len(refs) == len(found)
     assert all(torch.equal(refs[k.removeprefix(".")].load(), v) for k, v in found.items())
