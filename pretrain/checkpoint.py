@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import logging
 import re
-import zipfile
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from omegaconf import OmegaConf
 from .common.atomic import TEMPORARY, write_atomic
 from .common.errors import UserError
 from .common.locks import Busy, lock
+from .common.reading.state import load_state
 from .config import Config, from_dict, read_options, to_dict
 
 log = logging.getLogger(__name__)
@@ -163,13 +163,9 @@ def flat(value, key: str = "") -> dict[str, object]:
 def read(path: Path) -> dict:
     """A checkpoint, on the CPU. Raises UserError for a file that is damaged or no checkpoint of a run."""
     try:
-        with zipfile.ZipFile(path) as records:
-            if broken := records.testzip():  # torch.load does not compare checksums
-                raise ValueError(f"the checksum of {broken} does not match")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes the reader raise almost anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} is damaged: {reason[:160]}") from None
+        state = load_state(path)
+    except UserError as error:
+        raise UserError(f"{path} is damaged: {str(error).removeprefix(f'{path}: ')}") from None
     if not isinstance(state, dict) or not {"student", "teacher", "optimizer", "step", "config"} <= state.keys():
         raise UserError(f"{path} is no checkpoint of a pretraining run")
     return state

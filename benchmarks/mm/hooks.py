@@ -22,6 +22,7 @@ from mmengine.runner import CheckpointLoader
 from torch.utils.data import Dataset, Sampler
 
 from ...pretrain.common.errors import UserError
+from ...pretrain.common.reading.state import load_state
 from .job import LAST, PROGRESS, write_json
 
 SCHEME = "selfpatch-own:"  # paths with it are read by `read_own`, not by mmengine's loader
@@ -134,14 +135,13 @@ class PlainCheckpoint(CheckpointHook):
 
 @CheckpointLoader.register_scheme(prefixes=SCHEME)
 def read_own(filename: str, map_location=None, **_):
-    """A checkpoint of `PlainCheckpoint`. mmengine's own loader would unpickle whatever a file asks for; this one takes
-    tensors and plain containers only, should somebody else have put the file into the results' folder."""
+    """A state that `PlainCheckpoint` saved, on the CPU: whoever takes it over moves it. mmengine's own loader would
+    unpickle whatever a file asks for, should somebody else have put the file into the results' folder."""
     path = filename.removeprefix(SCHEME)
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:
-        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} cannot be resumed from ({text}): remove it to begin again") from None
+        return load_state(path)
+    except UserError as error:
+        raise UserError(f"{error}; nothing can be resumed from it: remove it to begin again") from None
 
 
 @HOOKS.register_module()

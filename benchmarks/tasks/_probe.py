@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...pretrain.common.atomic import write_atomic
 from ...pretrain.common.errors import UserError
+from ...pretrain.common.reading.state import load_state
 
 BASE_BATCH = 256  # learning rates are for so many images a step
 
@@ -79,10 +80,8 @@ class Probe(nn.Module):
     def resume(self, path: Path, key: str) -> int:
         """Take over the state of an interrupted run; -> epochs that are done, 0 where there is none of that key."""
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            return 0
-        except Exception:  # torch raises anything on a damaged file; the epochs are made again
+            state = load_state(path)
+        except UserError:  # there is none, or it is damaged: the epochs are made again
             return 0
         if state.get("key") != key:
             return 0
