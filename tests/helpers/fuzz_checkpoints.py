@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from mutations import damaged
 
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.", "ctypes.dlopen")
 WRITING = ("w", "a", "x", "+")
+SLOW = 20.0  # seconds of a processor that no file may take
 
 
 # -- the worker
@@ -55,6 +57,7 @@ def worker() -> None:
     for line in sys.stdin:
         job = json.loads(line)
         watching.set()
+        began = time.process_time()
         try:
             checkpoint = open_checkpoint(job["path"], format=job["format"], card=job["card"])
             weights = checkpoint.reading.weights
@@ -66,7 +69,8 @@ def worker() -> None:
             answer = {"raised": f"{type(error).__name__}: {error!s:.300}"}
         finally:
             watching.clear()
-        print(json.dumps(answer | {"seen": seen}), file=replies, flush=True)
+        answer |= {"seen": seen, "seconds": time.process_time() - began}
+        print(json.dumps(answer), file=replies, flush=True)
         seen.clear()
 
 
@@ -135,6 +139,8 @@ def judge(answer: dict, original: dict, kind: str) -> str | None:
             return f"{what}: {answer[what]}"
     if answer["seen"]:
         return f"did {answer['seen'][0]}"
+    if answer.get("seconds", 0) > SLOW:
+        return f"took {answer['seconds']:.0f} s of a processor"
     if "refused" in answer:
         text = answer["refused"]
         return (
@@ -161,7 +167,7 @@ def fuzz(
     files = examples(folder / "good", only)
     box = folder / "box"
     box.mkdir()
-    runner, counts, failures = Worker(box, timeout), Counter(), []
+    runner, counts, failures, slowest = Worker(box, timeout), Counter(), [], 0.0
     try:
         jobs = {n: {"format": n, "card": card} for n, (_, card) in files.items()}
         originals = {n: runner.ask(jobs[n] | {"path": str(path)}) for n, (path, _) in files.items()}
@@ -184,6 +190,7 @@ def fuzz(
             outcome = "loaded" if "loaded" in answer else "refused" if "refused" in answer else "failed"
             counts[outcome] += 1
             counts[f"{kind}: {outcome}"] += 1
+            slowest = max(slowest, answer.get("seconds", 0.0))
             problem = judge(answer, originals[name], kind)
             if problem is None and list(box.iterdir()):
                 problem = f"files were written: {[p.name for p in box.iterdir()]}"
@@ -195,6 +202,7 @@ def fuzz(
                 failures.append((name, kind, number, problem))
     finally:
         runner.stop()
+    counts["ms for the slowest"] = round(1000 * slowest)
     return counts, failures
 
 
@@ -203,7 +211,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--formats", help="only these, separated by commas")
-    parser.add_argument("--timeout", type=float, default=20.0, help="seconds for a file")
+    parser.add_argument("--timeout", type=float, default=20.0, help="seconds of wall time for a file")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:

@@ -21,6 +21,9 @@ ABSURD = {  # a card of any size, which costs nothing to write
     "swin": {"depths": [1000] * 16, "heads": [1] * 16, "dim": 65536, "window": 32, "patch": 1024},
     "resnet": {"blocks": [4000] * 4, "widths": [65536] * 4, "stem_channels": 65536, "groups": 65536},
 }
+OPCODES = [*(b".", b"(", b"R", b"\x81", b"b", b"0", b"Q", b"\x8f", b"u", b"e", b"2", b"\x94"), b"\xff" * 8]
+OPCODES += [b"cos\nsystem\n", b"cpwned\nrun\n", b"\x8c\x05pwned\x8c\x03run\x93", b"\x95" + b"\xff" * 7 + b"\0"]
+OPCODES += [b"\x96" + b"\xff" * 5 + b"\0\0\0", b"X\xff\xff\xff\x7f", b"\x97", b"\x82\x01"]
 BLOCK = re.compile(r"^(.*?(?:blocks|layers?|layer\d|res\d)\.)(\d+)(\..+)$")
 
 
@@ -31,21 +34,7 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
         return bytes(out[:at])
     if kind == 1:  # an opcode or a name
         at = rng.randrange(min(len(out), 2000)) if rng.random() < 0.5 else at
-        opcodes = [
-            b".",
-            b"(",
-            b"R",
-            b"\x81",
-            b"b",
-            b"0",
-            b"Q",
-            b"cos\nsystem\n",
-            b"cpwned\nrun\n",
-            b"\x8f",
-            b"u",
-            b"\xff" * 8,
-        ]
-        out[at:at] = rng.choice(opcodes)
+        out[at:at] = rng.choice(OPCODES)
     elif kind == 2:
         del out[at : at + rng.randrange(1, 30)]
     else:
@@ -101,35 +90,41 @@ def mutate_tensor(table: dict, kind: str, rng: random.Random) -> None:
 
 def mutate_network(table: dict, kind: str, rng: random.Random) -> None:
     """Take a block or a family of tensors out of a network, or exchange two blocks; blocks stay numbered from 0."""
-    found = {k: m for k in table if isinstance(k, str) and (m := BLOCK.match(k))}
-    if kind == "family lost":  # of all blocks, or of the network's own where it has no number
-        ends = sorted({re.sub(r"\d+", "#", k) for k in table if str(k).endswith((".bias", ".weight", ".gamma"))})
-        gone = rng.choice(ends) if ends else None
+    if kind in ("family lost", "biases lost"):  # of all blocks, or of the network's own where it has no number
+        ends = (".bias",) if kind == "biases lost" else (".bias", ".weight", ".gamma")
+        families = sorted({re.sub(r"\d+", "#", k) for k in table if str(k).endswith(ends)})
+        gone = rng.choice(families) if families else None
         for key in [k for k in table if re.sub(r"\d+", "#", str(k)) == gone]:
             del table[key]
         return
-    if not found:
+    found = {k: m for k in table if isinstance(k, str) and (m := BLOCK.match(k))}
+    stages = {}  # of one network -> numbers of its blocks
+    for match in found.values():
+        stages.setdefault(match[1], set()).add(int(match[2]))
+    stages = {stage: sorted(numbers) for stage, numbers in stages.items() if len(numbers) > 1 or kind == "block lost"}
+    if not stages:
         return
-    stage = rng.choice(sorted({m[1] for m in found.values()}))
+    stage = rng.choice(sorted(stages))
     inside = {k: m for k, m in found.items() if m[1] == stage}
-    numbers = sorted({int(m[2]) for m in inside.values()})
-    one, two = rng.choice(numbers), rng.choice(numbers)
     values = {k: table[k] for k in inside}
-    for key in inside if kind == "block lost" else ():
-        del table[key]
-    for key, match in inside.items():
-        number, rest = int(match[2]), match[3]
-        if kind == "block lost":
+    if kind == "block lost":
+        one = rng.choice(stages[stage])
+        for key in inside:
+            del table[key]
+        for key, match in inside.items():
+            number = int(match[2])
             if number != one:  # those behind it move up
-                table[f"{stage}{number - (number > one)}{rest}"] = values[key]
-        elif number in (one, two):
-            place = f"{stage}{two if number == one else one}{rest}"
-            if place in table:
-                table[place] = values[key]
+                table[f"{stage}{number - (number > one)}{match[3]}"] = values[key]
+        return
+    one, two = rng.sample(stages[stage], 2)
+    for key, match in inside.items():
+        other = {one: two, two: one}.get(int(match[2]))
+        if f"{stage}{other}{match[3]}" in values:
+            table[key] = values[f"{stage}{other}{match[3]}"]
 
 
 TENSOR = ("swap", "rename", "lose", "add", "shape", "type", "nest", "transpose", "expand")
-NETWORK = ("block lost", "family lost", "blocks exchanged")
+NETWORK = ("block lost", "family lost", "biases lost", "blocks exchanged")
 
 
 def mutate_tree(tree, rng: random.Random) -> str:
@@ -169,7 +164,7 @@ def damaged(path: Path, rng: random.Random) -> tuple[bytes, str, str | None]:
     if rng.random() < 0.1:
         config = {key: rng.choice(ODD) for key in rng.sample(CONFIG, rng.randrange(1, 4))}
         return path.read_bytes(), "config", json.dumps(config if rng.random() < 0.9 else rng.choice(ODD))
-    if rng.random() < 0.4 or path.suffix == ".pkl":  # which torch does not write
+    if rng.random() < 0.3 or path.suffix == ".pkl":  # which torch does not write
         return mutate_bytes(path.read_bytes(), rng), "bytes", None
     if path.suffix == ".safetensors":
         from safetensors import safe_open
