@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn
 from torch import Tensor, nn
 
 from .common.errors import UserError
@@ -26,7 +27,8 @@ def leave() -> None:
     """Leave the group of processes for good, once nothing in use belongs to it.
 
     Its threads end here: one that lives on into the end of Python aborts a process that has done all its work. DDP
-    modules hold the group, and circles of references hold them.
+    modules hold the group, and circles of references hold them; so does whatever takes `group.WORLD` as a default while
+    the group is there (see the imports above).
     """
     gc.collect()
     dist.destroy_process_group()
@@ -43,8 +45,12 @@ class Ranks:
     GPUs, one GPU a process. Otherwise it is alone and nothing here communicates.
     """
 
-    def __init__(self, device: str = "auto"):
-        """device: auto (a GPU if there is one) | cpu | cuda | cuda:N. Raises UserError for one that is not there."""
+    def __init__(self, device: str = "auto", name: str = ""):
+        """device: auto (a GPU if there is one) | cpu | cuda | cuda:N. Raises UserError for one that is not there.
+
+        name: of the group, for processes that form several one after the other with the same launcher's store.
+        """
+        self.name = name
         known = os.environ
         self.rank, self.world = int(known.get("RANK", 0)), int(known.get("WORLD_SIZE", 1))
         self.local, self.local_world = int(known.get("LOCAL_RANK", 0)), int(known.get("LOCAL_WORLD_SIZE", self.world))
@@ -76,7 +82,9 @@ class Ranks:
         if self.world > 1:
             backend, limit = ("nccl", 30) if self.device.type == "cuda" else ("gloo", 120)
             on = {"device_id": self.device} if backend == "nccl" else {}
-            dist.init_process_group(backend, timeout=timedelta(minutes=limit), **on)
+            store, rank, world = next(dist.rendezvous("env://", timeout=timedelta(minutes=30)))
+            store, limit = dist.PrefixStore(self.name, store), timedelta(minutes=limit)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit, **on)
             self.joined = True
         return self
 

@@ -20,6 +20,7 @@ from . import (
     metrics,  # noqa: F401 (these register what the recipes name)
     optim,  # noqa: F401 (these register what the recipes name)
 )
+from .backbones.base import card_of as card_of
 from .job import Job
 from .keys import override, plain, walk
 from .recipe import Recipe, batching, blocks_of, check_blocks, check_family, parse, read

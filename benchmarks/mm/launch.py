@@ -13,7 +13,6 @@ import signal
 import sys
 import threading
 import time
-from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 
@@ -80,7 +79,8 @@ def check(path: Path, answer: Path) -> int:
     """Build the configuration of {"job", "card", "world"} and write {"effective"} or {"error"} to `answer`."""
     question = read_json(path)
     try:
-        _, effective = configure(Job(**question["job"]), question["card"], question["world"])
+        build, job = builder(), Job(**question["job"])
+        _, effective = build.config(job, build.card_of(question["card"]), question["world"], job.device)
         write_json(answer, {"effective": effective})
     except UserError as error:
         write_json(answer, {"error": str(error)})
@@ -91,52 +91,40 @@ def check(path: Path, answer: Path) -> int:
     return 0
 
 
-def configure(job: Job, card, world: int):
-    """The job's mmengine Config and the values that its record shows. The first import of mm, and so the first moment
-    at which its absence is noticed."""
+def builder():
+    """The module `build`. The first import of mm, and so the first moment at which its absence is noticed."""
     from . import ops, quiet
 
     ops.install()
     with quiet.imports():
-        from . import (
-            backbones,  # noqa: F401 (the classes that configurations name)
-            build,
-            metrics,  # noqa: F401 (the classes that configurations name)
-        )
-        from .backbones.base import card_of
-    return build.config(job, card_of(card), world, job.device)
+        from . import build
+
+        return build
 
 
 def work(job: Job) -> None:
     """Train (or go on with it), evaluate, and write the result, as one of the processes."""
-    import torch
+    from ...pretrain.distributed import Ranks
 
-    from ...pretrain.distributed import leave
-
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    cuda = job.device.startswith("cuda")
-    if cuda:
-        _, _, index = job.device.partition(":")
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) if world > 1 else int(index or 0))
-    if world > 1:
-        join(Path(job.out).name, cuda)
-    # Held until this process ends. Not before the others are there: then the first parent has seen that all was quiet.
-    lock = (Path(job.out) / LOCK).open("a")
-    take(lock.fileno(), math.inf, shared=True)
-    train_and_test(job, rank, world, cuda)
-    if world > 1:
-        leave()
+    build = builder()  # before there is a group: mm imports functions that take it as a default, and would hold it
+    out = Path(job.out)
+    with (out / LOCK).open("a") as lock, Ranks(job.device, out.name) as ranks:
+        # Not before the others are there: then the first parent has seen that all was quiet.
+        take(lock.fileno(), math.inf, shared=True)
+        train_and_test(build, job, ranks)
 
 
-def train_and_test(job: Job, rank: int, world: int, cuda: bool) -> None:
-    """The work itself, by a process that has joined the others; the first writes the result."""
-    from ..checkpoints.open import open_file
-
-    began = time.monotonic()
-    cfg, effective = configure(job, open_file(job.export, format="selfpatch_bench").card, world)
+def train_and_test(build, job: Job, ranks) -> None:
+    """The work itself, by one of the `ranks` that have joined; the first writes the result."""
     from mmengine.runner import Runner
 
-    prepare(cfg, job, world, cuda, effective)
+    from ..checkpoints.open import open_file
+    from ..environment import peak_memory
+
+    began = time.monotonic()
+    cfg, effective = build.config(job, open_file(job.export, format="selfpatch_bench").card, ranks.world, job.device)
+
+    prepare(cfg, job, ranks)
     runner = Runner.from_cfg(cfg)
     report = next(hook for hook in runner.hooks if type(hook).__name__ == "Report")
     report.tests = len(runner.test_loop.dataloader)
@@ -147,8 +135,8 @@ def train_and_test(job: Job, rank: int, world: int, cuda: bool) -> None:
         model = getattr(runner.model, "module", runner.model)
         accounting = model.backbone.accounting
     metrics = runner.test()
-    peaks = gather(peak(cuda))
-    if rank == 0:
+    peaks = ranks.gather(peak_memory(ranks.device.type))
+    if ranks.main:
         metric = runner.test_evaluator.metrics[0]
         result = {
             "metrics": {k.rpartition("/")[2]: float(v) for k, v in metrics.items() if isinstance(v, int | float)},
@@ -156,45 +144,21 @@ def train_and_test(job: Job, rank: int, world: int, cuda: bool) -> None:
             "protocol": effective,
             "accounting": accounting,
             "pictures": [os.path.relpath(p, job.out) for h in runner.hooks for p in getattr(h, "drawn", ())],
-            "environment": environment(cuda, world),
+            "environment": environment(ranks),
             "peak_memory_bytes": {k: max(p[k] for p in peaks) for k in peaks[0]},
             "seconds": round(time.monotonic() - began, 3),
         }
         write_json(Path(job.out) / RESULT, result, sync=True)
 
 
-def join(name: str, cuda: bool) -> None:
-    """Join the other processes, before mmengine would: it wants a GPU for it. `name` keeps the runs of a sweep, which
-    may share a store, apart."""
-    import torch
-    import torch.distributed as dist
-
-    store, rank, world = next(dist.rendezvous("env://", timeout=timedelta(minutes=30)))
-    backend, limit = ("nccl", 30) if cuda else ("gloo", 120)
-    on = {"device_id": torch.device("cuda", torch.cuda.current_device())} if cuda else {}
-    store, limit = dist.PrefixStore(name, store), timedelta(minutes=limit)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit, **on)
-
-
-def gather(value) -> list:
-    """A small object of every process."""
-    import torch.distributed as dist
-
-    if not dist.is_initialized():
-        return [value]
-    values: list = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
-def prepare(cfg, job: Job, world: int, cuda: bool, effective: dict) -> None:
+def prepare(cfg, job: Job, ranks) -> None:
     """What a recipe does not decide: processes, exact resume, safe checkpoints, progress."""
     from . import gallery, hooks
 
     # The number is that of the last checkpoint; what a validation on the way costs, nobody would look at.
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
-    cfg.launcher = "pytorch" if world > 1 else "none"
-    if world > 1 and not cuda:
+    cfg.launcher = "pytorch" if ranks.world > 1 else "none"
+    if ranks.world > 1 and ranks.device.type == "cpu":
         cfg.model_wrapper_cfg = {"type": "MMDistributedDataParallel", "device_ids": None}
     cfg.work_dir = job.out
     cfg.default_hooks.checkpoint.type = hooks.PlainCheckpoint.__name__
@@ -245,26 +209,21 @@ def load_model(model, path: str) -> str:
     return f"{len(wanted)}/{len(wanted)} tensors of the fine-tuned model loaded"
 
 
-def peak(cuda: bool) -> dict[str, int]:
-    from ..environment import peak_memory
-
-    return peak_memory("cuda" if cuda else "cpu")
-
-
-def environment(cuda: bool, world: int) -> dict:
+def environment(ranks) -> dict:
     """What of the processes' surroundings the parent cannot know."""
     import torch
 
     from . import ops
 
     facts = {
-        "processes": world,
+        "processes": ranks.world,
         "threads": torch.get_num_threads(),
         "ops": ops.install(),
         "packages": {package: version(package) for package in ops.PACKAGES.values()},
         "host": platform.node(),
     }
-    return facts | ({"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda} if cuda else {})
+    gpu = ranks.device.type == "cuda"
+    return facts | ({"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda} if gpu else {})
 
 
 if __name__ == "__main__":

@@ -168,9 +168,29 @@ def test_eval_only_gives_the_same_numbers(place, fitted):
         go(place, [COCO, ADE], FIT, eval_only=model)
 
 
-def test_two_processes_and_where_the_numbers_began(place):
-    """Two gloo processes with BN in SyncBN's place: one step at a rate of nothing leaves an untrained network."""
+# The launch module, whose processes say which threads of the group are left when their work is done.
+LEFT = """
+import os, sys
+from selfpatch_bench.benchmarks.mm import launch
+launch.MODULE = __spec__.name
+if __name__ == "__main__":
+    status = launch.main(sys.argv[1:])
+    if "RANK" in os.environ and os.path.isdir("/proc/self/task"):
+        threads = [open(f"/proc/self/task/{task}/comm").read().strip() for task in os.listdir("/proc/self/task")]
+        print("left:", *sorted(name for name in threads if "gloo" in name), "-", flush=True)
+    sys.exit(status)
+"""
+
+
+def test_two_processes_and_where_the_numbers_began(place, monkeypatch):
+    """Two gloo processes with BN in SyncBN's place: one step at a rate of nothing leaves an untrained network.
+
+    No thread of their group is left: one that waits for messages while Python ends aborts a process after its work.
+    """
     values = [*FIT, "batch=4", "per_gpu=1", "epochs=1", "lr=1e-12"]
+    (place / "launch_and_look.py").write_text(LEFT)
+    monkeypatch.setenv("PYTHONPATH", str(place))
+    monkeypatch.setattr(mm_task, "MODULE", "launch_and_look")
     status, (job,) = go(place, [COCO], values, gpus=2)
     assert status == 0, record_errors(place)
     found = result(place, job)
@@ -181,6 +201,8 @@ def test_two_processes_and_where_the_numbers_began(place):
     assert found.environment["training"]["processes"] == 2
     assert found.metrics["AP_bb_50"] < 5
     assert found.metrics["AP_mk_50"] < 5
+    log = (folder_of(place, job) / "log.txt").read_text()
+    assert re.findall("left:.*", log) == ["left: -"] * (2 * os.path.isdir("/proc/self/task"))
 
 
 def test_segmentation_learns(place):
