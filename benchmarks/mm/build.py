@@ -1,7 +1,7 @@
-"""A job, its recipe and a checkpoint's card -> the config that mmengine's Runner takes, and what is recorded of it.
+"""A training, its recipe and a card -> the config that mmengine's Runner takes, and what is recorded of it.
 
 Order: the recipe's file, what the card decides, the user's `key=value`, then what the machine decides (processes,
-device). Iterations in a recipe, and in overrides, are optimiser steps; only the last stage counts micro-batches.
+device).
 """
 
 import copy
@@ -19,11 +19,11 @@ from . import (
     backbones,  # noqa: F401 (these register what the recipes name)
     metrics,  # noqa: F401 (these register what the recipes name)
     optim,  # noqa: F401 (these register what the recipes name)
+    schedule,
 )
-from .backbones.base import card_of as card_of
-from .job import Job
-from .keys import override, plain, walk
-from .recipe import Recipe, batching, blocks_of, check_blocks, check_family, parse, read
+from .keys import for_record, override, walk
+from .recipe import BLOCKS, Recipe, blocks_of, check_blocks, parse, read
+from .training import Training
 
 # mmengine looks for `mmseg::` in a distribution called mmsegmentation; the maintained fork's has another name.
 mmengine_utils.MODULE2PACKAGE["mmseg"] = "mmseg"
@@ -49,59 +49,53 @@ KEPT = (
 # mm's own evaluators round, or only print, what a record keeps: ours (metrics.py) take their place.
 EVALUATORS = {"CocoMetric": "coco", "FasterCocoMetric": "coco", "IoUMetric": "ade20k"}
 OURS = {"coco": "SelfpatchCocoMetric", "ade20k": "SelfpatchIoUMetric"}
-BLOCKS, STRIDES = (3, 5, 7, 11), (4, 8, 16, 32)
+STRIDES = (4, 8, 16, 32)
 
 
-def config(job: Job, card: Card, world: int, device: str) -> tuple[Config, dict]:
-    """(config ready for Runner.from_cfg; every value in force, as plain types for the record).
+def config(training: Training, card: Card, world: int, device: str) -> tuple[Config, dict]:
+    """(config ready for Runner.from_cfg; every value in force, as JSON has it, for the record).
 
     card: the export's. world: number of processes. device: cpu, cuda or cuda:N. Launcher, resuming and evaluation only
-    are the caller's. Raises UserError for a card of another family, and for overrides that do not exist or do not fit.
+    are the caller's. Raises UserError for overrides that do not exist or do not fit.
     """
-    recipe = read(job.recipe)
-    check_family(recipe, card)
-    own, dotted = parse(job.overrides)
+    recipe = read(training.recipe)
+    own, dotted = parse(training.overrides)
     cfg = Config.fromfile(recipe.path, lazy_import=False)
     cfg = Config({key: cfg[key] for key in KEPT if key in cfg})
     card = _card(recipe, card)
-    _network(cfg, recipe, card, own, job.export)
-    _data(cfg, recipe, job, own)
-    _schedule(cfg, own)
+    _network(cfg, recipe, card, own, training.export)
+    _data(cfg, recipe, training, own)
+    schedule.set_length(cfg, own)
     for key, value in dotted.items():
         override(cfg, key, value)
-    lr = float(own.get("lr") or cfg.optim_wrapper.optimizer.get("lr") or recipe.lr)
-    scale = _scale(recipe, job, own)
-    _scale_rates(cfg, lr, scale)
-    per_gpu, accumulate = _batch(cfg, recipe, own, world)
-    before = copy.deepcopy(cfg)
+    lr, scale = schedule.set_rate(cfg, recipe, own, training.scale_lr)
+    per_gpu, accumulate = schedule.set_batch(cfg, recipe, own, world)
+    # The protocol's own numbers; what the other processes and the device change is told beside them.
+    protocol = for_record({k: v for k, v in cfg.items() if k not in ("visualizer", "env_cfg", "log_level")})
     if accumulate > 1:
-        cfg.optim_wrapper.accumulative_counts = accumulate
-        _count_micro_batches(cfg, accumulate)
-    asked = own.get("amp", recipe.amp)
-    amp = _amp(cfg, asked, device)
+        schedule.count_micro_batches(cfg, accumulate)
     norm = _norms(cfg, device)
-    _finish(cfg, job)
     effective = {
         "id": recipe.protocol_id,
         "batch": per_gpu * accumulate * world,
         "per_gpu": per_gpu,
         "gpus": world,
         "accumulate": accumulate,
-        "lr": lr * scale,
+        "lr": lr,
         "lr_scale": scale,
-        "amp": amp if amp == asked else f"{amp} ({asked} needs a GPU)",
+        "amp": _amp(cfg, own.get("amp", recipe.amp), device),
         "norm": norm,
         # Batch norm sees one micro-batch, SyncBN that of all processes: not the statistics of the whole batch.
         "norm_images": None if norm is None else per_gpu * (world if norm == "SyncBN" else 1),
-        "mean": list(card.mean),
-        "std": list(card.std),
-        "limit": job.limit,
-        "overrides": {k: plain(v) for k, v in (own | dotted).items()},
+        "mean": card.mean,
+        "std": card.std,
+        "limit": training.limit,
+        "overrides": for_record(own | dotted),
+        "config": protocol,
     }
     if card.family == "vit":
-        effective |= {"heads": card.heads, "pos_rule": _positions(cfg, card), "blocks": list(cfg.model.backbone.blocks)}
-    # What the other processes and the device change is told above; here the protocol's own numbers stand.
-    effective["config"] = plain({k: v for k, v in before.items() if k not in ("visualizer", "env_cfg", "log_level")})
+        effective |= {"heads": card.heads, "pos_rule": _positions(cfg, card), "blocks": cfg.model.backbone.blocks}
+    _finish(cfg, training)
     return cfg, json.loads(json.dumps(effective))
 
 
@@ -136,8 +130,7 @@ def _network(cfg: Config, recipe: Recipe, card: Card, own: dict, export: str) ->
     """Card, weights, blocks and positions into the backbone; widths and strides of its maps into what follows it."""
     net, model = cfg.model.backbone, cfg.model
     net.card, net.weights = card.as_dict(), export
-    if "with_cp" in own:
-        net.with_cp = own["with_cp"]
+    net.with_cp = own.get("with_cp", net.get("with_cp", False))
     for key in ("blocks", "pos_resize"):
         if key in own and recipe.family != "vit":
             raise UserError(f"{key}={own[key]}: of a ViT only; {recipe.name} takes a {recipe.family}")
@@ -175,8 +168,8 @@ def _positions(cfg: Config, card: Card) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------- data and limits
-def _data(cfg: Config, recipe: Recipe, job: Job, own: dict) -> None:
-    root, val = Path(job.data), cfg.val_dataloader.dataset
+def _data(cfg: Config, recipe: Recipe, training: Training, own: dict) -> None:
+    root, val, limit = Path(training.data), cfg.val_dataloader.dataset, training.limit
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.dataset.data_root = str(root)
         if "workers" in own:
@@ -185,25 +178,23 @@ def _data(cfg: Config, recipe: Recipe, job: Job, own: dict) -> None:
     if EVALUATORS.get(evaluator.type) == recipe.dataset:
         kept = {k: evaluator[k] for k in ("metric", "iou_metrics") if k in evaluator}
         cfg.val_evaluator = evaluator = ConfigDict(kept | {"type": OURS[recipe.dataset]})
-    annotations = root / val.get("ann_file", "")
     if recipe.dataset == "coco":
-        evaluator.ann_file, evaluator.limit = str(annotations), job.limit
-        count = lambda: len(json.loads(annotations.read_text(encoding="utf-8"))["images"])  # noqa: E731
-    else:
-        count = lambda: sum(1 for _ in (root / val.data_prefix.img_path).rglob("*.jpg"))  # noqa: E731
-    if job.limit is not None and job.limit < count():  # mmengine takes no number that is not below the set's
-        val.indices = job.limit
-    if "classes" in own:
-        _classes(cfg, recipe, job, own["classes"])
+        evaluator.ann_file, evaluator.limit = str(root / val.ann_file), limit
+    if limit is not None and limit < _images(recipe, root, val):  # mmengine takes no number that is not below the set's
+        val.indices = limit
+    if training.classes:
+        _classes(cfg, recipe, training.classes)
 
 
-def _classes(cfg: Config, recipe: Recipe, job: Job, number: int) -> None:
-    """A set of its own with so many classes."""
+def _images(recipe: Recipe, root: Path, val: ConfigDict) -> int:
+    """Number of validation images."""
     if recipe.dataset == "coco":
-        from ..datasets.coco import open_coco as opened
-    else:
-        from ..datasets.ade20k import open_ade20k as opened
-    names = opened(job.data, classes=number, train=False).content
+        return len(json.loads((root / val.ann_file).read_text(encoding="utf-8"))["images"])
+    return sum(1 for _ in (root / val.data_prefix.img_path).rglob("*.jpg"))
+
+
+def _classes(cfg: Config, recipe: Recipe, names: list[str]) -> None:
+    """A set of its own with these classes."""
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.dataset.metainfo = {"classes": names}
         if recipe.dataset == "ade20k":  # ADE20KDataset knows no other names than its 150
@@ -211,89 +202,14 @@ def _classes(cfg: Config, recipe: Recipe, job: Job, number: int) -> None:
             loader.dataset.img_suffix, loader.dataset.seg_map_suffix = ".jpg", ".png"
     for part in walk(cfg.model):
         if "num_classes" in part:
-            part["num_classes"] = number
-
-
-# -------------------------------------------------------------------------------------------------- schedule and batch
-def _schedule(cfg: Config, own: dict) -> None:
-    """epochs=, iterations= and warmup=: the whole schedule moves with them."""
-    loop, by_epoch = cfg.train_cfg, cfg.train_cfg.get("by_epoch", "Epoch" in cfg.train_cfg.get("type", ""))
-    counted, other = ("epochs", "iterations") if by_epoch else ("iterations", "epochs")
-    if other in own:
-        raise UserError(f"{other}={own[other]}: this recipe counts {counted}; give {counted}=")
-    if counted in own:
-        key, new = ("max_epochs", own["epochs"]) if by_epoch else ("max_iters", own["iterations"])
-        old, loop[key] = loop[key], new
-        loop.val_interval = min(loop.val_interval, new)
-        cfg.default_hooks.checkpoint.interval = min(cfg.default_hooks.checkpoint.interval, new)
-        for s in cfg.param_scheduler:
-            if s.get("by_epoch", True) != by_epoch or "Linear" in s.type:
-                continue
-            s.end += new - old
-            if "milestones" in s:
-                s.milestones = [max(1, round(m * new / old)) for m in s.milestones]
-    if "warmup" in own:
-        warm = [s for s in cfg.param_scheduler if s.type == "LinearLR"]
-        if not warm:
-            raise UserError(f"warmup={own['warmup']}: this recipe has no warm-up")
-        warm[0].end = warm[0].begin + own["warmup"] + 1
-        if not own["warmup"]:
-            cfg.param_scheduler.remove(warm[0])
-
-
-def _scale(recipe: Recipe, job: Job, own: dict) -> float:
-    """With --scale-lr the learning rate goes with the images per step."""
-    return own.get("batch", recipe.batch) / recipe.batch if job.scale_lr and recipe.batch else 1.0
-
-
-def _scale_rates(cfg: Config, lr: float, scale: float) -> None:
-    cfg.optim_wrapper.optimizer.lr = lr * scale
-    for s in cfg.param_scheduler:
-        if s.get("eta_min"):
-            s.eta_min *= scale
-
-
-def _batch(cfg: Config, recipe: Recipe, own: dict, world: int) -> tuple[int, int]:
-    """Images per GPU at once and accumulation steps, of which the first goes into the data loader."""
-    usual = own.get("per_gpu") or recipe.per_gpu or cfg.train_dataloader.batch_size
-    per_gpu, accumulate = batching(own.get("batch") or recipe.batch or usual * world, world, usual)
-    if own.get("per_gpu", per_gpu) != per_gpu:
-        total = per_gpu * accumulate * world
-        raise UserError(f"per_gpu={own['per_gpu']}: {total} images over {world} processes do not divide by it")
-    cfg.train_dataloader.batch_size = per_gpu
-    return per_gpu, accumulate
-
-
-def _count_micro_batches(cfg: Config, k: int) -> None:
-    """mmengine counts micro-batches: iterations, warm-up, validation and checkpoint intervals times k.
-
-    The rate of micro-batch k t is that of step t; the step itself is made k - 1 micro-batches later, so that it sees a
-    rate which is up to one step's change ahead.
-    """
-    loop, checkpoint = cfg.train_cfg, cfg.default_hooks.checkpoint
-    if "max_iters" in loop:
-        loop.max_iters, loop.val_interval = k * loop.max_iters, k * loop.val_interval
-        if "val_begin" in loop:
-            loop.val_begin *= k
-    if not checkpoint.get("by_epoch", True):
-        checkpoint.interval *= k
-    for s in cfg.param_scheduler:
-        if s.get("by_epoch", True):
-            continue
-        for key in ("begin", "step_size", "T_max"):
-            if key in s:
-                s[key] *= k
-        if "end" in s:
-            s.end = (s.end - 1) * k + 1  # mmengine divides by end - begin - 1
-        if "milestones" in s:
-            s.milestones = [m * k for m in s.milestones]
+            part["num_classes"] = len(names)
 
 
 # -------------------------------------------------------------------------------------------- what the machine decides
 def _amp(cfg: Config, asked: str, device: str) -> str:
-    """Mixed precision in force: none without a GPU, where mmengine's wrapper refuses to start."""
+    """Mixed precision in force, in words: none without a GPU, where mmengine's wrapper refuses to start."""
     if asked == "off" or not device.startswith("cuda"):
-        return "off"
+        return "off" if asked == "off" else f"off ({asked} needs a GPU)"
     wrapper = cfg.optim_wrapper
     wrapper.type, wrapper.dtype = "AmpOptimWrapper", {"fp16": "float16", "bf16": "bfloat16"}[asked]
     wrapper.loss_scale = "dynamic" if asked == "fp16" else 1.0  # bf16 has float32's range: nothing to scale
@@ -309,11 +225,11 @@ def _norms(cfg: Config, device: str) -> str | None:
     return " and ".join(sorted({part["type"] for part in found})) or None
 
 
-def _finish(cfg: Config, job: Job) -> None:
+def _finish(cfg: Config, training: Training) -> None:
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         if not loader.num_workers:
             loader.persistent_workers = False
     cfg.test_dataloader, cfg.test_evaluator = copy.deepcopy(cfg.val_dataloader), copy.deepcopy(cfg.val_evaluator)
     cfg.test_cfg = {"type": "TestLoop"}
-    cfg.work_dir, cfg.load_from, cfg.resume, cfg.launcher = job.out, None, False, "none"
-    cfg.randomness = {"seed": job.seed}
+    cfg.work_dir, cfg.load_from, cfg.resume, cfg.launcher = training.out, None, False, "none"
+    cfg.randomness = {"seed": training.seed}

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset, Sampler
 
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.reading.state import load_state
-from .job import LAST, PROGRESS, write_json
+from .training import LAST, write_json
 
 SCHEME = "selfpatch-own:"  # paths with it are read by `read_own`, not by mmengine's loader
 
@@ -32,21 +32,9 @@ def _seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
-class Draw(int):
-    """An image's index that knows in which epoch it was drawn."""
-
-    epoch = 0
-
-
-def draw(index: int, epoch: int) -> Draw:
-    number = Draw(index)
-    number.epoch = epoch
-    return number
-
-
 @DATA_SAMPLERS.register_module()
-class NumberedSampler(Sampler):
-    """mmengine's sampler `inner` (a config), whose indices are `Draw`s; for RepeatableDataset."""
+class EpochSampler(Sampler):
+    """mmengine's sampler `inner` (a config), for RepeatableDataset: image i of n is number e n + i in epoch e."""
 
     def __init__(self, dataset, inner: Mapping, seed: int | None = None):
         self.dataset = dataset
@@ -56,11 +44,12 @@ class NumberedSampler(Sampler):
     def __len__(self) -> int:
         return len(self.inner)
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[int]:
         rank, world = get_dist_info()
+        n = len(self.dataset)
         for i, index in enumerate(self.inner):
-            epoch = ((self.skipped + i) * world + rank) // len(self.dataset) if self.endless else self.inner.epoch
-            yield draw(index, epoch)
+            epoch = ((self.skipped + i) * world + rank) // n if self.endless else self.inner.epoch
+            yield epoch * n + index
 
     def set_epoch(self, epoch: int) -> None:
         self.inner.set_epoch(epoch)
@@ -73,7 +62,7 @@ class NumberedSampler(Sampler):
 
 @DATASETS.register_module()
 class RepeatableDataset(Dataset):
-    """The data set `dataset` (a config), with NumPy's and Python's random numbers fixed for every `Draw`."""
+    """The data set `dataset` (a config), with NumPy's and Python's random numbers fixed for every image and epoch."""
 
     def __init__(self, dataset: Mapping, seed: int):
         self.dataset, self.seed = DATASETS.build(dict(dataset)), seed
@@ -81,11 +70,16 @@ class RepeatableDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int):
-        number = _seed(self.seed, getattr(index, "epoch", 0), int(index))
-        np.random.seed(number)  # mm's transforms draw from the global generators
-        random.seed(number)
-        return self.dataset[int(index)]
+    def __getitem__(self, number: int):
+        epoch, index = divmod(number, len(self))
+        seed = _seed(self.seed, epoch, index)
+        np.random.seed(seed)  # mm's transforms draw from the global generators
+        random.seed(seed)
+        return self.dataset[index]
+
+    def get_data_info(self, number: int) -> dict:
+        """For mmdet's batch sampler, which asks for the shape of an image by the sampler's number."""
+        return self.dataset.get_data_info(number % len(self))
 
     def __getattr__(self, name: str):
         if name.startswith("__") or name == "dataset":
@@ -93,23 +87,27 @@ class RepeatableDataset(Dataset):
         return getattr(self.dataset, name)
 
 
-def plain(value):
+def without_classes(value):
     """Tensors, numbers, texts and containers of them, of whatever class, as plain ones; other values as their text."""
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, Mapping):
-        return {plain(k): plain(v) for k, v in value.items()}
+        return {without_classes(k): without_classes(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(map(plain, value)) if type(value) in (list, tuple) else [plain(v) for v in value]
+        return (
+            type(value)(map(without_classes, value))
+            if type(value) in (list, tuple)
+            else [without_classes(v) for v in value]
+        )
     if value is None or type(value) in (bool, int, float, complex, str, bytes):
         return value
     return str(value)
 
 
 @HOOKS.register_module()
-class PlainCheckpoint(CheckpointHook):
+class LatestCheckpoint(CheckpointHook):
     """mmengine's hook of checkpoints, which keeps the latest one only, as OUT/last.pth.
 
     The file holds tensors and plain containers alone, so that it can be read without unpickling arbitrary classes, and
@@ -119,7 +117,7 @@ class PlainCheckpoint(CheckpointHook):
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": {}, "resumed_keys": {}}  # only mm's log uses it
         for key in list(checkpoint):
-            checkpoint[key] = plain(checkpoint[key])
+            checkpoint[key] = without_classes(checkpoint[key])
 
     def _save_checkpoint(self, runner) -> None:
         folder, name = Path(runner.work_dir), f".{LAST}.saving"
@@ -129,14 +127,11 @@ class PlainCheckpoint(CheckpointHook):
                 os.fsync(file.fileno())
             os.replace(folder / name, folder / LAST)
 
-    def _save_best_checkpoint(self, runner, metrics) -> None:
-        """The last checkpoint is evaluated, as the protocols say."""
-
 
 @CheckpointLoader.register_scheme(prefixes=SCHEME)
 def read_own(filename: str, map_location=None, **_):
-    """A state that `PlainCheckpoint` saved, on the CPU: whoever takes it over moves it. mmengine's own loader would
-    unpickle whatever a file asks for, should somebody else have put the file into the results' folder."""
+    """A checkpoint of `LatestCheckpoint`. mmengine's own loader would unpickle whatever a file asks for; this one takes
+    tensors and plain containers only, should somebody else have put the file into the results' folder."""
     path = filename.removeprefix(SCHEME)
     try:
         return load_state(path)
@@ -145,23 +140,36 @@ def read_own(filename: str, map_location=None, **_):
 
 
 @HOOKS.register_module()
-class Report(Hook):
-    """Progress for the parent in `out`; fixes torch's random numbers of each iteration; ends a run whose loss is lost.
+class SeedOfIteration(Hook):
+    """Fixes torch's random numbers (dropout) of each iteration, in each process."""
 
-    tests: batches of the evaluation that comes after the training.
+    priority = "VERY_LOW"
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        torch.manual_seed(_seed(self.seed, runner.iter, runner.rank))
+
+
+@HOOKS.register_module()
+class Progress(Hook):
+    """Writes how far training and evaluation are, for the parent, about once a second; ends a run whose loss is lost.
+
+    path: of the file. accumulate: micro-batches for a step.
     """
 
     priority = "VERY_LOW"
 
-    def __init__(self, out: str, seed: int, tests: int = 0, accumulate: int = 1):
-        self.path, self.seed, self.tests, self.accumulate = Path(out) / PROGRESS, seed, tests, accumulate
-        self.last, self.steps = 0.0, 0
+    def __init__(self, path: str, accumulate: int = 1):
+        self.path, self.accumulate = Path(path), accumulate
+        self.last, self.steps, self.tests = 0.0, 0, 0
+
+    def before_run(self, runner) -> None:
+        self.tests = len(runner.test_loop.dataloader)
 
     def before_train(self, runner) -> None:
         self.steps = runner.max_iters
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
-        torch.manual_seed(_seed(self.seed, runner.iter, runner.rank))
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         done = runner.iter + 1
@@ -174,15 +182,11 @@ class Report(Hook):
             micro = f" ({self.accumulate} for a step)" if self.accumulate > 1 else ""
             self._write(runner, done, f"iteration {done}/{self.steps}{micro}, loss {loss:.4g}")
 
-    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if self._due():
-            self._write(runner, runner.iter, f"iteration {runner.iter}/{self.steps}, validating: batch {batch_idx + 1}")
-
     def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         if self._due(batch_idx + 1 == self.tests):
             self._write(runner, self.steps + batch_idx + 1, f"evaluating {batch_idx + 1}/{self.tests}")
 
-    def _due(self, always: bool = False) -> bool:
+    def _due(self, always: bool) -> bool:
         now = time.monotonic()
         if now - self.last < 1 and not always:
             return False

@@ -80,9 +80,9 @@ def _like(old, value, key: str):
     return tuple(value) if isinstance(old, tuple) else value
 
 
-def plain(value):
-    """Plain types for JSON, without the paths of this machine."""
+def for_record(value):
+    """Part of a config as JSON has it, without the paths of this machine."""
     if isinstance(value, dict):
         hidden = ("_scope_", "data_root", "ann_file", "card", "weights") if "type" in value else ("_scope_",)
-        return {str(k): plain(v) for k, v in value.items() if k not in hidden}
-    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+        return {str(k): for_record(v) for k, v in value.items() if k not in hidden}
+    return [for_record(v) for v in value] if isinstance(value, list | tuple) else value

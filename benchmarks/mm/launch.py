@@ -1,55 +1,69 @@
-"""The process that trains and evaluates: `python -m selfpatch_bench.benchmarks.mm.launch JOB.json`.
+"""The process that trains and evaluates: `python -m selfpatch_bench.benchmarks.mm.launch TRAINING.json`.
 
-The parent (task.py) writes the job and starts this in a process group of its own; with several GPUs this becomes
-torchrun, whose processes run it again. `--check IN OUT` only builds the configuration. mm is imported here and below,
-after ops.install(). What fails is left in OUT/error.json as one line.
+The parent (processes.py) starts this in a process group of its own; with several GPUs this becomes torchrun, whose
+processes run it again. `--check` only builds the configuration that stdin describes. mm is imported by `builder` and
+after it. What fails is left in OUT/error.json as one line.
 """
 
 import contextlib
+import json
 import math
 import os
 import platform
 import signal
 import sys
 import threading
-import time
 from importlib.metadata import version
 from pathlib import Path
 
+from ...pretrain.common.card import Card
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.locks import take
-from .job import ERROR, LAST, LOCK, RESULT, Job, read_json, write_json
+from .training import ERROR, LAST, LOCK, PROGRESS, RESULT, Training, write_json
 
 MODULE = f"{__package__}.launch"
 
 
 def main(arguments: list[str]) -> int:
     """-> exit status."""
-    if arguments[0] == "--check":
-        return check(Path(arguments[1]), Path(arguments[2]))
-    path = Path(arguments[0])
-    job = Job.from_json(path)
-    end_with_parent()
-    if job.gpus > 1 and "RANK" not in os.environ:
-        return torchrun(job.gpus, path)
     try:
-        work(job)
+        if arguments == ["--check"]:
+            return check(json.load(sys.stdin))
+        path = Path(arguments[0])
+        return start(path, Training.from_json(path))
     except UserError as error:
-        _fail(job, str(error), error.status)
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.status
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        _fail(job, f"{type(error).__name__}: {lines[0]}", 1)
+
+
+def check(question: dict) -> int:
+    """Build the configuration of a question {"training", "card", "world"}. Raises UserError for one that cannot be."""
+    build, training = builder(), Training(**question["training"])
+    try:
+        build.config(training, Card.from_dict(question["card"]), question["world"], training.device)
+    except UserError:
         raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        raise UserError(f"the configuration cannot be built: {type(error).__name__}: {text}") from error
     return 0
 
 
-def _fail(job: Job, text: str, status: int) -> None:
-    """Keep the first process's error: the others' are mostly about the loss of that one."""
-    path = Path(job.out) / ERROR
-    if not path.exists():
-        write_json(path, {"error": text, "status": status})
+def start(path: Path, training: Training) -> int:
+    """Be one of the processes of the training at `path`, or their launcher; -> exit status."""
+    end_with_parent()
+    if training.gpus > 1 and "RANK" not in os.environ:
+        return torchrun(training.gpus, path)
+    try:
+        work(training)
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {lines[0]}"
+        found = Path(training.out) / ERROR
+        if not found.exists():  # the others' errors are mostly about the loss of the first one that failed
+            write_json(found, {"error": text, "status": getattr(error, "status", 1)})
+        raise
+    return 0
 
 
 def end_with_parent() -> None:
@@ -75,105 +89,86 @@ def torchrun(count: int, path: Path) -> int:
     return 1
 
 
-def check(path: Path, answer: Path) -> int:
-    """Build the configuration of {"job", "card", "world"} and write {"effective"} or {"error"} to `answer`."""
-    question = read_json(path)
-    try:
-        build, job = builder(), Job(**question["job"])
-        _, effective = build.config(job, build.card_of(question["card"]), question["world"], job.device)
-        write_json(answer, {"effective": effective})
-    except UserError as error:
-        write_json(answer, {"error": str(error)})
-    except Exception as error:
-        text = " ".join(str(error).split())[:300]
-        write_json(answer, {"error": f"the configuration cannot be built: {type(error).__name__}: {text}"})
-        raise
-    return 0
-
-
 def builder():
     """The module `build`. The first import of mm, and so the first moment at which its absence is noticed."""
-    from . import ops, quiet
+    from . import ops
 
     ops.install()
-    with quiet.imports():
-        from . import build
+    from . import build
 
-        return build
+    return build
 
 
-def work(job: Job) -> None:
+def work(training: Training) -> None:
     """Train (or go on with it), evaluate, and write the result, as one of the processes."""
     from ...pretrain.distributed import Ranks
 
     build = builder()  # before there is a group: mm imports functions that take it as a default, and would hold it
-    out = Path(job.out)
-    with (out / LOCK).open("a") as lock, Ranks(job.device, out.name) as ranks:
-        # Not before the others are there: then the first parent has seen that all was quiet.
+    out = Path(training.out)
+    with (out / LOCK).open("a") as lock, Ranks(training.device, out.name) as ranks:
+        # Not before the others are there: then the first parent has seen that all was quiet, and written the export.
         take(lock.fileno(), math.inf, shared=True)
-        train_and_test(build, job, ranks)
+        result = train_and_test(build, training, ranks)
+        if ranks.main:
+            write_json(out / RESULT, result, sync=True)
 
 
-def train_and_test(build, job: Job, ranks) -> None:
-    """The work itself, by one of the `ranks` that have joined; the first writes the result."""
+def train_and_test(build, training: Training, ranks) -> dict:
+    """The work itself, by one of the `ranks` that have joined; -> what the parent makes a record of."""
     from mmengine.runner import Runner
 
-    from ..checkpoints.open import open_file
+    from ...pretrain.common.weights import load_card
     from ..environment import peak_memory
 
-    began = time.monotonic()
-    cfg, effective = build.config(job, open_file(job.export, format="selfpatch_bench").card, ranks.world, job.device)
-
-    prepare(cfg, job, ranks)
+    cfg, effective = build.config(training, load_card(training.export), ranks.world, training.device)
+    prepare(cfg, training, ranks)
     runner = Runner.from_cfg(cfg)
-    report = next(hook for hook in runner.hooks if type(hook).__name__ == "Report")
-    report.tests = len(runner.test_loop.dataloader)
-    if job.eval_only:
-        accounting = load_model(runner.model, job.eval_only)
+    if training.eval_only:
+        accounting = load_model(runner.model, training.eval_only)
     else:
         runner.train()
-        model = getattr(runner.model, "module", runner.model)
-        accounting = model.backbone.accounting
+        accounting = getattr(runner.model, "module", runner.model).backbone.accounting
     metrics = runner.test()
     peaks = ranks.gather(peak_memory(ranks.device.type))
-    if ranks.main:
-        metric = runner.test_evaluator.metrics[0]
-        result = {
-            "metrics": {k.rpartition("/")[2]: float(v) for k, v in metrics.items() if isinstance(v, int | float)},
-            "parts": getattr(metric, "parts", {}),
-            "protocol": effective,
-            "accounting": accounting,
-            "pictures": [os.path.relpath(p, job.out) for h in runner.hooks for p in getattr(h, "drawn", ())],
-            "environment": environment(ranks),
-            "peak_memory_bytes": {k: max(p[k] for p in peaks) for k in peaks[0]},
-            "seconds": round(time.monotonic() - began, 3),
-        }
-        write_json(Path(job.out) / RESULT, result, sync=True)
+    return {
+        "metrics": {k.rpartition("/")[2]: float(v) for k, v in metrics.items() if isinstance(v, int | float)},
+        "parts": getattr(runner.test_evaluator.metrics[0], "parts", {}),
+        "protocol": effective,
+        "accounting": accounting,
+        "environment": environment(ranks),
+        "peak_memory_bytes": {k: max(p[k] for p in peaks) for k in peaks[0]},
+    }
 
 
-def prepare(cfg, job: Job, ranks) -> None:
+def prepare(cfg, training: Training, ranks) -> None:
     """What a recipe does not decide: processes, exact resume, safe checkpoints, progress."""
     from . import gallery, hooks
 
     # The number is that of the last checkpoint; what a validation on the way costs, nobody would look at.
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
-    cfg.launcher = "pytorch" if ranks.world > 1 else "none"
-    if ranks.world > 1 and ranks.device.type == "cpu":
-        cfg.model_wrapper_cfg = {"type": "MMDistributedDataParallel", "device_ids": None}
-    cfg.work_dir = job.out
-    cfg.default_hooks.checkpoint.type = hooks.PlainCheckpoint.__name__
-    accumulate = cfg.optim_wrapper.get("accumulative_counts", 1)
-    report = {"type": hooks.Report.__name__, "out": job.out, "seed": job.seed, "accumulate": accumulate}
-    drawing = {"type": gallery.Gallery.__name__, "folder": str(Path(job.out) / "pictures")}
-    cfg.custom_hooks = [*cfg.get("custom_hooks", []), report, *([drawing] if job.pictures else [])]
+    if ranks.world > 1:
+        cfg.launcher = "pytorch"
+        if ranks.device.type == "cpu":
+            cfg.model_wrapper_cfg = {"type": "MMDistributedDataParallel", "device_ids": None}
+    cfg.default_hooks.checkpoint.type = hooks.LatestCheckpoint.__name__
+    own = [
+        {"type": hooks.SeedOfIteration.__name__, "seed": training.seed},
+        {
+            "type": hooks.Progress.__name__,
+            "path": str(Path(training.out) / PROGRESS),
+            "accumulate": cfg.optim_wrapper.get("accumulative_counts", 1),
+        },
+    ]
+    if training.pictures:
+        own.append({"type": gallery.Gallery.__name__, "folder": str(Path(training.out) / "pictures")})
+    cfg.custom_hooks = [*cfg.get("custom_hooks", []), *own]
     train = cfg.train_dataloader
-    train.sampler = {"type": hooks.NumberedSampler.__name__, "inner": train.sampler}
-    train.dataset = {"type": hooks.RepeatableDataset.__name__, "dataset": train.dataset, "seed": job.seed}
-    for loader in (cfg.train_dataloader, cfg.test_dataloader):
-        dataset = loader.dataset.get("dataset", loader.dataset)
+    train.sampler = {"type": hooks.EpochSampler.__name__, "inner": train.sampler}
+    train.dataset = {"type": hooks.RepeatableDataset.__name__, "dataset": train.dataset, "seed": training.seed}
+    for dataset in (train.dataset.dataset, cfg.test_dataloader.dataset):
         dataset.pipeline = _sizes(dataset.pipeline)
-    last = Path(job.out) / LAST
-    if last.is_file() and not job.eval_only:
+    last = Path(training.out) / LAST
+    if last.is_file() and not training.eval_only:
         cfg.resume, cfg.load_from = True, f"{hooks.SCHEME}{last}"
 
 

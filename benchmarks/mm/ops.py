@@ -1,10 +1,12 @@
-"""mmcv's compiled extension, or torchvision's kernels in its place.
+"""What comes before the first import of mm: mmcv's compiled extension, or torchvision's kernels in its place.
 
 pip builds onedl-mmcv without its compiled ops, and of those Mask R-CNN needs only NMS and RoIAlign, which torchvision
-has. `install` comes before the first import of mmcv.ops; nothing in this file imports mm at its top.
+has. Nothing in this file imports mm at its top.
 """
 
+import functools
 import importlib.util
+import logging
 import sys
 import types
 import warnings
@@ -51,6 +53,7 @@ def install() -> str:
         require()
         present = _compiled() or Kernels(NAME)
         sys.modules[NAME] = present
+    silence()
     return "torchvision" if isinstance(present, Kernels) else "compiled"
 
 
@@ -118,50 +121,49 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
 
 
 def roi_align_forward(
-    input: Tensor,
-    rois: Tensor,
-    output: Tensor,
-    argmax_y: Tensor,
-    argmax_x: Tensor,
-    *,
-    aligned_height: int,
-    aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,
-    aligned: bool,
+    input: Tensor, rois: Tensor, output: Tensor, *_, aligned_height: int, aligned_width: int, **options
 ) -> None:
-    """input [B, C, H, W], rois [K, 5] as image, x1, y1, x2, y2 -> fills output [K, C, h, w]. pool_mode 1: average."""
-    _average_only(pool_mode)
+    """input [B, C, H, W], rois [K, 5] as image, x1, y1, x2, y2 -> fills output [K, C, h, w]; see `_average`."""
+    scale, *how = _average(**options)
     maps, boxes = _single(input, rois)
-    size = (aligned_height, aligned_width)
     with torch.autocast(input.device.type, enabled=False):
-        out = torch.ops.torchvision.roi_align(maps, boxes.to(maps), spatial_scale, *size, sampling_ratio, aligned)
-    output.copy_(out)
+        align = torch.ops.torchvision.roi_align
+        output.copy_(align(maps, boxes.to(maps), scale, aligned_height, aligned_width, *how))
 
 
 def roi_align_backward(
-    grad_output: Tensor,
-    rois: Tensor,
-    argmax_y: Tensor,
-    argmax_x: Tensor,
-    grad_input: Tensor,
-    *,
-    aligned_height: int,
-    aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,
-    aligned: bool,
+    grad_output: Tensor, rois: Tensor, *places: Tensor, aligned_height: int, aligned_width: int, **options
 ) -> None:
-    """grad_output [K, C, h, w] -> fills grad_input [B, C, H, W]."""
-    _average_only(pool_mode)
+    """grad_output [K, C, h, w] -> fills the last of `places`, grad_input [B, C, H, W]; see `_average`."""
+    scale, *how = _average(**options)
     grad, boxes = _single(grad_output, rois)
-    size = (aligned_height, aligned_width)
-    kernel = torch.ops.torchvision._roi_align_backward
-    grad_input.copy_(kernel(grad, boxes.to(grad), spatial_scale, *size, *grad_input.shape, sampling_ratio, aligned))
+    back, into = torch.ops.torchvision._roi_align_backward, places[-1]
+    into.copy_(back(grad, boxes.to(grad), scale, aligned_height, aligned_width, *into.shape, *how))
 
 
-def _average_only(pool_mode: int) -> None:
+def _average(spatial_scale: float, sampling_ratio: int, pool_mode: int, aligned: bool) -> tuple[float, int, bool]:
+    """mmcv's options in torchvision's order. pool_mode: 1 is the average, 0 the maximum, which torchvision lacks; only
+    the maximum fills mmcv's `argmax_y` and `argmax_x`."""
     if pool_mode != 1:
         raise NotImplementedError(f"mmcv op `roi_align` with pool_mode='max' needs compiled ops: {COMPILE}")
+    return spatial_scale, sampling_ratio, aligned
+
+
+def silence() -> None:
+    """Ignore the warnings that mm gives as it is imported, most of it when a run starts; print no debug message.
+
+    mmengine's `print_log` prints whatever has no logger, debug messages of optional imports included.
+    """
+    warnings.filterwarnings("ignore", message="``MultiScaleDeformableAttention`` has been moved")
+    import mmengine.logging
+
+    print_log = mmengine.logging.print_log
+    if hasattr(print_log, "__wrapped__"):
+        return
+
+    @functools.wraps(print_log)
+    def without_debug(msg, logger=None, level=logging.INFO):
+        if logger is not None or level >= logging.INFO:
+            print_log(msg, logger, level)
+
+    mmengine.logging.print_log = without_debug

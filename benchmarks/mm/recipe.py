@@ -21,8 +21,15 @@ from ..tasks import Metric
 from ..tasks._registry import RECIPES
 
 FAMILIES = ("vit", "swin", "resnet")
+BLOCKS = (3, 5, 7, 11)  # of a ViT of 12, whose outputs the heads take where a recipe says nothing
 AMP = ("off", "fp16", "bf16")
-DATASET_OF = {"AP_bb": "coco", "mIoU": "ade20k"}
+# Of each kind of data set: what its evaluator gives, and so a recipe's metrics unless it names fewer.
+METRICS = {
+    "coco": tuple(f"AP_{of}{end}" for of in ("bb", "mk") for end in ("", "_50", "_75", "_s", "_m", "_l")),
+    "ade20k": ("mIoU", "aAcc", "mAcc"),
+}
+
+
 # `key=value` on the command line that every recipe understands, and of what kind the value is. Any other key is a
 # dotted one of the mm config (see build.py). Iterations are optimiser steps.
 OWN = {
@@ -73,21 +80,25 @@ def read(path: str | Path) -> Recipe:
     """The recipe in that file. Raises UserError that says what the harness block lacks. Never runs the file."""
     path = Path(path)
     found = literal(path, "harness")
-    known = {"version", "family", "dataset", "protocol", "metrics", "noise", "published"}
-    known |= {"batch", "per_gpu", "lr", "blocks", "heads", "pos_resize", "amp"}
+    as_they_are = {"family", "batch", "per_gpu", "lr", "heads", "pos_resize", "amp"}
+    known = as_they_are | {"version", "dataset", "protocol", "metrics", "noise", "published", "blocks"}
     for key in found:
         if key not in known:
             raise UserError(f"{path}: harness has no {key}; there are: {', '.join(sorted(known))}")
-    for key in ("version", "family", "metrics", "published"):
+    for key in ("version", "family", "published"):
         if key not in found:
             raise UserError(f"{path}: harness lacks {key}=")
-    if found["family"] not in FAMILIES:
-        raise UserError(f"{path}: harness: family={found['family']!r}: it is one of {', '.join(FAMILIES)}")
-    if found.get("amp", "off") not in AMP:
-        raise UserError(f"{path}: harness: amp={found['amp']!r}: it is one of {', '.join(AMP)}")
-    noise = found.get("noise", {})
+    names = found.get("metrics", ())
+    dataset = found.get("dataset") or next((d for d, given in METRICS.items() if {given[0]} & {*names}), None)
+    for key, value, choices in (
+        ("family", found["family"], FAMILIES),
+        ("amp", found.get("amp", "off"), AMP),
+        ("dataset", dataset, tuple(METRICS)),
+    ):
+        if value not in choices:
+            raise UserError(f"{path}: harness: {key}={value!r}: it is one of {', '.join(choices)}")
+    names, noise = tuple(names) or METRICS[dataset], found.get("noise", {})
     try:
-        names = tuple(found["metrics"])
         bands = dict(noise) if isinstance(noise, Mapping) else dict.fromkeys(names, noise)
         metrics = tuple(Metric(name, noise=float(bands.pop(name, 0.0))) for name in names)
         published = tuple((str(task), str(protocol)) for task, protocol in found["published"])
@@ -97,20 +108,16 @@ def read(path: str | Path) -> Recipe:
         raise UserError(f"{path}: harness cannot be read: {error}") from None
     if bands:
         raise UserError(f"{path}: harness: noise names {next(iter(bands))}, which is none of its metrics")
-    dataset = found.get("dataset") or next((DATASET_OF[n] for n in names if n in DATASET_OF), None)
-    if dataset not in DATASET_OF.values():
-        raise UserError(f"{path}: harness: dataset={dataset!r}: it is coco or ade20k")
     return Recipe(
         name=path.stem,
         path=path,
         version=version,
-        family=found["family"],
         dataset=dataset,
         protocol_id=f"{protocol}-v{version}",
         metrics=metrics,
         published=published,
         blocks=blocks,
-        **{key: found[key] for key in ("batch", "per_gpu", "lr", "heads", "pos_resize", "amp") if key in found},
+        **{key: found[key] for key in as_they_are & found.keys()},
     )
 
 
@@ -219,25 +226,22 @@ def parse(overrides: Iterable[str]) -> tuple[dict, dict]:
 
 def _own(key: str, value, text: str):
     """The value of an OWN key, or UserError."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
     if key == "amp" and value is False:  # YAML reads off as false
         value = "off"
     if key == "blocks":
-        value = tuple(text.strip("[]() ").split(",")) if isinstance(value, str) else value
-        try:
-            value = tuple(int(str(v)) for v in value)
-        except (TypeError, ValueError):
-            value = None
-        good = value is not None and len(value) == 4
+        with contextlib.suppress(TypeError, ValueError):
+            value = tuple(int(str(v)) for v in (text.strip("[]() ").split(",") if isinstance(value, str) else value))
+        good = isinstance(value, tuple) and len(value) == 4
+    elif key in ("amp", "pos_resize"):
+        good = value in (AMP if key == "amp" else POSITION_RULES)
     elif key == "with_cp":
         good = isinstance(value, bool)
     elif key == "lr":
-        good = (whole or isinstance(value, float)) and 0 < value < math.inf
+        good = number and 0 < value < math.inf
         value = float(value) if good else value
-    elif key in ("amp", "pos_resize"):
-        good = value in (AMP if key == "amp" else POSITION_RULES)
     else:
-        good = whole and value >= (0 if key in ("warmup", "workers") else 1)
+        good = number and isinstance(value, int) and value >= (0 if key in ("warmup", "workers") else 1)
     if not good:
         raise UserError(f"{key}={text}: {OWN[key]}")
     return value

@@ -4,17 +4,9 @@ This module does not: the data are checked here, the configuration in a short pr
 any work), training and evaluation in processes of a group of their own. Only this side writes records.
 """
 
-import contextlib
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import tempfile
-import threading
-import time
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -22,16 +14,12 @@ from pathlib import Path
 from ...pretrain.common.card import Card
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.keyvalue import key_value
-from ...pretrain.common.locks import take
-from ...pretrain.common.processes import child_environment, python
 from ..tasks import Config, Crash, Data, Task
 from . import recipe
-from .job import ERROR, LOCK, LOG, PROGRESS, RESULT, Job, read_json
+from .processes import ask, tail, wait_for_earlier, work
+from .training import ERROR, EXPORT, LOG, PROGRESS, RESULT, Training, read_json
 
-MODULE = f"{__package__}.launch"
 MACHINE = ("workers", "per_gpu", "with_cp")  # change no number; of per_gpu, what does is in `micro_batch`
-TAIL = 40  # lines of the log that a failure record keeps
-PATIENCE = 30.0  # seconds to end after a signal
 
 
 @dataclass
@@ -122,19 +110,19 @@ class MMTask:
 
     def check_model(self, cfg: Config, card: dict) -> None:
         """Build the configuration for this card in a process of its own. Raises UserError with its complaint."""
-        recipe.check_family(self.recipe, Card(**{k: tuple(v) if isinstance(v, list) else v for k, v in card.items()}))
-        job = dataclasses.asdict(dataclasses.replace(self._job(cfg, Path(), export=None), out="", seed=0))
-        question = {"job": job, "card": card, "world": max(cfg.gpus, cfg.world)}
+        recipe.check_family(self.recipe, Card.from_dict(card))
+        training = dataclasses.replace(self._training(cfg, Path()), out="", export="", seed=0)
+        question = {"training": dataclasses.asdict(training), "card": card, "world": max(cfg.gpus, cfg.world)}
         if error := _ask(json.dumps(question), cfg.device):
             raise UserError(error)
 
-    def _job(self, cfg: Config, out: Path, export: Path | None) -> Job:
-        p = cfg.protocol
-        return Job(
+    def _training(self, cfg: Config, out: Path) -> Training:
+        p, out = cfg.protocol, out.resolve()
+        return Training(
             recipe=str(self.recipe.path.resolve()),
-            export=str(export) if export else "",
+            export=str(out / EXPORT),
             data=str(Path(cfg.data.root).resolve()),
-            out=str(out.resolve()),
+            out=str(out),
             overrides=[f"{k}={v}" for k, v in (p.overrides | p.machine).items()],
             seed=cfg.seed,
             limit=cfg.limit,
@@ -143,29 +131,31 @@ class MMTask:
             scale_lr=p.scale_lr,
             eval_only=str(cfg.eval_only.resolve()) if cfg.eval_only else None,
             pictures=cfg.pictures,
+            classes=list(cfg.data.content) if "classes" in p.overrides else None,
         )
 
     def run(self, checkpoint, cfg: Config, out: Path) -> dict:
         """Train and evaluate in `out`, going on where an earlier run there was interrupted. Raises Crash.
 
-        checkpoint: an opened one (checkpoints.open.Checkpoint).
+        checkpoint: an opened one (checkpoints.open.Checkpoint); of no use to any process but the first, which exports
+        it for all of them.
         """
-        export = out.resolve() / "backbone.safetensors"
-        job = self._job(cfg, out, export)
-        if cfg.rank == 0:
+        training, first = self._training(cfg, out), cfg.rank == 0
+        path = out / ("job.json" if first else f"job.{cfg.rank}.json")
+        if first:
             if (known := read_json(out / RESULT)) is not None:  # finished, but the record was not written any more
                 return _result(known)
 
             from ...pretrain.common.weights import save_weights
 
-            save_weights(export, checkpoint.reading.weights, checkpoint.card, {"fingerprint": checkpoint.fingerprint})
-        path = out / ("job.json" if cfg.rank == 0 else f"job.{cfg.rank}.json")
-        with _alone(out) if cfg.rank == 0 else contextlib.nullcontext():
-            job.to_json(path)
+            about = {"fingerprint": checkpoint.fingerprint}
+            save_weights(Path(training.export), checkpoint.reading.weights, checkpoint.card, about)
+            wait_for_earlier(out)
             for name in (ERROR, PROGRESS):
                 (out / name).unlink(missing_ok=True)
-        work(path, out, cfg, cfg.rank)
-        if cfg.rank:
+        training.to_json(path)
+        work(path, out, cfg)
+        if not first:
             return {}
         if (found := read_json(out / RESULT)) is None:
             raise Crash(f"ended without a result; see {out / LOG}", tail(out / LOG))
@@ -173,130 +163,8 @@ class MMTask:
 
 
 def _result(found: dict) -> dict:
-    protocol = found["protocol"] | {"accounting": found["accounting"]}
-    return {k: found[k] for k in ("metrics", "parts", "environment", "peak_memory_bytes")} | {"protocol": protocol}
+    kept = {k: found[k] for k in ("metrics", "parts", "environment", "peak_memory_bytes")}
+    return kept | {"protocol": found["protocol"] | {"accounting": found["accounting"]}}
 
 
-@cache
-def _ask(question: str, device: str) -> str | None:
-    """What is wrong with a configuration; a process of some seconds."""
-    with tempfile.TemporaryDirectory() as folder:
-        asked, answer = Path(folder, "question.json"), Path(folder, "answer.json")
-        asked.write_text(question, encoding="utf-8")
-        line = python(MODULE, "--check", asked, answer)
-        done = subprocess.run(line, capture_output=True, text=True, env=_environment(device), check=False)
-        found = read_json(answer)
-    if found is None:
-        text = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        return f"mm does not start: {text}"
-    return found.get("error")
-
-
-def _environment(device: str) -> dict[str, str]:
-    """Of the processes: mm takes a GPU wherever it sees one, so on `cpu` it must see none."""
-    return child_environment(**({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}))
-
-
-@contextlib.contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Wait until the processes of an earlier, killed run in `out` have ended."""
-    with (out / LOCK).open("a") as lock:
-        if not take(lock.fileno(), PATIENCE):
-            raise UserError(f"{out}: processes of an earlier run are still at work there", 1)
-        yield
-
-
-def work(path: Path, out: Path, cfg: Config, rank: int = 0) -> None:
-    """Run the job's processes to their end, passing on their progress and any signal to end. Raises Crash."""
-    log = out / (LOG if rank == 0 else f"log.{rank}.txt")
-    line = python(MODULE, path.resolve())
-    with log.open("ab") as output:
-        output.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {path}\n".encode())
-        output.flush()
-        process = subprocess.Popen(
-            line,
-            stdin=subprocess.PIPE,  # whose end tells the processes that this one is gone
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=_environment(cfg.device),
-            start_new_session=True,
-        )
-        try:
-            with Forward(process) as told:
-                last = None
-                while process.poll() is None:
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        process.wait(0.3)
-                    if rank == 0 and (found := read_json(out / PROGRESS)) not in (None, last):
-                        cfg.progress(found["done"], found["total"], found["text"])
-                        last = found
-        finally:
-            process.stdin.close()
-            end_group(process)
-    told.again()
-    if process.returncode:
-        raise Crash(reason(process.returncode, out, log), tail(log))
-
-
-def end_group(process: subprocess.Popen) -> None:
-    """Kill whatever is left of a process group, and take leave of its leader."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def reason(status: int, out: Path, log: Path) -> str:
-    """Why the processes ended, in one line."""
-    if found := read_json(out / ERROR):
-        return found["error"]
-    if status < 0:
-        name = signal.Signals(-status).name
-        hint = " (out of memory, or killed by someone)" if name == "SIGKILL" else ""
-        return f"the process was ended by {name}{hint}; log: {log}"
-    return f"the process ended with status {status}; log: {log}"
-
-
-def tail(log: Path, lines: int = TAIL) -> str:
-    """The last lines of a log."""
-    try:
-        with log.open(encoding="utf-8", errors="replace") as file:
-            return "".join(deque(file, lines))
-    except OSError:
-        return ""
-
-
-class Forward:
-    """Passes SIGTERM and SIGINT on to a process group; a context manager. `again()` then does to this process what
-    the signal meant. A launcher's own handlers (submitit's, torchrun's) are left alone.
-
-    A group that has not ended PATIENCE seconds later, or at a second signal, is killed.
-    """
-
-    def __init__(self, process: subprocess.Popen):
-        self.process, self.signal, self.before = process, 0, {}
-        self.timer = threading.Timer(PATIENCE, end_group, [process])
-        self.timer.daemon = True
-
-    def __enter__(self) -> "Forward":
-        if threading.current_thread() is threading.main_thread():
-            default = (signal.SIG_DFL, signal.default_int_handler)
-            own = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) in default]
-            self.before = {n: signal.signal(n, self.catch) for n in own}
-        return self
-
-    def catch(self, number: int, _frame) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL if self.signal else number)
-        if not self.signal:
-            self.signal = number
-            self.timer.start()
-
-    def __exit__(self, *_) -> None:
-        self.timer.cancel()
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def again(self) -> None:
-        """End this process by the signal that it passed on, if there was one."""
-        if self.signal:
-            signal.raise_signal(self.signal)
+_ask = cache(ask)  # the same question for every seed

@@ -132,6 +132,13 @@ class Card:
             keep = facts.keys() - OPTIONAL
         return {k: v for k, v in facts.items() if k in keep}
 
+    @classmethod
+    def from_dict(cls, facts: Mapping) -> "Card":
+        """The card that `as_dict` made plain. Raises UserError for a bad value or an unknown field."""
+        may_be_unknown = {name for name, spec in FIELDS.items() if "None" in str(spec.type)}
+        given = {k: v if v is None and k in may_be_unknown else parse_field(k, v) for k, v in facts.items()}
+        return cls(**given)
+
     def override(self, values: Mapping[str, object]) -> "Card":
         """A card with some fields replaced; texts are converted. Raises UserError for a bad value or unknown field."""
         own = FAMILY_FIELDS.get(self.family, FIELDS.keys() - OPTIONAL)

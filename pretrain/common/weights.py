@@ -13,11 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .atomic import replacing
-from .card import FIELDS, Card, parse_field
+from .card import Card
 from .errors import UserError, shorten
 
 KEY = "selfpatch_bench"  # of the file's metadata: {"card": {...}, "about": {...}} as JSON
-UNKNOWN = {name for name, spec in FIELDS.items() if "None" in str(spec.type)}  # fields that may be null
 
 
 def names(keys: Iterable[str], limit: int = 8) -> str:
@@ -53,10 +52,15 @@ def save_weights(path: Path, weights: Mapping, card: Card, about: Mapping | None
 def read_card(metadata: Mapping[str, str]) -> Card:
     """The card in a file's metadata. Raises UserError for a damaged one."""
     try:
-        fields = json.loads(metadata[KEY])["card"]
-        return Card(**{k: v if v is None and k in UNKNOWN else parse_field(k, v) for k, v in fields.items()})
+        return Card.from_dict(json.loads(metadata[KEY])["card"])
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"its card is damaged ({shorten(error)})") from None
+
+
+def load_card(path: str | Path) -> Card:
+    """The card alone of what `save_weights` wrote."""
+    with safe_open(path, framework="pt") as file:
+        return read_card(file.metadata())
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Tensor], Card]:

@@ -116,9 +116,9 @@ def test_the_runs_of_an_ablation(trap, place, tmp_path, monkeypatch, capfd):
 def test_processes_of_mm(trap, place, tmp_path):
     """The process that builds a configuration imports the real mm."""
     recipe = Path(mm_task.__file__).parents[2] / "mm_configs/ade20k_semfpn_40k.py"
-    job = {"recipe": str(recipe), "export": "", "data": "/data", "out": "", "overrides": ["blocks=2,5,8,11"]}
+    training = {"recipe": str(recipe), "export": "", "data": "/data", "out": "", "overrides": ["blocks=2,5,8,11"]}
     card = Card("vit", 16, 24, 6, 2, pos="learned 4x4", mean=(0.5,) * 3, std=(0.5,) * 3).as_dict()
-    said = mm_task._ask(json.dumps({"job": job, "card": card, "world": 1}), "cpu")
+    said = mm_task._ask(json.dumps({"training": training, "card": card, "world": 1}), "cpu")
     assert (said and "the network has 6 blocks" in said, trap()) == (True, []), said
 
 

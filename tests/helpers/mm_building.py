@@ -7,7 +7,8 @@ import pytest
 
 from conftest import REPO
 from selfpatch_bench.benchmarks.mm import ops, recipe
-from selfpatch_bench.benchmarks.mm.job import Job
+from selfpatch_bench.benchmarks.mm.training import Training
+from selfpatch_bench.benchmarks.synthetic.small_sets import ADE_CLASSES, COCO_CLASSES
 from selfpatch_bench.pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD, Card
 
 HAVE = all(importlib.util.find_spec(name) for name in ops.PACKAGES)
@@ -33,23 +34,22 @@ CARDS = {
 def build():
     """The module `build`, with mm imported."""
     ops.install()
-    from selfpatch_bench.benchmarks.mm import quiet
-
-    with quiet.imports():
-        from selfpatch_bench.benchmarks.mm import build
+    from selfpatch_bench.benchmarks.mm import build
 
     return build
 
 
-def job(name, *overrides, **rest):
-    """The job of a recipe of ours."""
-    return Job(str(CONFIGS / f"{name}.py"), "", rest.pop("data", "/data"), "/out", list(overrides), **rest)
+def training(name, *overrides, export="", data="/data", **rest):
+    """The training of a recipe of ours; with `classes=` on a drawn set."""
+    if any(text.startswith("classes=") for text in overrides):
+        rest["classes"] = list(COCO_CLASSES if name.startswith("coco") else ADE_CLASSES)
+    return Training(str(CONFIGS / f"{name}.py"), str(export), str(data), "/out", list(overrides), **rest)
 
 
 def configured(name, *overrides, world=8, device="cuda", card=None, **rest):
     """(config, effective) of a recipe for `card`, else for the narrow one of its family; on 8 GPUs."""
     card = card or CARDS[recipe.read(CONFIGS / f"{name}.py").family]
-    return build().config(job(name, *overrides, **rest), card, world, device)
+    return build().config(training(name, *overrides, **rest), card, world, device)
 
 
 def model_of(cfg):

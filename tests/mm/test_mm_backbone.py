@@ -15,7 +15,7 @@ from selfpatch_bench.benchmarks import load
 from selfpatch_bench.benchmarks.backbones.conv import timm_network
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.hub.open import open_checkpoint
-from selfpatch_bench.benchmarks.mm import ops, quiet
+from selfpatch_bench.benchmarks.mm import ops
 from selfpatch_bench.pretrain.common.card import Card
 from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.common.weights import save_weights
@@ -225,8 +225,7 @@ def test_pictures_are_padded_with_zeros_at_the_bottom_and_right(tmp_path):
 def test_swin_is_that_of_mmdet(tmp_path):
     """mmdet's is Swin's detection code; sizes whose stages are not whole windows."""
     ops.install()
-    with quiet.imports():
-        from mmdet.models.backbones.swin import SwinTransformer, swin_converter
+    from mmdet.models.backbones.swin import SwinTransformer, swin_converter
 
     path, weights = export(SWIN, tmp_path / "x.safetensors", 0.1)
     ours = TimmSwin(SWIN.as_dict(), path, drop_path=0.3)
@@ -253,8 +252,7 @@ def test_swin_is_that_of_mmdet(tmp_path):
 def test_resnet_is_that_of_mmdet(tmp_path):
     """Maps, gradients and batch-norm statistics of a training step, the very same weight names."""
     ops.install()
-    with quiet.imports():
-        from mmdet.models.backbones import ResNet
+    from mmdet.models.backbones import ResNet
 
     card = RESNET.override({"blocks": (3, 4, 6, 3)})
     path, _ = export(card, tmp_path / "x.safetensors")
@@ -344,8 +342,7 @@ def test_mm_finds_them_and_does_not_initialise_them_again(tmp_path, kind):
     ops.install()
     from mmengine.model import BaseModule
 
-    with quiet.imports():
-        registry = importlib.import_module(f"{kind}.registry").MODELS
+    registry = importlib.import_module(f"{kind}.registry").MODELS
 
     class Detector(BaseModule):
         def __init__(self, cfg):
@@ -481,8 +478,9 @@ def test_only_known_noise_is_dropped(capsys, monkeypatch):
     monkeypatch.setattr(mmengine.logging, "print_log", mmengine.logging.logger.print_log)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with quiet.imports():
-            from mmengine.logging import print_log
+        ops.silence()
+        from mmengine.logging import print_log
+
         print_log("Could not import what nobody needs", level=logging.DEBUG)
         print_log("the disk is full")
         print_log("the weights are missing", level=logging.WARNING)

@@ -8,7 +8,7 @@ import torch
 
 from mm_building import CARDS, CONFIGS, STATS, build, configured, mm, model_of, optimiser
 from selfpatch_bench.benchmarks.mm import recipe
-from selfpatch_bench.benchmarks.mm.job import Job
+from selfpatch_bench.benchmarks.mm.training import Training
 from selfpatch_bench.benchmarks.synthetic.small_sets import ADE_CLASSES, COCO_CLASSES, make_ade20k, make_coco
 from selfpatch_bench.pretrain.common.card import Card
 from selfpatch_bench.pretrain.common.errors import UserError
@@ -118,7 +118,7 @@ def test_a_shorter_schedule():
 )
 def test_another_family_is_sent_to_its_recipe(name, family, right):
     with pytest.raises(UserError, match=right):
-        configured(name, card=CARDS[family])
+        recipe.check_family(recipe.read(CONFIGS / f"{name}.py"), CARDS[family])
 
 
 def test_blocks():
@@ -245,7 +245,7 @@ def test_limits(small):
 
     for name, data in (("coco_maskrcnn_1x", small["coco"]), ("ade20k_semfpn_40k", small["ade20k"])):
         for limit, count in ((2, 2), (3, 3), (9, 3), (None, 3)):
-            cfg, effective = configured(name, f"classes={CLASSES[name]}", data=str(data), limit=limit)
+            cfg, effective = configured(name, f"classes={CLASSES[name]}", data=data, limit=limit)
             with DefaultScope.overwrite_default_scope(cfg.default_scope):
                 found = DATASETS.build(cfg.val_dataloader.dataset)
             assert len(found) == count
@@ -253,7 +253,7 @@ def test_limits(small):
             first = [found.get_data_info(i)["img_path"] for i in range(count)]
             assert first == sorted(first)
         if name.startswith("coco"):
-            assert configured(name, data=str(data), limit=2)[0].val_evaluator.limit == 2
+            assert configured(name, data=data, limit=2)[0].val_evaluator.limit == 2
 
 
 def test_a_recipe_of_the_users_own(tmp_path, small):
@@ -265,7 +265,7 @@ def test_a_recipe_of_the_users_own(tmp_path, small):
         "harness = dict(version=1, metrics=('AP_bb', 'AP_mk'), noise=0.2, published=(), family='vit')\n"
         "model = dict(backbone=dict(_delete_=True, type='TimmViT'), neck=dict(in_channels=None))\n"
     )
-    work = Job(str(path), "", str(small["coco"]), "/out", [])
+    work = Training(str(path), "", str(small["coco"]), "/out", [])
     cfg, effective = build().config(work, CARDS["vit"], 2, "cpu")
     assert (cfg.val_evaluator.type, sorted(cfg.val_evaluator.metric)) == ("SelfpatchCocoMetric", ["bbox", "segm"])
     assert (effective["batch"], effective["per_gpu"], effective["accumulate"]) == (4, 2, 1)  # as its data loader says
@@ -329,7 +329,7 @@ def one_step(name, data, *overrides, limit=1):
 
     family = recipe.read(CONFIGS / f"{name}.py").family
     card = SMALL_RESNET if family == "resnet" else CARDS[family]
-    cfg, _ = configured(name, *tiny(name), *overrides, data=str(data), card=card, world=1, device="cpu", limit=limit)
+    cfg, _ = configured(name, *tiny(name), *overrides, data=data, card=card, world=1, device="cpu", limit=limit)
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         train = Runner.build_dataloader(cfg.train_dataloader, seed=0)
@@ -384,12 +384,7 @@ def test_weights_of_an_export(tmp_path):
     torch.manual_seed(0)
     weights = {k: torch.randn_like(v) for k, v in Encoder(card).vit.state_dict().items()}
     save_weights(tmp_path / "backbone.safetensors", weights, card, {})
-    cfg, _ = build().config(
-        Job(str(CONFIGS / "coco_maskrcnn_1x.py"), str(tmp_path / "backbone.safetensors"), "/data", "/out"),
-        card,
-        1,
-        "cpu",
-    )
+    cfg, _ = configured("coco_maskrcnn_1x", card=card, world=1, device="cpu", export=tmp_path / "backbone.safetensors")
     model = model_of(cfg)
     model.init_weights()
     assert model.backbone.accounting.startswith(f"{len(weights)}/{len(weights)} tensors loaded")

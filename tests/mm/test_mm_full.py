@@ -21,6 +21,7 @@ from rich.console import Console
 
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.commands.demo_full import SMALL_ADE, SMALL_COCO, SMALL_FPN
+from selfpatch_bench.benchmarks.mm import processes
 from selfpatch_bench.benchmarks.mm import task as mm_task
 from selfpatch_bench.benchmarks.results import record
 from selfpatch_bench.benchmarks.run.runner import Options, plan, run
@@ -190,7 +191,7 @@ def test_two_processes_and_where_the_numbers_began(place, monkeypatch):
     values = [*FIT, "batch=4", "per_gpu=1", "epochs=1", "lr=1e-12"]
     (place / "launch_and_look.py").write_text(LEFT)
     monkeypatch.setenv("PYTHONPATH", str(place))
-    monkeypatch.setattr(mm_task, "MODULE", "launch_and_look")
+    monkeypatch.setattr(processes, "MODULE", "launch_and_look")
     status, (job,) = go(place, [COCO], values, gpus=2)
     assert status == 0, record_errors(place)
     found = result(place, job)
@@ -217,16 +218,16 @@ def test_segmentation_learns(place):
 @pytest.fixture
 def started(monkeypatch):
     """Processes that were started for training."""
-    processes, real = [], subprocess.Popen
+    begun, real = [], subprocess.Popen
 
     class Recorded(real):
         def __init__(self, line, *rest, **more):
             super().__init__(line, *rest, **more)
-            if mm_task.MODULE in line:
-                processes.append(self)
+            if processes.MODULE in line:
+                begun.append(self)
 
-    monkeypatch.setattr(mm_task.subprocess, "Popen", Recorded)
-    return processes
+    monkeypatch.setattr(processes.subprocess, "Popen", Recorded)
+    return begun
 
 
 @contextlib.contextmanager

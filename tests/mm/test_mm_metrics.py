@@ -25,11 +25,11 @@ NAMES = {"bbox": [f"AP_bb{end}" for end in AP], "segm": [f"AP_mk{end}" for end i
 @pytest.fixture(scope="module")
 def mm():
     """The module under test: mm is imported once, behind the operations that stand in for the compiled ones."""
-    from selfpatch_bench.benchmarks.mm import ops, quiet
+    from selfpatch_bench.benchmarks.mm import ops
 
     ops.install()
-    with quiet.imports():
-        from selfpatch_bench.benchmarks.mm import metrics
+    from selfpatch_bench.benchmarks.mm import metrics
+
     return metrics
 
 

@@ -313,7 +313,9 @@ def test_mm_is_imported_in_one_folder_only():
 def test_without_the_extra_all_else_imports_and_mm_says_what_to_install():
     """As if none of the packages were installed: every module outside benchmarks/mm, then mm's own entry."""
     inside = REPO / "benchmarks" / "mm"
-    parent = [inside / f"{name}.py" for name in ("job", "launch", "recipe", "task")]  # they start the process with mm
+    parent = [
+        inside / f"{name}.py" for name in ("launch", "processes", "recipe", "task", "training")
+    ]  # they start the process with mm
     paths = [p for p in sources() if not p.is_relative_to(inside) and not p.is_relative_to(REPO / "mm_configs")]
     modules = [
         "selfpatch_bench." + ".".join(p.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__")

@@ -179,12 +179,12 @@ def _runner(dataset):
 def mm():
     if importlib.util.find_spec("mmdet") is None:
         pytest.skip("the extra `mm` is not installed")
-    from selfpatch_bench.benchmarks.mm import ops, quiet
+    from selfpatch_bench.benchmarks.mm import ops
 
     ops.install()
-    with quiet.imports():
-        import mmdet.datasets
-        import mmseg.datasets
+    import mmdet.datasets
+    import mmseg.datasets
+
     return SimpleNamespace(det=mmdet.datasets, seg=mmseg.datasets)
 
 

@@ -15,9 +15,9 @@ import torch
 
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.commands.ls import listing
-from selfpatch_bench.benchmarks.mm import ops
+from selfpatch_bench.benchmarks.mm import ops, processes
 from selfpatch_bench.benchmarks.mm import task as mm_task
-from selfpatch_bench.benchmarks.mm.job import Job, read_json, write_json
+from selfpatch_bench.benchmarks.mm.training import Training, read_json, write_json
 from selfpatch_bench.benchmarks.run.launchers import launched
 from selfpatch_bench.benchmarks.run.runner import Options, plan
 from selfpatch_bench.benchmarks.synthetic.small_sets import make_ade20k, make_coco
@@ -164,13 +164,10 @@ def test_mistakes_are_refused_at_once(place, task, values, words):
 
 @with_mm
 def test_an_unknown_key_of_the_configuration_is_refused_with_the_nearest(place):
-    """In a real process that imports mm and builds the configuration; so is a block that the network does not have."""
-    for value, words in (
-        ("model.neck.out_chanels=64", r"no model\.neck\.out_chanels; did you mean model\.neck\.out_channels"),
-        ("blocks=2,5,8,11", "blocks=2,5,8,11: the network has 6 blocks"),
-    ):
-        with pytest.raises(UserError, match=words):
-            plan([place / "net.safetensors"], ["ade20k_semfpn_40k"], options(place, "classes=9", value))
+    """In a real process that imports mm and builds the configuration."""
+    chosen = options(place, "classes=9", "model.neck.out_chanels=64")
+    with pytest.raises(UserError, match=r"no model\.neck\.out_chanels; did you mean model\.neck\.out_channels"):
+        plan([place / "net.safetensors"], ["ade20k_semfpn_40k"], chosen)
 
 
 def test_without_the_extra_the_line_says_what_to_install(place, monkeypatch):
@@ -205,10 +202,10 @@ def test_what_a_launcher_started_is_known(monkeypatch):
     assert launched() == (2, 4)
 
 
-def test_a_job_file_says_what_it_said(tmp_path):
-    job = Job("a.py", "x.safetensors", "/data", "/out", ["a=1"], 3, 7, 2, "cuda", True, "m.pth", True)
-    job.to_json(tmp_path / "job.json")
-    assert Job.from_json(tmp_path / "job.json") == job
+def test_a_file_says_what_it_said(tmp_path):
+    training = Training("a.py", "x.safetensors", "/data", "/out", ["a=1"], 3, 7, 2, "cuda", True, "m.pth", True, ["a"])
+    training.to_json(tmp_path / "job.json")
+    assert Training.from_json(tmp_path / "job.json") == training
     (tmp_path / "half.json").write_text('{"done": 1')
     assert read_json(tmp_path / "half.json") is None
     assert read_json(tmp_path / "absent.json") is None
@@ -247,13 +244,13 @@ def child(tmp_path, monkeypatch):
     """work(what) runs the stand-in to its end and returns the progress that came."""
     (tmp_path / "stand_in.py").write_text(CHILD)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(mm_task, "MODULE", "stand_in")
+    monkeypatch.setattr(processes, "MODULE", "stand_in")
 
     def work(what: str) -> list:
-        Job("", "", "", str(tmp_path), [what]).to_json(tmp_path / "job.json")
+        Training("", "", "", str(tmp_path), [what]).to_json(tmp_path / "job.json")
         seen = []
         cfg = Config(None, progress=lambda *facts: seen.append(facts))
-        mm_task.work(tmp_path / "job.json", tmp_path, cfg)
+        processes.work(tmp_path / "job.json", tmp_path, cfg)
         return seen
 
     return work
@@ -279,17 +276,17 @@ def test_a_crash_says_why_and_keeps_the_tail_of_the_log(child, what, words):
 PARENT = """
 import sys
 from pathlib import Path
-from selfpatch_bench.benchmarks.mm import task
+from selfpatch_bench.benchmarks.mm import processes
 from selfpatch_bench.benchmarks.tasks import Config
-task.MODULE = "stand_in"
-task.work(Path(sys.argv[1]), Path(sys.argv[1]).parent, Config(None))
+processes.MODULE = "stand_in"
+processes.work(Path(sys.argv[1]), Path(sys.argv[1]).parent, Config(None))
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_are_passed_on_and_end_the_parent_too(tmp_path, number):
     (tmp_path / "stand_in.py").write_text(CHILD.replace("signal.signal(signal.SIGTERM", f"signal.signal({int(number)}"))
-    Job("", "", "", str(tmp_path), ["wait"]).to_json(tmp_path / "job.json")
+    Training("", "", "", str(tmp_path), ["wait"]).to_json(tmp_path / "job.json")
     line = [sys.executable, "-c", PARENT, str(tmp_path / "job.json")]
     parent = subprocess.Popen(line, env=os.environ | {"PYTHONPATH": str(tmp_path)}, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 60

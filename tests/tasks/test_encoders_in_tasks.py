@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from conftest import SHARED, shared_cases
 from format_examples import format_example
-from mm_building import CARDS, CONFIGS, build, mm
+from mm_building import CARDS, build, configured, mm
 from selfpatch_bench.benchmarks import UserError
 from selfpatch_bench.benchmarks.backbones.build import encoder_for
 from selfpatch_bench.benchmarks.checkpoints import FORMATS
@@ -28,7 +28,6 @@ from selfpatch_bench.benchmarks.cli.app import app
 from selfpatch_bench.benchmarks.datasets.imagenet import open_classes
 from selfpatch_bench.benchmarks.hub.open import open_checkpoint
 from selfpatch_bench.benchmarks.metrics.scoring import ScorePool
-from selfpatch_bench.benchmarks.mm.job import Job
 from selfpatch_bench.benchmarks.results import record
 from selfpatch_bench.benchmarks.run.models import Entry
 from selfpatch_bench.benchmarks.run.runner import Options, plan, run
@@ -254,7 +253,7 @@ def check_backbone(recipe: str, card: Card, weights: dict, export: Path) -> None
     """The recipe's backbone from an export, as mm's process builds it: strict loading, maps, gradients everywhere."""
     from mmengine.registry import MODELS, DefaultScope
 
-    cfg, _ = build().config(Job(str(CONFIGS / f"{recipe}.py"), str(export), "/data", "/out"), card, 1, "cpu")
+    cfg, _ = configured(recipe, card=card, world=1, device="cpu", export=export)
     rescale = bool(cfg.model.backbone.get("rescale", True))
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         if reason := refusal(card, rescale):

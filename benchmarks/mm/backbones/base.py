@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from ....pretrain.common.card import Card, parse_field
+from ....pretrain.common.card import Card
 from ....pretrain.common.errors import UserError
-from ....pretrain.common.weights import names
-from ...checkpoints.open import open_file
+from ....pretrain.common.weights import load_weights, names
 from .. import ops
 
 ops.install()  # before the first import of mmcv
@@ -20,14 +19,7 @@ ops.install()  # before the first import of mmcv
 from mmcv.cnn import build_norm_layer  # noqa: E402
 from mmengine.registry import MODELS  # noqa: E402
 
-__all__ = ["MODELS", "Backbone", "build_norm_layer", "card_of"]
-
-
-def card_of(card: Card | Mapping) -> Card:
-    """A card, or what `Card.as_dict` made of one, since a config holds plain types."""
-    if isinstance(card, Card):
-        return card
-    return Card(**{k: v if v is None else parse_field(k, v) for k, v in card.items()})
+__all__ = ["MODELS", "Backbone", "build_norm_layer"]
 
 
 class Backbone(nn.Module):
@@ -42,7 +34,7 @@ class Backbone(nn.Module):
 
     def __init__(self, card: Card | Mapping, with_cp: bool):
         super().__init__()
-        self.card = card_of(card)
+        self.card = card if isinstance(card, Card) else Card.from_dict(card)  # a config holds no classes
         if self.card.family != self.family:
             raise UserError(f"{type(self).__name__} takes a card of family {self.family}, not {self.card.family}")
         self.with_cp = with_cp
@@ -53,7 +45,7 @@ class Backbone(nn.Module):
 
         prefix: of `module`'s names, which the export goes without. Raises UserError that names what does not fit.
         """
-        weights = open_file(path, format="selfpatch_bench").reading.weights
+        weights, _ = load_weights(path)
         kept = {k: v for k, v in weights.items() if not k.startswith(tuple(unused))}
         # batch norm's counter is not among the weights of a card, and torch does without it
         state = {k: tuple(v.shape) for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
@@ -80,17 +72,14 @@ class Backbone(nn.Module):
         """The output of every block, one after the other; with `with_cp` what is inside them is computed twice."""
         again, out = self.with_cp and self.training and torch.is_grad_enabled(), []
         for block in blocks:
-            if again:
-                contexts = partial(_contexts, block)
-                x = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
-            else:
-                x = block(x)
+            both = partial(_first_and_second, block)
+            x = checkpoint(block, x, use_reentrant=False, context_fn=both) if again else block(x)
             out.append(x)
         return out
 
 
-def _contexts(block: nn.Module) -> tuple:
-    """For `checkpoint`: around the first computation and around the second one, in the backward pass."""
+def _first_and_second(block: nn.Module) -> tuple:
+    """What `checkpoint` puts around its first computation, and around the second one in the backward pass."""
     return contextlib.nullcontext(), _keep_statistics(block)
 
 

@@ -12,10 +12,8 @@ from ....pretrain.common.card import Card
 from ....pretrain.common.errors import UserError
 from ....pretrain.common.positions import resize_positions
 from ...backbones.encoder import Encoder
-from ..recipe import blocks_of
+from ..recipe import BLOCKS, blocks_of
 from .base import MODELS, Backbone, build_norm_layer
-
-BLOCKS = (3, 5, 7, 11)  # of 12
 
 
 def rescale_layers(patch: int, dim: int, norm_cfg: Mapping) -> list[nn.Module]:

@@ -1,4 +1,4 @@
-"""What the parent tells the process that trains, and where both leave things in the result's folder. No mm here."""
+"""What the parent tells the processes that train, and where both leave things in the result's folder. No mm here."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ...pretrain.common.atomic import write_atomic
 
-# Names in the result's folder (`Job.out`).
+# Names in the result's folder (`Training.out`).
+EXPORT = "backbone.safetensors"  # the checkpoint's weights and card, as every process reads them
 LOG = "log.txt"  # everything that the processes print, of all attempts
 PROGRESS = "progress.json"  # {"done", "total", "text"}, rewritten about once a second
 LAST = "last.pth"  # the latest checkpoint of the fine-tuning, replaced as a whole
@@ -16,14 +17,14 @@ LOCK = ".processes"  # every process holds a shared lock on it while it lives
 
 
 @dataclass
-class Job:
-    """One fine-tuning or evaluation.
+class Training:
+    """One fine-tuning and its evaluation, or an evaluation alone.
 
     recipe: path of mm_configs/NAME.py. export: our .safetensors, backbone and card. data: root of the data set.
-    out: the result's folder. overrides: key=value. limit: only the first validation images. gpus: processes that the
-    launcher starts (1: it was started as one of them, or is alone). device: cpu, cuda or cuda:N. scale_lr: the learning
-    rate in proportion to `batch`. eval_only: a fine-tuned mm model to evaluate instead of training. pictures: also of
-    the first validation images.
+    out: the result's folder. overrides: key=value. classes: names of those of a set of one's own. limit: only the first
+    validation images. gpus: processes that the launcher starts (1: it was started as one of them, or is alone). device:
+    cpu, cuda or cuda:N. scale_lr: the learning rate in proportion to `batch`. eval_only: a fine-tuned mm model to
+    evaluate instead of training. pictures: also of the first validation images.
     """
 
     recipe: str
@@ -38,13 +39,14 @@ class Job:
     scale_lr: bool = False
     eval_only: str | None = None
     pictures: bool = False
+    classes: list[str] | None = None
 
     def to_json(self, path: Path) -> None:
         """Write it as a whole."""
         write_json(path, asdict(self))
 
     @classmethod
-    def from_json(cls, path: Path) -> "Job":
+    def from_json(cls, path: Path) -> "Training":
         return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
 
 

@@ -1,0 +1,133 @@
+"""The parent's side of a training: start its processes, pass on their progress and any signal to end."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+from ...pretrain.common.errors import UserError
+from ...pretrain.common.locks import take
+from ...pretrain.common.processes import child_environment, python
+from ..tasks import Config, Crash
+from .training import ERROR, LOCK, LOG, PROGRESS, read_json
+
+MODULE = f"{__package__}.launch"
+TAIL = 40  # lines of the log that a failure record keeps
+PATIENCE = 30.0  # seconds to end after a signal
+
+
+def ask(question: str, device: str) -> str | None:
+    """What is wrong with the configuration of a question (see launch.check), or None; a process of some seconds."""
+    line = python(MODULE, "--check")
+    done = subprocess.run(line, input=question, capture_output=True, text=True, env=variables(device), check=False)
+    if done.returncode == 0:
+        return None
+    last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    return last.removeprefix("error: ") if last.startswith("error: ") else f"mm does not start: {last}"
+
+
+def variables(device: str) -> dict[str, str]:
+    """The environment of the processes: mm takes a GPU wherever it sees one, so on `cpu` it must see none."""
+    return child_environment(**({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}))
+
+
+def wait_for_earlier(out: Path) -> None:
+    """Wait until the processes of an earlier, killed run in `out` have ended. Raises UserError if they do not."""
+    with (out / LOCK).open("a") as lock:
+        if not take(lock.fileno(), PATIENCE):
+            raise UserError(f"{out}: processes of an earlier run are still at work there", 1)
+
+
+def work(path: Path, out: Path, cfg: Config) -> None:
+    """Run the processes of the training at `path` to their end. Raises Crash."""
+    log = out / (LOG if cfg.rank == 0 else f"log.{cfg.rank}.txt")
+    with log.open("ab") as output:
+        output.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {path}\n".encode())
+        output.flush()
+        process = subprocess.Popen(
+            python(MODULE, path.resolve()),
+            stdin=subprocess.PIPE,  # whose end tells the processes that this one is gone
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=variables(cfg.device),
+            start_new_session=True,
+        )
+    with passing_on_signals(process):
+        try:
+            last = None
+            while process.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.3)
+                if cfg.rank == 0 and (found := read_json(out / PROGRESS)) not in (None, last):
+                    cfg.progress(found["done"], found["total"], found["text"])
+                    last = found
+        finally:
+            process.stdin.close()
+            end_group(process)
+    if process.returncode:
+        raise Crash(reason(process.returncode, out, log), tail(log))
+
+
+@contextlib.contextmanager
+def passing_on_signals(process: subprocess.Popen) -> Iterator[None]:
+    """For the block: SIGTERM and SIGINT go to a process group; after it, they do to this process what they meant.
+
+    A group that has not ended PATIENCE seconds later, or at a second signal, is killed. A launcher's own handlers
+    (submitit's, torchrun's) are left alone.
+    """
+    caught = []
+    timer = threading.Timer(PATIENCE, end_group, [process])
+    timer.daemon = True
+
+    def catch(number: int, _frame) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL if caught else number)
+        if not caught:
+            timer.start()
+        caught.append(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        default = (signal.SIG_DFL, signal.default_int_handler)
+        own = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) in default]
+        before = {n: signal.signal(n, catch) for n in own}
+    try:
+        yield
+    finally:
+        timer.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if caught:
+        signal.raise_signal(caught[0])
+
+
+def end_group(process: subprocess.Popen) -> None:
+    """Kill whatever is left of a process group, and take leave of its leader."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def reason(status: int, out: Path, log: Path) -> str:
+    """Why the processes ended, in one line."""
+    if found := read_json(out / ERROR):
+        return found["error"]
+    if status < 0:
+        name = signal.Signals(-status).name
+        hint = " (out of memory, or killed by someone)" if name == "SIGKILL" else ""
+        return f"the process was ended by {name}{hint}; log: {log}"
+    return f"the process ended with status {status}; log: {log}"
+
+
+def tail(log: Path) -> str:
+    """The last lines of a log."""
+    try:
+        with log.open(encoding="utf-8", errors="replace") as file:
+            return "".join(deque(file, TAIL))
+    except OSError:
+        return ""
