@@ -19,7 +19,6 @@ harness = dict(
     protocol="ade20k-semfpn-vit-40k",
     family="vit",
     dataset="ade20k",
-    metrics=("mIoU", "aAcc", "mAcc"),
     noise=1.0,  # half width of the run-to-run band, as usually quoted; not measured here
     published=(("ade20k", "semantic_fpn_40k"),),
     batch=32,
@@ -35,15 +34,10 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type="TimmViT",
-        card=None,
-        weights=None,
-        blocks=None,
         rescale=False,
         drop_path=0.1,
-        pos_resize=None,
         img_size=512,  # the positions are stored for pictures of this size
         norm_cfg=dict(type="SyncBN", requires_grad=True),
-        with_cp=False,
         norm_names=("ln1", "ln2"),
     ),
     neck=dict(in_channels=None),

@@ -16,7 +16,6 @@ harness = dict(
     protocol="ade20k-semfpn-vit-40k-pyramid",
     family="vit",
     dataset="ade20k",
-    metrics=("mIoU", "aAcc", "mAcc"),
     noise=1.0,  # half width of the run-to-run band, as usually quoted; not measured here
     published=(),
     batch=32,

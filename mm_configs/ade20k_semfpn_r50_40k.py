@@ -17,7 +17,6 @@ harness = dict(
     protocol="ade20k-semfpn-r50-40k",
     family="resnet",
     dataset="ade20k",
-    metrics=("mIoU", "aAcc", "mAcc"),
     noise=1.0,  # half width of the run-to-run band, as usually quoted; not measured here
     published=(("ade20k", "semantic_fpn_40k"),),
     batch=16,
@@ -30,12 +29,9 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type="TimmResNet",
-        card=None,
-        weights=None,
         norm_cfg=dict(type="SyncBN", requires_grad=True),
         frozen_stages=-1,
         norm_eval=False,
-        with_cp=False,
     ),
     neck=dict(in_channels=None),
 )

@@ -18,7 +18,6 @@ harness = dict(
     protocol="ade20k-upernet-vit-160k",
     family="vit",
     dataset="ade20k",
-    metrics=("mIoU", "aAcc", "mAcc"),
     noise=1.0,  # half width of the run-to-run band, as usually quoted; not measured here
     published=(("ade20k", "upernet_160k"),),
     batch=16,
@@ -34,15 +33,10 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type="TimmViT",
-        card=None,
-        weights=None,
-        blocks=None,
         rescale=True,
         drop_path=0.1,
-        pos_resize=None,
         img_size=512,  # the positions are stored for pictures of this size
         norm_cfg=dict(type="SyncBN", requires_grad=True),
-        with_cp=False,
         norm_names=("norm1", "norm2"),
     ),
     decode_head=dict(in_channels=None),

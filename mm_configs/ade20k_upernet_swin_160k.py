@@ -15,7 +15,6 @@ harness = dict(
     protocol="ade20k-upernet-swin-160k",
     family="swin",
     dataset="ade20k",
-    metrics=("mIoU", "aAcc", "mAcc"),
     noise=1.0,  # half width of the run-to-run band, as usually quoted; not measured here
     published=(("ade20k", "upernet_160k"),),
     batch=16,
@@ -25,7 +24,7 @@ harness = dict(
 )
 
 model = dict(
-    backbone=dict(_delete_=True, type="TimmSwin", card=None, weights=None, drop_path=0.3, with_cp=False),
+    backbone=dict(_delete_=True, type="TimmSwin", drop_path=0.3),
     decode_head=dict(in_channels=None),
     auxiliary_head=dict(in_channels=None),
 )

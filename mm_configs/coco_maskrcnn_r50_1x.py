@@ -17,20 +17,6 @@ harness = dict(
     protocol="coco-maskrcnn-r50-1x",
     family="resnet",
     dataset="coco",
-    metrics=(
-        "AP_bb",
-        "AP_bb_50",
-        "AP_bb_75",
-        "AP_bb_s",
-        "AP_bb_m",
-        "AP_bb_l",
-        "AP_mk",
-        "AP_mk_50",
-        "AP_mk_75",
-        "AP_mk_s",
-        "AP_mk_m",
-        "AP_mk_l",
-    ),
     noise=0.3,  # assumed half width of the run-to-run band; not measured here
     published=(("coco_det", "mask_rcnn_r50fpn_1x"), ("coco_seg", "mask_rcnn_r50fpn_1x")),
     batch=16,
@@ -44,12 +30,9 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type="TimmResNet",
-        card=None,
-        weights=None,
         norm_cfg=norm_cfg,
         frozen_stages=-1,
         norm_eval=False,
-        with_cp=False,
     ),
     neck=dict(in_channels=None, norm_cfg=norm_cfg),
     roi_head=dict(
@@ -60,11 +43,7 @@ model = dict(
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
-    dict(
-        type="RandomChoiceResize",
-        scales=[(1333, side) for side in range(640, 801, 32)],
-        keep_ratio=True,
-    ),
+    dict(type="RandomChoiceResize", scales=[(1333, side) for side in range(640, 801, 32)], keep_ratio=True),
     dict(type="RandomFlip", prob=0.5),
     dict(type="PackDetInputs"),
 ]

@@ -15,20 +15,6 @@ harness = dict(
     protocol="coco-maskrcnn-swin-1x",
     family="swin",
     dataset="coco",
-    metrics=(
-        "AP_bb",
-        "AP_bb_50",
-        "AP_bb_75",
-        "AP_bb_s",
-        "AP_bb_m",
-        "AP_bb_l",
-        "AP_mk",
-        "AP_mk_50",
-        "AP_mk_75",
-        "AP_mk_s",
-        "AP_mk_m",
-        "AP_mk_l",
-    ),
     noise=0.3,  # assumed half width of the run-to-run band; not measured here
     published=(("coco_det", "mask_rcnn_swin_fpn_1x"), ("coco_seg", "mask_rcnn_swin_fpn_1x")),
     batch=16,
@@ -38,7 +24,7 @@ harness = dict(
 )
 
 model = dict(
-    backbone=dict(_delete_=True, type="TimmSwin", card=None, weights=None, drop_path=0.1, with_cp=False),
+    backbone=dict(_delete_=True, type="TimmSwin", drop_path=0.1),
     neck=dict(in_channels=None),
 )
 optim_wrapper = dict(
