@@ -1,29 +1,27 @@
 """Checkpoint -> numbers -> tables. `load(path, **overrides)` gives an encoder.
 
-A task or format of one's own imports what it needs from here: Task, Metric, Data, Card, UserError.
+A task or format of one's own imports what it needs from here: Task, Metric, Flag, Data, Card, UserError.
 """
 
 from ..pretrain.common.moved import keep
 
-__all__ = ["Card", "Data", "Metric", "Task", "UserError", "load"]
+__all__ = ["Card", "Data", "Flag", "Metric", "Task", "UserError", "load"]
 
 
 def __getattr__(name):  # torch takes seconds to import, and the command line's help must not wait for it
-    if name == "load":
-        from .hub.open import load as found
-    elif name == "Task":
-        from .tasks import Task as found
-    elif name == "Metric":
-        from .tasks import Metric as found
+    if name in ("Flag", "Metric", "Task"):
+        from . import tasks as home
+    elif name == "load":
+        from .hub import open as home
     elif name == "Data":
-        from .datasets.base import Data as found
+        from .datasets import base as home
     elif name == "Card":
-        from ..pretrain.common.card import Card as found
+        from ..pretrain.common import card as home
     elif name == "UserError":
-        from ..pretrain.common.errors import UserError as found
+        from ..pretrain.common import errors as home
     else:
         raise AttributeError(f"module {__name__} has no attribute {name}")
-    return found
+    return getattr(home, name)
 
 
 # What plug-ins used to import.

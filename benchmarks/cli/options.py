@@ -1,41 +1,21 @@
-"""Options that several commands share, each described once, and what is made of their texts."""
+"""What of the command line's words is the same for all commands."""
 
+import inspect
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from ...pretrain.common.errors import UserError
-from ...pretrain.common.keyvalue import key_value, split
+from ...pretrain.common.keyvalue import split
+from ..run.options import CardFields, Format, Heads, Options, Out, Weights, comma_list, with_heads
 
-Checkpoints = Annotated[list[Path] | None, typer.Argument(metavar="CKPT... [key=value...]", show_default=False)]
-Out = Annotated[Path, typer.Option("--out", help="Folder of records, masks and pictures.")]
-Heads = Annotated[int | None, typer.Option("--heads", help="Attention heads: weights never tell.", show_default=False)]
-CardFields = Annotated[
-    list[str] | None,
-    typer.Option("--card", help="Field of the card: `mean=0.5`; may be repeated.", show_default=False),
-]
-Format = Annotated[str | None, typer.Option("--format", help="Format, instead of detection (`selfpatch ls formats`).")]
-Weights = Annotated[
-    str | None, typer.Option("--weights", help="teacher, student or online, instead of the format's own choice.")
-]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1; auto takes a GPU if there is one.")]
-ModelsFile = Annotated[
-    Path | None,
-    typer.Option("--models", help="models.yaml: checkpoints with names and overrides.", show_default=False),
-]
-Tasks = Annotated[list[str] | None, typer.Option("--task", help="Task; a list `a,b` or repeated.")]
-DataRoots = Annotated[
-    list[str] | None, typer.Option("--data", help="Root of the data set, or NAME=ROOT; else SELFPATCH_DATA.")
-]
-Seeds = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--seed", help="Seed; a list `0,1,2` or repeated. A task that depends on none runs once, under seed 0."
-    ),
-]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N sequences or images.")]
+__all__ = ["CardFields", "Format", "Heads", "Options", "Out", "Weights", "comma_list", "with_heads"]
+
 Plugins = Annotated[
     list[Path] | None,
     typer.Option("--plugins", help="Folder with formats/, tasks/ ... of your own; also SELFPATCH_PLUGINS."),
@@ -48,16 +28,53 @@ def use_plugins(folders: list[Path] | None) -> None:
         if not folder.is_dir():
             raise UserError(f"--plugins {folder}: no such folder")
     known = [p for p in os.environ.get("SELFPATCH_PLUGINS", "").split(os.pathsep) if p]
-    os.environ["SELFPATCH_PLUGINS"] = os.pathsep.join(known + [str(f) for f in folders or []])
+    os.environ["SELFPATCH_PLUGINS"] = os.pathsep.join(known + [str(f) for f in folders or [] if str(f) not in known])
 
 
-def card_fields(heads: int | None, fields: list[str] | None) -> dict[str, str]:
-    """--heads and --card as one table. Raises UserError for a field without a value."""
-    table: dict[str, str] = {}
-    for item in fields or []:
-        key, value = key_value(item, f"--card {item}")
-        table[key] = value
-    return table | ({"heads": str(heads)} if heads is not None else {})
+def parameters_of(command: Callable, flags: Sequence = ()) -> list[inspect.Parameter]:
+    """A command's options: its own parameters, with the annotated fields of `Options`, and the tasks' own flags
+    (tasks.Flag), in place of its parameter of that type; and --plugins."""
+    found = []
+    for one in inspect.signature(command).parameters.values():
+        if one.annotation is not Options:
+            found.append(one.replace(kind=one.KEYWORD_ONLY))
+            continue
+        hints = get_type_hints(Options, include_extras=True)
+        for spec in fields(Options):
+            if hasattr(hints[spec.name], "__metadata__"):
+                default = None if spec.default is MISSING else spec.default
+                found.append(parameter(spec.name, hints[spec.name], default))
+        for flag in flags:
+            words = typer.Option(flag.spelling, help=flag.help, min=flag.least, rich_help_panel="Of the tasks")
+            found.append(parameter(flag.key, Annotated[flag.type | None, words], flag.default))
+    return [*found, parameter("plugins", Plugins, None)]
+
+
+def parameter(name: str, annotation, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def spelled_out(command: Callable, flags: Sequence = ()) -> Callable:
+    """A command as typer runs it: with all of its options, --plugins in force, and the exit status that it returns."""
+    parameters = parameters_of(command, flags)
+    convert = {p.name: p.annotation.__metadata__[1] for p in parameters if len(p.annotation.__metadata__) > 1}
+
+    @wraps(command)
+    def called(**given):
+        use_plugins(given.pop("plugins"))
+        given = {name: convert[name](value or []) if name in convert else value for name, value in given.items()}
+        own = {flag.key: value for flag in flags if (value := given.pop(flag.key)) != flag.default}
+        if "options" in inspect.signature(command).parameters:
+            values = {spec.name: given.pop(spec.name) for spec in fields(Options) if spec.name in given}
+            given["options"] = Options(**values, own=own)
+        try:
+            raise typer.Exit(command(**given) or 0)
+        except KeyboardInterrupt:  # here, because typer turns it into a bare exit
+            raise UserError("interrupted: the same command goes on from here", 130) from None
+
+    called.__signature__ = inspect.Signature(parameters)
+    called.__annotations__ = {p.name: p.annotation for p in parameters}
+    return called
 
 
 def split_arguments(arguments: list[Path] | None) -> tuple[list[Path], list[str]]:
@@ -67,19 +84,6 @@ def split_arguments(arguments: list[Path] | None) -> tuple[list[Path], list[str]
         is_value = "=" in str(argument) and not argument.exists()
         (values if is_value else paths).append(str(argument) if is_value else argument)
     return paths, values
-
-
-def comma_list(values: list[str] | None) -> list[str]:
-    """Repeated or comma-separated values as one list."""
-    return [part for value in values or [] for part in value.split(",") if part]
-
-
-def seed_list(values: list[str] | None) -> list[int]:
-    """--seed as numbers; [0] where none is given. Raises UserError for what is no seed."""
-    seeds = comma_list(values) or ["0"]
-    if not all(s.isdigit() for s in seeds):
-        raise UserError(f"--seed {','.join(seeds)}: seeds are whole numbers from 0")
-    return [int(s) for s in seeds]
 
 
 def spell_out_card(arguments: list[str]) -> list[str]:

@@ -138,11 +138,11 @@ def compare_command(models: list[Path], tasks: list[str], options: Options) -> i
         return status
     texts = []
     for task in tasks:
-        own = [e for e in evaluations if e.task == task]
+        own = [e for e in evaluations if e.task.title == task]
         groups: dict[tuple, list[Record]] = {}
         for one in own:
-            found = read(done(options.out, task, one.key)[-1])
+            found = read(done(options.out, one.task.name, one.key)[-1])
             groups.setdefault((one.model.file, one.model.name), []).append(found)
-        texts.append(compare_text(task, own[0].module.TASK.metrics, list(groups.values())))
+        texts.append(compare_text(task, own[0].task.metrics, list(groups.values())))
     print("\n\n".join(texts))
     return 0

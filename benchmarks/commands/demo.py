@@ -116,7 +116,7 @@ def demo_command(out: Path, full: bool = False) -> int:
         if status := train.run(configure(pictures, weight), run.folder, run.config_file.is_file(), HOOKS):
             return status
         files.append(str(run.folder))
-    status = run_command(files, ["davis"], Options(data=[str(data)], out=out, pictures=True))
+    status = run_command(files, ["davis"], Options(data=[str(data)], out=out, own={"pictures": True}))
     if full:
         from .demo_full import full as evaluate_all
 

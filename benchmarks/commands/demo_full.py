@@ -55,6 +55,6 @@ def full(out: Path, models: list[str]) -> int:
     data += [f"ade20k={make_ade20k(out / 'ade20k', IMAGES, (96, SIDE))}"]
     status = 0
     for task, values in recipes().items():
-        options = Options(data=data, out=out, device="cpu", pictures=True, overrides=list(values))
+        options = Options(data=data, out=out, device="cpu", own={"pictures": True}, overrides=list(values))
         status |= run_command(models, [task], options)
     return status

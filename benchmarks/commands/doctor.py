@@ -6,14 +6,13 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
 from ...pretrain.common.errors import UserError
-from ..tasks import Config, Data
+from ..tasks import Data
 from ..tasks._registry import tasks
 
 DISTRIBUTION = "selfpatch-bench"
@@ -154,20 +153,12 @@ def check_data(report: Report, data: list[str]) -> None:
 def data_checks(report: Report) -> dict[str, Callable[[Path], Data]]:
     """Data set -> its check, by what the tasks declare, ours before a user's. A task that does not import is a note."""
     checks: dict[str, Callable[[Path], Data]] = {}
-    for plugin in sorted(tasks().values(), key=lambda plugin: not plugin.ours):
+    for entry in sorted(tasks().values(), key=lambda entry: not entry.file.ours):
         try:
-            module = plugin.module
-            checks.setdefault(module.TASK.dataset, partial(look, module))
+            checks.setdefault(entry.task.dataset, entry.task.check_data)
         except (UserError, AttributeError) as error:
-            report.note(plugin.name, f"left out: {error}")
+            report.note(entry.name, f"left out: {error}")
     return checks
-
-
-def look(module, root: Path) -> Data:
-    """The data set at `root` by a task's own check. Raises UserError."""
-    if hasattr(module, "check_data"):
-        return module.check_data(root)
-    return module.check(Config(module.TASK.protocol(), root=root))
 
 
 def check_set(report: Report, name: str, opened: Callable[[], Data]) -> None:

@@ -4,19 +4,13 @@ from pathlib import Path
 
 from ...pretrain.ablations import ABLATIONS
 from ...pretrain.common.errors import UserError
-from ...pretrain.common.plugins import Kind, Plugin
+from ...pretrain.common.plugins import Kind
 from ...pretrain.recipes import RECIPES
 from ..checkpoints import FORMATS
 from ..tasks import _registry
 
-THINGS = {
-    "tasks": (_registry.TASKS, _registry.RECIPES),
-    "formats": (FORMATS,),
-    "recipes": (RECIPES,),
-    "ablations": (ABLATIONS,),
-    "records": (),
-    "published": (),
-}
+PLUGINS = {"formats": FORMATS, "recipes": RECIPES, "ablations": ABLATIONS}
+THINGS = ("tasks", *PLUGINS, "records", "published")
 
 
 def listing(thing: str, out: Path) -> str:
@@ -29,7 +23,7 @@ def listing(thing: str, out: Path) -> str:
         return columns([(r.source, r.table, f"{r.rows} rows", ", ".join(r.tasks)) for r in list_published()])
     if thing == "records":
         return list_records(out)
-    rows = [row for kind in THINGS[thing] for row in plugin_rows(kind)]
+    rows = task_rows() if thing == "tasks" else plugin_rows(PLUGINS[thing])
     return columns(rows) if rows else f"no {thing} yet"
 
 
@@ -38,23 +32,32 @@ def plugin_rows(kind: Kind) -> list[tuple[str, str, str]]:
     rows = []
     for plugin in kind.scan().values():
         text = plugin.doc
-        try:
-            if kind is _registry.RECIPES:
-                text = recipe_text(plugin)
-            elif not plugin.ours and plugin.path.suffix == ".py":  # ours are tested, a user's may not import
+        if not plugin.ours and plugin.path.suffix == ".py":  # ours are tested, a user's may not import
+            try:
                 _ = plugin.module
-        except UserError as error:
-            text = f"broken: {error}"
+            except UserError as error:
+                text = f"broken: {error}"
         rows.append((plugin.name, text, plugin.source))
     return rows
 
 
-def recipe_text(plugin: Plugin) -> str:
-    """First line of an mm recipe, its metrics, and the published columns that its numbers may stand in."""
-    task = plugin.module.TASK
-    names = ", ".join(m.name for m in task.metrics)
-    pairs = ", ".join(f"{name} {protocol}" for name, protocol in task.published)
-    return f"{plugin.doc} [{names}; beside {pairs or 'nothing published'}]"
+def task_rows() -> list[tuple[str, str, str]]:
+    """The same of tasks, those of files first. Of an mm recipe also its metrics, and the published columns that its
+    numbers may stand in; of others their variants."""
+    rows = []
+    for entry in sorted(_registry.tasks().values(), key=lambda entry: entry.file.kind is _registry.RECIPES):
+        text = entry.file.doc
+        try:
+            task = entry.task
+            if entry.file.kind is _registry.RECIPES:
+                names = ", ".join(m.name for m in task.metrics)
+                pairs = ", ".join(f"{name} {protocol}" for name, protocol in task.published)
+                text += f" [{names}; beside {pairs or 'nothing published'}]"
+            text += f" [variants: {', '.join(f'{entry.name}:{v}' for v in task.variants)}]" if task.variants else ""
+        except UserError as error:
+            text = f"broken: {error}"
+        rows.append((entry.name, text, entry.file.source))
+    return rows
 
 
 def list_records(out: Path) -> str:

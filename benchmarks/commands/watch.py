@@ -31,8 +31,10 @@ from .. import tasks
 from ..backbones.build import encoder_with
 from ..datasets.imagenet import ClassSet, Split, in_turn, open_classes
 from ..pictures.maps import attention, draw, similarity
-from ..tasks import davis, knn
+from ..tasks import _video, davis, knn
+from ..tasks._classes import accuracies
 from ..tasks._features import BATCH, Crop, ahead
+from ..tasks._vote import vote
 
 VOTES = 4096  # images between two looks at the signals
 
@@ -107,10 +109,8 @@ class Evaluation:
         best = []
         for some_of in val.split(VOTES):
             pulse(before, before, "k-NN")
-            best.append(
-                knn.vote(train, labels, some_of, len(data.classes), [protocol.k], protocol.temperature)[protocol.k]
-            )
-        hits = knn.accuracies(torch.cat(best), torch.from_numpy(data.val.labels))
+            best.append(vote(train, labels, some_of, len(data.classes), [protocol.k], protocol.temperature)[protocol.k])
+        hits = accuracies(torch.cat(best), data.val.labels)
         in_force = {"watch.knn.k": len(data.train)} if len(data.train) < protocol.k else {}
         return {f"watch.knn.{n}": 100 * float(x.mean()) for n, x in zip(("top1", "top5"), hits, strict=True)} | in_force
 
@@ -121,7 +121,7 @@ class Evaluation:
         work = self.run.folder / "watch" / ".davis"  # beside the pictures: it is the run's disk that may be full
         shutil.rmtree(work, ignore_errors=True)  # of a killed run
         try:
-            metrics = davis.run(encoder, replace(self.davis, progress=pulse), work)["metrics"]
+            metrics = davis.TASK.run(encoder, replace(self.davis, progress=pulse), work)["metrics"]
         finally:
             shutil.rmtree(work, ignore_errors=True)
         return {f"watch.davis.{name}": metrics[name] for name in ("JF_m", "J_m", "F_m")}
@@ -136,14 +136,14 @@ def naming(option: str) -> Iterator[None]:
         raise UserError(f"{option}: {error}", error.status) from None
 
 
-def videos(cfg: Config, encoder, device: str) -> tasks.Config:
+def videos(cfg: Config, encoder, device: str) -> tasks.TaskConfig:
     """The DAVIS task, with its data checked, down to the frames' size for this network."""
     watch = cfg.watch
     protocol = davis.Protocol(size=watch.davis_size, frames=watch.frames)
-    made = tasks.Config(protocol, root=Path(watch.davis), limit=watch.sequences, device=device)
-    made.data = davis.check(made)
+    made = tasks.TaskConfig(protocol, root=Path(watch.davis), limit=watch.sequences, device=device)
+    made.data = davis.TASK.check(made)
     for sequence in made.data.content.sequences:
-        davis.frame_size(sequence.size, protocol, davis.feature_map(encoder, protocol.block)[1])
+        _video.frame_size(sequence.size, protocol, _video.feature_map(encoder, protocol.block)[1])
     return made
 
 

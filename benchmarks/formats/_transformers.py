@@ -76,10 +76,9 @@ def read(state, root: str, keyless: bool = False) -> tuple[dict, dict]:
 
 def _stack(state, name: str, places: dict[int, str], keyless: bool):
     """query, key and value, or gate and up, one after the other."""
+    wanted = {0, 1, 2}
     if ".mlp.fc1." in name:
         wanted = {0, 1} if 0 in places else {1}  # `up` alone is a plain MLP's first layer
-    else:
-        wanted = {0, 1, 2}
     parts = {i: state[key] for i, key in places.items()}
     if keyless and name.endswith("qkv.bias") and wanted - set(parts) == {1}:
         parts[1] = torch.zeros_like(parts[0])

@@ -13,7 +13,7 @@ from pathlib import Path
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.locks import take
 from ...pretrain.common.processes import child_environment, python
-from ..tasks import Config, Crash
+from ..tasks import Crash, TaskConfig
 from .training import ERROR, LOCK, LOG, PROGRESS, read_json
 
 MODULE = f"{__package__}.launch"
@@ -43,7 +43,7 @@ def wait_for_earlier(out: Path) -> None:
             raise UserError(f"{out}: processes of an earlier run are still at work there", 1)
 
 
-def work(path: Path, out: Path, cfg: Config) -> None:
+def work(path: Path, out: Path, cfg: TaskConfig) -> None:
     """Run the processes of the training at `path` to their end. Raises Crash."""
     log = out / (LOG if cfg.rank == 0 else f"log.{cfg.rank}.txt")
     with log.open("ab") as output:

@@ -14,12 +14,18 @@ from pathlib import Path
 from ...pretrain.common.card import Card
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.keyvalue import key_value
-from ..tasks import Config, Crash, Data, Task
+from ..tasks import PICTURES, Crash, Data, Flag, Task, TaskConfig
 from . import recipe
 from .processes import ask, tail, wait_for_earlier, work
 from .training import ERROR, EXPORT, LOG, PROGRESS, RESULT, Training, read_json
 
 MACHINE = ("workers", "per_gpu", "with_cp")  # change no number; of per_gpu, what does is in `micro_batch`
+FLAGS = (
+    PICTURES,
+    Flag("gpus", int, "Fine-tuning: processes, one for a GPU; the batch stays the recipe's.", 1, least=1),
+    Flag("scale_lr", bool, "Fine-tuning with batch=N: learning rate in proportion to it (recorded).", False),
+    Flag("eval_only", Path, "Evaluate this fine-tuned model (.pth) instead of training."),
+)
 
 
 @dataclass
@@ -38,42 +44,48 @@ class Protocol:
     machine = {}  # noqa: RUF012 (no field, and so no part of a record's key)
 
 
-class MMTask:
-    """A recipe file behind the interface of a task module: TASK, parse, check, check_model, run."""
+class MMTask(Task):
+    """The task of a recipe file."""
 
     def __init__(self, path: Path):
         self.recipe = r = recipe.read(path)
-        self.TASK = Task(
+        super().__init__(
             version=r.version,
             protocol_id=r.protocol_id,
             protocol=Protocol,
             metrics=r.metrics,
             dataset=r.dataset,
             published=r.published,
-            needs="the weights",
-            takes="checkpoint",
+            needs=("blocks",),
+            takes=("checkpoint",),
             values=(*recipe.OWN, "and dotted keys of the mm config"),
+            processes="many",
+            flags=FLAGS,
         )
 
     def parse(self, options) -> tuple[Protocol, dict, list[str]]:
-        """-> (protocol, what differs from the recipe, keys that no recipe has); see runner.parse_protocol."""
+        """As Task.parse: the protocol, what differs from the recipe, and keys that no recipe has."""
         given = dict(map(key_value, options.overrides))
         unknown = [key for key in given if "." not in key and key not in recipe.OWN]
         given = {key: value for key, value in given.items() if key not in unknown}
         own, _ = recipe.parse(f"{k}={v}" for k, v in given.items())
-        world = max(options.gpus, options.world)
-        model = None
-        if options.eval_only is not None:
+        world = max(options.own.get("gpus", 1), options.world)
+        model, scale_lr = None, options.own.get("scale_lr", False)
+        if (file := options.own.get("eval_only")) is not None:
             from ...pretrain.common.weights import fingerprint
             from ..checkpoints.open import read_file
 
-            state, _ = read_file(options.eval_only)
+            state, _ = read_file(file)
             model = fingerprint({k: state[k] for k in state if k.startswith("state_dict.")} or dict(state.items()))
         machine = {k: given.pop(k) for k in MACHINE if k in given}
-        values = Protocol(dict(sorted(given.items())), options.scale_lr, self._micro_batch(own, world), model)
+        values = Protocol(dict(sorted(given.items())), scale_lr, self._micro_batch(own, world), model)
         values.machine = machine
-        extra = {"scale_lr": True} if options.scale_lr else {}
-        return values, given | extra | ({"eval_only": model} if model else {}), unknown
+        extra = ({"scale_lr": True} if scale_lr else {}) | ({"eval_only": model} if model else {})
+        return values, given | extra, unknown
+
+    def draws(self, own: Mapping) -> bool:
+        """A model that was fine-tuned elsewhere gives one number."""
+        return own.get("eval_only") is None
 
     def _micro_batch(self, own: Mapping, world: int) -> int | None:
         """Images that one backward pass sees, over all processes; None where only its data loader says it."""
@@ -81,13 +93,11 @@ class MMTask:
         batch = own.get("batch") or self.recipe.batch
         return recipe.batching(batch, world, per_gpu)[0] * world if batch and per_gpu else None
 
-    def check(self, cfg: Config) -> Data:
+    def check(self, cfg: TaskConfig) -> Data:
         """The data set, to the last file. Raises UserError, also where the extra `mm` is not installed."""
         from . import ops
 
         ops.require()
-        if cfg.masks is not None or cfg.list_file is not None:
-            raise UserError(f"{self.recipe.name}: --masks and --list are for videos")
         own, _ = recipe.parse(f"{k}={v}" for k, v in cfg.protocol.overrides.items())
         classes = own.get("classes")
         return self._open()(cfg.root, cfg.limit, classes, train=cfg.eval_only is None)
@@ -108,7 +118,7 @@ class MMTask:
 
         return open_ade20k
 
-    def check_model(self, cfg: Config, card: dict) -> None:
+    def check_model(self, cfg: TaskConfig, card: dict) -> None:
         """Build the configuration for this card in a process of its own. Raises UserError with its complaint."""
         recipe.check_family(self.recipe, Card.from_dict(card))
         training = dataclasses.replace(self._training(cfg, Path()), out="", export="", seed=0)
@@ -116,7 +126,7 @@ class MMTask:
         if error := _ask(json.dumps(question), cfg.device):
             raise UserError(error)
 
-    def _training(self, cfg: Config, out: Path) -> Training:
+    def _training(self, cfg: TaskConfig, out: Path) -> Training:
         p, out = cfg.protocol, out.resolve()
         return Training(
             recipe=str(self.recipe.path.resolve()),
@@ -134,7 +144,7 @@ class MMTask:
             classes=list(cfg.data.content) if "classes" in p.overrides else None,
         )
 
-    def run(self, checkpoint, cfg: Config, out: Path) -> dict:
+    def run(self, checkpoint, cfg: TaskConfig, out: Path) -> dict:
         """Train and evaluate in `out`, going on where an earlier run there was interrupted. Raises Crash.
 
         checkpoint: an opened one (checkpoints.open.Checkpoint); of no use to any process but the first, which exports

@@ -317,7 +317,7 @@ def table_command(
 
 
 def _declarations(names: Iterable[str]) -> dict:
-    """name -> TASK of the plug-ins that exist and import; a table needs no more than that."""
+    """name -> Task of the plug-ins that exist and import; a table needs no more than that."""
     from ..tasks._registry import tasks
 
     found = {}
@@ -325,7 +325,7 @@ def _declarations(names: Iterable[str]) -> dict:
     for name in sorted(names):
         if name in plugins:
             try:
-                found[name] = plugins[name].module.TASK
+                found[name] = plugins[name].task
             except (UserError, AttributeError):
                 log.warning("task %s does not import: its noise band is not shown", name)
     return found

@@ -1,7 +1,6 @@
-"""What the runner does for tasks that train: which flags they take, checks before the work, and launchers."""
+"""What the runner does for tasks that train: checks before the work, and launchers."""
 
 import os
-from collections.abc import Mapping
 
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.processes import refuse_in_child
@@ -21,28 +20,15 @@ def check_gpus(gpus: int, device: str) -> None:
         raise UserError(f"--gpus {gpus}: there {'is 1 GPU' if there == 1 else f'are {there} GPUs'} here")
 
 
-def check_flags(modules: Mapping, options) -> None:
-    """What only tasks that train take; of no file."""
-    training = [name for name, m in modules.items() if m.TASK.takes == "checkpoint"]
-    asked = {"--gpus": options.gpus > 1, "--scale-lr": options.scale_lr, "--eval-only": options.eval_only is not None}
-    for flag, given in asked.items():
-        if given and not training:
-            raise UserError(f"{flag}: is for tasks that train; {', '.join(modules)} does not")
-    if options.gpus > 1 and options.world > 1:
-        raise UserError(f"--gpus {options.gpus}: a launcher started {options.world} processes already; leave it away")
-    if options.masks and training:
-        raise UserError(f"--masks: is for videos, not for {', '.join(training)}")
-
-
 def check_models(evaluations: list, options) -> None:
     """Tasks that look at a network's card before the work do so now, for what is not done yet."""
     seen = []
     for one in evaluations:
-        known = (one.task, one.model.card)
-        todo = options.rerun or not record.done(options.out, one.task, one.key)
-        if options.rank == 0 and todo and hasattr(one.module, "check_model") and known not in seen:
+        known = (one.task.title, one.model.card)
+        todo = options.rerun or not record.done(options.out, one.task.name, one.key)
+        if options.rank == 0 and todo and known not in seen:
             seen.append(known)
-            one.module.check_model(one.cfg, one.model.card)
+            one.task.check_model(one.cfg, one.model.card)
 
 
 def launched() -> tuple[int, int]:

@@ -2,50 +2,19 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from ...pretrain.common.errors import UserError
-from ...pretrain.common.keyvalue import key_value
 from ..datasets.roots import data_roots
 from ..results.record import Model, records
-from ..tasks import Config, Task, make_key
-from ..tasks._registry import get_task
+from ..tasks import Task, TaskConfig, make_key
+from ..tasks._registry import check_flags, get_task
 from ..tasks._registry import tasks as all_tasks
-from .launchers import check_flags, check_gpus, check_models
+from .launchers import check_gpus, check_models
 from .models import Entry, read_models
 from .opened import Opened, describe, given_labels, hold
-
-
-@dataclass
-class Options:
-    """What `selfpatch run` was told beside models and tasks; see its help."""
-
-    data: list[str] = field(default_factory=list)
-    out: Path = Path("results")
-    card: dict[str, str] = field(default_factory=dict)
-    format: str | None = None
-    weights: str | None = None
-    name: str | None = None
-    row: str | None = None
-    seeds: list[int] = field(default_factory=lambda: [0])
-    limit: int | None = None
-    device: str = "auto"
-    masks: Path | None = None
-    list_file: Path | None = None
-    pictures: bool = False
-    rerun: bool = False
-    every: int | None = None
-    gpus: int = 1
-    scale_lr: bool = False
-    eval_only: Path | None = None
-    rank: int = 0  # this process's number among `world` that torchrun or Slurm started
-    world: int = 1
-    models: Path | None = None  # a models.yaml
-    overrides: list[str] = field(default_factory=list)
+from .options import Options
 
 
 @dataclass
@@ -55,52 +24,23 @@ class Evaluation:
     model: Model
     opened: Opened | None
     given: dict[str, str]
-    task: str
-    module: object
-    cfg: Config
+    task: Task
+    cfg: TaskConfig
     overridden: dict
     key: str
 
     @property
     def title(self) -> str:
         seed = f" seed {self.cfg.seed}" if self.cfg.seed else ""
-        return f"{self.model.name} on {self.task}{seed}"
+        return f"{self.model.name} on {self.task.title}{seed}"
 
 
-def parse_protocol(protocol: type, overrides: Iterable[str]) -> tuple[object, dict, list[str]]:
-    """A protocol dataclass with `key=value` applied -> (values, what differs from the defaults, keys it lacks).
-
-    Raises UserError, naming what is valid, for a value of another type.
-    """
-    types = {f.name: getattr(f.type, "__name__", str(f.type)) for f in dataclasses.fields(protocol)}
-    base, unknown = OmegaConf.structured(protocol), []
-    for item in overrides:
-        key, _ = key_value(item)
-        name = key.partition(".")[0]
-        if name not in types:
-            unknown.append(key)
-            continue
-        try:
-            base = OmegaConf.merge(base, OmegaConf.from_dotlist([item]))
-        except OmegaConfBaseException:
-            raise UserError(f"{item}: {key} is of type {types[name]}") from None
-    values, default = OmegaConf.to_object(base), protocol()
-    changed = {k: getattr(values, k) for k in types if getattr(values, k) != getattr(default, k)}
-    return values, changed, unknown
-
-
-def parse(modules: Mapping, tasks: list[str], options: Options) -> dict[str, tuple[object, dict]]:
+def parse(tasks: Mapping[str, Task], options: Options) -> dict[str, tuple[object, dict]]:
     """Of every task its protocol's values and what differs from their defaults. Raises UserError, naming what is valid,
     for a key that no task has."""
-    parsed = {
-        # a task of a recipe reads its overrides itself
-        name: m.parse(options) if hasattr(m, "parse") else parse_protocol(m.TASK.protocol, options.overrides)
-        for name, m in modules.items()
-    }
+    parsed = {name: task.parse(options) for name, task in tasks.items()}
     if lost := set.intersection(*(set(unknown) for _, _, unknown in parsed.values())):
-        valid = set()
-        for module in modules.values():
-            valid |= set(module.TASK.values or (f.name for f in dataclasses.fields(module.TASK.protocol)))
+        valid = {key for task in tasks.values() for key in task.values}
         raise UserError(f"{', '.join(tasks)} has no {', '.join(sorted(lost))}; there are: {', '.join(sorted(valid))}")
     return {name: (values, changed) for name, (values, changed, _) in parsed.items()}
 
@@ -159,28 +99,28 @@ def plan(models: list[Path | Entry], tasks: list[str], options: Options, here: b
     """
     if not tasks:
         raise UserError(f"--task: which? there are: {', '.join(all_tasks())}")
-    if bool(models) == bool(options.masks):
+    if bool(models) == bool(options.own.get("masks")):
         raise UserError("give checkpoints, or --masks DIR to score existing masks" + ("; not both" if models else ""))
     if options.row:
         from ..results.published import check_row  # pandas, which takes its time
 
         check_row(options.row)
-    modules = {name: get_task(name).module for name in tasks}
-    check_flags(modules, options)
+    chosen = {name: get_task(name) for name in tasks}
+    _check_own(chosen.values(), options)
     if here:
-        check_gpus(options.gpus, options.device)
-    protocols = parse(modules, tasks, options)
+        check_gpus(options.own.get("gpus", 1), options.device)
+    protocols = parse(chosen, options)
     models = expand(models, options.every)
-    _check_alone(models, modules, options)
+    _check_alone(models, chosen, options)
     described = hold((describe(model, options) for model in models), options.rank)
     _check_entries(described)
     evaluations: list[Evaluation] = []
-    for name, module in modules.items():
-        cfg = _task_config(module, protocols[name][0], options)
+    for name, task in chosen.items():
+        cfg = _task_config(task, protocols[name][0], options)
         for model, opened, given in [(o.model, o, o.given) for o in described] or [_masks(cfg, options)]:
-            for seed in seeds_of(module.TASK, options):
-                own, key = dataclasses.replace(cfg, seed=seed), _key(model, name, module.TASK, cfg, seed)
-                evaluations.append(Evaluation(model, opened, given, name, module, own, protocols[name][1], key))
+            for seed in seeds_of(task, options):
+                own, key = dataclasses.replace(cfg, seed=seed), _key(model, task, cfg, seed)
+                evaluations.append(Evaluation(model, opened, given, task, own, protocols[name][1], key))
     if not all(opened.kept for opened in described):  # then each is opened again for all of its evaluations at once
         evaluations.sort(key=lambda evaluation: described.index(evaluation.opened))
     _check_names(evaluations, options.out)
@@ -188,51 +128,56 @@ def plan(models: list[Path | Entry], tasks: list[str], options: Options, here: b
     return evaluations
 
 
-def _task_config(module, values, options: Options) -> Config:
+def _task_config(task: Task, values, options: Options) -> TaskConfig:
     """What all evaluations of a task share, with its data set opened and checked."""
-    cfg = Config(
+    cfg = TaskConfig(
         values,
-        root=data_roots(options.data, module.TASK.dataset),
+        root=data_roots(options.data, task.dataset),
         limit=options.limit,
         device=choose_device(options.device),
-        pictures=options.pictures,
-        masks=options.masks,
-        list_file=options.list_file,
-        gpus=options.gpus,
         world=options.world,
         rank=options.rank,
-        eval_only=options.eval_only,
+        own={flag.key: options.own.get(flag.key, flag.default) for flag in task.flags},
     )
-    cfg.data = module.check(cfg)
+    cfg.data = task.check(cfg)
     return cfg
 
 
-def _key(model: Model, name: str, task: Task, cfg: Config, seed: int) -> str:
+def _key(model: Model, task: Task, cfg: TaskConfig, seed: int) -> str:
     """Of a result: everything that makes a number another number."""
-    parts = {"fingerprint": model.fingerprint, "card": model.card, "task": name, "version": task.version}
-    parts |= {"protocol": dataclasses.asdict(cfg.protocol), "limit": cfg.limit, "data": cfg.data.fingerprint}
+    values = dataclasses.asdict(cfg.protocol) | ({"variant": task.variant} if task.variant else {})
+    parts = {"fingerprint": model.fingerprint, "card": model.card, "task": task.name, "version": task.version}
+    parts |= {"protocol": values, "limit": cfg.limit, "data": cfg.data.fingerprint}
     return make_key(parts | {"seed": seed})
 
 
 def seeds_of(task: Task, options: Options) -> list[int]:
-    """The seeds to run a task with: 0 alone where its number depends on none, as when nothing is trained but masks, or
-    a fine-tuned model, are only evaluated."""
-    return options.seeds if task.seeded and not options.masks and not options.eval_only else [0]
+    """The seeds to run a task with: 0 alone where its number depends on none."""
+    return options.seeds if task.draws(options.own) else [0]
 
 
-def _masks(cfg: Config, options: Options) -> tuple[Model, None, dict[str, str]]:
+def _check_own(tasks: Iterable[Task], options: Options) -> None:
+    """What can be wrong with the tasks' own flags."""
+    check_flags(tasks, options.own)
+    if (gpus := options.own.get("gpus", 1)) > 1 and options.world > 1:
+        raise UserError(f"--gpus {gpus}: a launcher started {options.world} processes already; leave it away")
+    if options.own.get("masks") and (others := [task.title for task in tasks if "masks" not in task.takes]):
+        raise UserError(f"--masks: {', '.join(others)} takes checkpoints")
+
+
+def _masks(cfg: TaskConfig, options: Options) -> tuple[Model, None, dict[str, str]]:
     """Masks of another method, in the place of a checkpoint."""
-    path = options.masks.resolve()
+    path = cfg.masks.resolve()
     name = options.name or f"{path.parent.name}/{path.name}"
     model = Model(name, cfg.data.content.results_fingerprint, row=options.row, format="masks")
     return model, None, given_labels(options.name, options.row)
 
 
-def _check_alone(models: list[Path | Entry], modules: Mapping, options: Options) -> None:
+def _check_alone(models: list[Path | Entry], tasks: Mapping, options: Options) -> None:
     """What is for one checkpoint."""
     if options.name and sum(not isinstance(m, Entry) for m in models) > 1:
         raise UserError("--name is for a single checkpoint")
-    if options.eval_only is not None and (len(models) != 1 or len(modules) != 1):
+    if options.own.get("eval_only") is not None and (len(models) != 1 or len(tasks) != 1):
         raise UserError("--eval-only MODEL: with the one checkpoint it was fine-tuned from, and one task")
 
 

@@ -31,7 +31,7 @@ def run_command(models: list[str], tasks: list[str], options: Options) -> int:
 def run(evaluations: list[Evaluation], options: Options, console: Console) -> int:
     """Do what is planned; what another process is at comes last. Returns the exit status: 1 if any failed."""
     if options.rank:
-        return int(not all([_follow(e, options) for e in evaluations if e.module.TASK.takes == "checkpoint"]))
+        return int(not all([_follow(e, options) for e in evaluations if e.task.processes == "many"]))
     notes = [note for e in evaluations for note in e.cfg.data.notes]
     for note in dict.fromkeys([*_once(evaluations, options), *notes]):
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
@@ -40,7 +40,7 @@ def run(evaluations: list[Evaluation], options: Options, console: Console) -> in
     while queue:
         evaluation, wait = queue.popleft()
         opened = evaluation.opened
-        with record.lock(options.out, evaluation.task, evaluation.key, wait) as mine:
+        with record.lock(options.out, evaluation.task.name, evaluation.key, wait) as mine:
             if not mine:
                 text = f"{evaluation.title}: another process is at it; coming back later"
                 console.print(text, highlight=False)
@@ -57,14 +57,14 @@ def run(evaluations: list[Evaluation], options: Options, console: Console) -> in
 
 def _once(evaluations: list[Evaluation], options: Options) -> list[str]:
     """A line for the user on tasks that run once, whatever --seed says."""
-    names = dict.fromkeys(e.task for e in evaluations if seeds_of(e.module.TASK, options) != options.seeds)
+    names = dict.fromkeys(e.task.title for e in evaluations if seeds_of(e.task, options) != options.seeds)
     given = ",".join(map(str, options.seeds))
     return [f"{', '.join(names)}: runs once, under seed 0; --seed {given} does not change its number"] if names else []
 
 
 def _one(evaluation: Evaluation, options: Options, console: Console, came_back: bool, last: bool) -> bool:
     """Make a record, where there is none yet; -> did it succeed? last: of its checkpoint's evaluations."""
-    existing = record.done(options.out, evaluation.task, evaluation.key)
+    existing = record.done(options.out, evaluation.task.name, evaluation.key)
     if existing and (came_back or not options.rerun):
         why = "the same weights, card, protocol, data and seed"
         text = f"{evaluation.title}: done already ({existing[-1]}: {why}); --rerun repeats it"
@@ -77,7 +77,7 @@ def _one(evaluation: Evaluation, options: Options, console: Console, came_back: 
         out.mkdir(parents=True, exist_ok=True)
         with Reporter(evaluation.title, console) as report:
             evaluation.cfg.progress = report
-            result = evaluation.module.run(_subject(evaluation, console, last), evaluation.cfg, out)
+            result = evaluation.task.run(_subject(evaluation, console, last), evaluation.cfg, out)
     except Exception as error:
         text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         found = {"status": record.FAILED, "error": text, "traceback": traceback.format_exc()}
@@ -88,7 +88,7 @@ def _one(evaluation: Evaluation, options: Options, console: Console, came_back: 
     finally:
         gc.collect()
     path = record.write(options.out, _finished(planned, result, str(out), _cost(evaluation, start)))
-    declared, metrics = evaluation.module.TASK.metrics, result["metrics"]
+    declared, metrics = evaluation.task.metrics, result["metrics"]
     shown = "  ".join([f"{m.name} {metrics[m.name]:.2f}" for m in declared if m.name in metrics][:3])
     console.print(f"{evaluation.title}: {shown}  ({path})", highlight=False, soft_wrap=True)
     _label(evaluation, path, console)
@@ -108,18 +108,18 @@ def _label(evaluation: Evaluation, path: Path, console: Console) -> None:
 
 def _folder(evaluation: Evaluation, options: Options) -> Path:
     """Where an evaluation works; a repetition has a folder of its own."""
-    number = len(record.done(options.out, evaluation.task, evaluation.key)) + 1
-    return record.artifacts(options.out, evaluation.task, evaluation.key, number)
+    number = len(record.done(options.out, evaluation.task.name, evaluation.key)) + 1
+    return record.artifacts(options.out, evaluation.task.name, evaluation.key, number)
 
 
 def _follow(evaluation: Evaluation, options: Options) -> bool:
     """An evaluation's processes of this machine (or GPU), of which the first process keeps the record."""
-    if not options.rerun and record.done(options.out, evaluation.task, evaluation.key):
+    if not options.rerun and record.done(options.out, evaluation.task.name, evaluation.key):
         return True
     out = _folder(evaluation, options)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        evaluation.module.run(None, evaluation.cfg, out)
+        evaluation.task.run(None, evaluation.cfg, out)
     except Exception as error:
         print(f"{evaluation.title}, process {options.rank}: {error}", file=sys.stderr)
         return False
@@ -140,7 +140,7 @@ def _subject(evaluation: Evaluation, console: Console, last: bool):
         warnings.append(f"the weights look untrained: {why}")
     for warning in warnings:
         console.print(f"{name}: warning: {warning}", highlight=False, soft_wrap=True)
-    if evaluation.module.TASK.takes == "checkpoint":
+    if "checkpoint" in evaluation.task.takes:
         return checkpoint
     encoder = build(checkpoint).to(evaluation.cfg.device)
     # A task may change its network. On a CPU its weights are the opened file's, which wait for the next evaluation.
@@ -149,11 +149,11 @@ def _subject(evaluation: Evaluation, console: Console, last: bool):
 
 def _planned(evaluation: Evaluation) -> Record:
     """What a record says before the work."""
-    task, cfg, data = evaluation.module.TASK, evaluation.cfg, evaluation.cfg.data
+    task, cfg, data = evaluation.task, evaluation.cfg, evaluation.cfg.data
     return Record(
         key=evaluation.key,
         model=evaluation.model,
-        task=evaluation.task,
+        task=task.name,
         version=task.version,
         protocol=Protocol(task.protocol_id, dataclasses.asdict(cfg.protocol), evaluation.overridden),
         published=task.published,

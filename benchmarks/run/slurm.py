@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ...pretrain.common import slurm
 from ...pretrain.common.keyvalue import split
-from .plan import Options, gather, plan
+from .options import Options
+from .plan import gather, plan
 from .runner import run_command
 
 JOBS = "jobs"  # submitit's files, below --out
@@ -47,9 +48,11 @@ def start(models: list[Path], tasks: list[str], options: Options, given: str):
 def _absolute(options: Options) -> Options:
     """Every path from the root, since the job may start in another folder."""
     where = [name + str(Path(root).expanduser().absolute()) for name, root in map(_root, options.data)]
-    names = ("out", "masks", "list_file", "eval_only", "models")
-    paths = {n: Path(getattr(options, n)).expanduser().absolute() for n in names if getattr(options, n) is not None}
-    return replace(options, data=where, **paths)
+    paths, own = (
+        {name: value.expanduser().absolute() for name, value in values.items() if isinstance(value, Path)}
+        for values in (vars(options), options.own)
+    )
+    return replace(options, data=where, own=options.own | own, **paths)
 
 
 def _root(item: str) -> tuple[str, str]:

@@ -1,32 +1,24 @@
-"""One file = one task. The module's name is the task's name.
+"""One file = one task, or one family. The module's name is the task's name.
 
-A task defines
+A task's file defines
 
-    TASK = Task(version=..., protocol_id=..., protocol=Protocol, metrics=(...), dataset=..., published=(...))
-        see `Task`; `Protocol` is a dataclass whose fields are the protocol's values with their defaults.
-        `seeded=False` says that `run` draws nothing by cfg.seed: a list of seeds then costs one run.
-    check(cfg) -> Data
-        everything that can be wrong with the data is found here, before any long work, in one line each.
-    run(encoder, cfg, out) -> {"metrics": {...}, "parts": {...}, "protocol": {...}}
-        metrics by the published vocabulary; parts: whatever they are averages of; protocol: values that only the
-        encoder decides (mean, std ...). `out` is a folder of the task's own that survives an interruption: a second
-        call with the same folder goes on where the first one stopped.
+    TASK = MyTask(version=..., protocol_id=..., protocol=Protocol, metrics=(...), dataset=..., ...)
 
-and may define `example(folder) -> Path` (a tiny data set), `pictures(encoder, cfg, out)`, and
-
-    check_data(root) -> Data
-        the data alone, for `selfpatch doctor`; without it, that is `check` with the protocol's own values.
+an object of a subclass of `Task`; or, for a family, `TASKS = {name: object, ...}`. It imports nothing that takes long:
+what `run` needs (torch), `run` imports. Beside them it may define `example(folder) -> Path`, a tiny data set.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ...pretrain.common.errors import UserError
 from ..datasets.base import Data
+from ._protocol import parse_protocol
 
 
 @dataclass(frozen=True)
@@ -40,27 +32,25 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Task:
-    """A task's declaration: `TASK = Task(...)` in its module.
+class Flag:
+    """A flag of a task's own. Its value is `cfg.KEY`, `default` where it is not given.
 
-    version: raised whenever the same checkpoint would get another number; part of the record's key.
-    protocol: dataclass type of every protocol value with its default; `key=value` on the command line overrides one.
-    published: the (task, protocol) pairs of published rows that this task's numbers may stand beside.
-    needs: what it takes from the encoder, for messages. takes: encoder, or checkpoint: `run` then gets the opened file
-    (an opened Checkpoint) and builds a network of its own. values: the keys of `key=value`, where the protocol's fields
-    do not say them. seeded: whether the seed changes the number; where it does not, the task runs once, under seed 0.
+    type: bool (a switch), int, float, str or Path. text: as it is written, else `--KEY`. least: of a number.
     """
 
-    version: int
-    protocol_id: str
-    protocol: type
-    metrics: tuple[Metric, ...]
-    dataset: str
-    published: tuple[tuple[str, str], ...] = ()
-    needs: str = "patch maps"
-    takes: str = "encoder"
-    values: tuple[str, ...] = ()
-    seeded: bool = True
+    key: str
+    type: type
+    help: str
+    default: Any = None
+    text: str = ""
+    least: float | None = None
+
+    @property
+    def spelling(self) -> str:
+        return self.text or f"--{self.key.replace('_', '-')}"
+
+
+PICTURES = Flag("pictures", bool, "Contact sheets and animations as well.", False)
 
 
 class Crash(UserError):
@@ -72,9 +62,11 @@ class Crash(UserError):
 
 
 @dataclass
-class Config:
+class TaskConfig:
     """What `run(encoder, cfg, out)` gets beside the encoder and its output folder.
 
+    own: values of the task's own flags that were given, by `Flag.key`; each flag's value, or its default, is an
+    attribute as well. world, rank: processes that a launcher started, and which of them this is.
     progress(done, total, text): called by the task as it proceeds.
     """
 
@@ -84,14 +76,99 @@ class Config:
     limit: int | None = None
     seed: int = 0
     device: str = "cpu"
-    pictures: bool = False
-    masks: Path | None = None  # a folder of results to score instead of running an encoder
-    list_file: Path | None = None
-    gpus: int = 1  # processes to start on this machine, for tasks that train
-    world: int = 1  # processes that a launcher started, of which this is number `rank`
+    world: int = 1
     rank: int = 0
-    eval_only: Path | None = None  # a fine-tuned model to evaluate
+    own: Mapping[str, Any] = field(default_factory=dict)
     progress: Callable[[float, float, str], None] = lambda done, total, text: None
+
+    def __getattr__(self, key: str) -> Any:
+        values = DEFAULTS | dict(self.__dict__.get("own", {}))
+        if key not in values:
+            raise AttributeError(f"a task's configuration has no {key}; its task declares no such flag")
+        return values[key]
+
+
+# Of the flags that a task of a user's own may look at without declaring them.
+DEFAULTS = {"masks": None, "list_file": None, "pictures": False, "gpus": 1, "scale_lr": False, "eval_only": None}
+Config = TaskConfig  # as a user's plug-in may know it
+
+
+@dataclass(eq=False)
+class Task:
+    """A task: what it declares, and, in a subclass, `check` and `run`.
+
+    version: raised whenever the same checkpoint would get another number; part of the record's key.
+    protocol: dataclass type of every protocol value with its default; `key=value` on the command line overrides one.
+    dataset: what `--data NAME=ROOT` calls its data.
+    published: the (task, protocol) pairs of published rows that this task's numbers may stand beside.
+    needs: what it takes from the encoder, of image, patches, keys, blocks.
+    takes: what `run` is given: encoder; checkpoint (the opened file, of which it builds a network of its own); masks
+    (None: the results to score lie in the folder cfg.masks). Several are alternatives.
+    seeded: whether the seed changes the number; where it does not, the task runs once, under seed 0.
+    processes: `many` where `run` is called in every process that a launcher started, not in the first alone.
+    flags: its own. variants: name -> protocol values, asked for as `--task NAME:VARIANT`.
+    """
+
+    version: int
+    protocol_id: str
+    protocol: type
+    metrics: tuple[Metric, ...]
+    dataset: str
+    published: tuple[tuple[str, str], ...] = ()
+    needs: tuple[str, ...] = ("patches",)
+    takes: tuple[str, ...] = ("encoder",)
+    values: tuple[str, ...] = ()  # keys of `key=value`, where they are not the protocol's fields
+    seeded: bool = True
+    processes: str = "one"
+    flags: tuple[Flag, ...] = ()
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    name: str = field(default="", init=False)  # the file's, or the key in TASKS
+    variant: str = field(default="", init=False)
+
+    def __post_init__(self):
+        self.needs, self.takes = ((x,) if isinstance(x, str) else tuple(x) for x in (self.needs, self.takes))
+        self.values = self.values or tuple(f.name for f in fields(self.protocol))
+
+    def check(self, cfg: TaskConfig) -> Data:
+        """Find everything that can be wrong with the data, before any long work. Raises UserError, one line each."""
+        raise NotImplementedError
+
+    def run(self, encoder, cfg: TaskConfig, out: Path) -> dict:
+        """Evaluate -> {"metrics": {...}, "parts": {...}, "protocol": {...}}.
+
+        metrics: by their published names. parts: whatever they are averages of. protocol: values that only the encoder
+        decides (mean, std ...). out: a folder of the task's own that survives an interruption: a second call with the
+        same folder goes on where the first one stopped.
+        """
+        raise NotImplementedError
+
+    def check_data(self, root: Path) -> Data:
+        """The data alone, for `selfpatch doctor`. Raises UserError."""
+        return self.check(TaskConfig(self.protocol(), root=root))
+
+    def check_model(self, cfg: TaskConfig, card: dict) -> None:
+        """Look at a network's card before any work. Raises UserError."""
+
+    def parse(self, options) -> tuple[Any, dict, list[str]]:
+        """options.overrides (`key=value`) -> (protocol, what differs from its defaults, keys that it lacks)."""
+        return parse_protocol(self.protocol, options.overrides, self.variants.get(self.variant, {}))
+
+    def draws(self, own: Mapping[str, Any]) -> bool:
+        """Whether the seed changes the number, with these values of its own flags."""
+        return self.seeded
+
+    def of_variant(self, variant: str) -> "Task":
+        """The task with the values of a variant, which stands beside no published row. Raises UserError."""
+        if variant not in self.variants:
+            raise UserError(f"{self.name}:{variant}: variants of {self.name}: {', '.join(self.variants) or 'none'}")
+        made = copy.copy(self)
+        made.variant, made.published, made.protocol_id = variant, (), f"{self.protocol_id}-{variant}"
+        return made
+
+    @property
+    def title(self) -> str:
+        """As `--task` has it: NAME or NAME:VARIANT."""
+        return f"{self.name}:{self.variant}" if self.variant else self.name
 
 
 def make_key(parts: Mapping) -> str:

@@ -23,7 +23,7 @@ from ...pretrain.common.atomic import write_atomic
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.machine import cache_folder
 from ..datasets.imagenet import Split
-from . import make_key
+from . import TaskConfig, make_key
 
 CHUNK = 8192  # images of a file; also the most that an interruption costs
 BATCH = 64
@@ -122,17 +122,16 @@ def features(
     split: Split,
     extract: Extract,
     what: str,
-    crop: Crop,
-    device: str,
-    precision: str,
+    cfg: TaskConfig,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
     """Features of a whole split, float32 [n, D] on the CPU.
 
-    extract: (encoder, normalised images [B, 3, S, S]) -> [B, D], called `what` in the cache. device, precision: see
-    `Replicas`. progress(done): images so far. Raises UserError for an image that cannot be read, or features that are
-    not finite.
+    extract: (encoder, normalised images [B, 3, S, S]) -> [B, D], called `what` in the cache. cfg: its device, and its
+    protocol's resize, crop and precision. progress(done): images so far. Raises UserError for an image that cannot be
+    read, or features that are not finite.
     """
+    crop, precision = Crop(cfg.protocol.resize, cfg.protocol.crop), cfg.protocol.precision
     parts = {
         "fingerprint": encoder.fingerprint,
         "card": encoder.card.as_dict(),
@@ -149,7 +148,7 @@ def features(
         images = [crop(split.read(i)) for i in range(first, min(first + BATCH, stop))]
         return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
-    with ThreadPoolExecutor(cores) as threads, Replicas(encoder, extract, device, precision) as replicas:
+    with ThreadPoolExecutor(cores) as threads, Replicas(encoder, extract, cfg.device, precision) as replicas:
         for start in range(0, len(split), CHUNK):
             stop = min(start + CHUNK, len(split))
             file = folder / f"{start:08d}-{stop:08d}.npy"
@@ -168,6 +167,19 @@ def features(
             found.append(chunk)
             progress(stop)
     return torch.cat(found)
+
+
+def of_both_splits(encoder, cfg: TaskConfig, extract: Extract, what: str) -> list[Tensor]:
+    """`features` of train/ and val/ of a ClassSet, cfg.data.content, with progress."""
+    data, before, found = cfg.data.content, 0, []
+    for split in (data.train, data.val):
+
+        def progress(done: int, split=split, before=before):
+            cfg.progress(before + done, len(data.train) + len(data.val), f"{split.name} {done}/{len(split)}")
+
+        found.append(features(encoder, split, extract, what, cfg, progress))
+        before += len(split)
+    return found
 
 
 def _read(file: Path, count: int) -> Tensor | None:

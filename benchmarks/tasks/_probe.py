@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...pretrain.common.atomic import write_atomic
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.reading.state import load_state
+from . import TaskConfig, make_key
 
 BASE_BATCH = 256  # learning rates are for so many images a step
 
@@ -121,3 +122,15 @@ def train(
             text = f"epoch {epoch + 1}/{probe.plan.epochs} loss {float(finite.min()):.3f}"
             progress(epoch + number / len(steps), text)
         probe.save(file, epoch + 1, key)
+
+
+def fit(cfg: TaskConfig, what, dim: int, rates: tuple[float, ...], stream, out: Path, progress) -> Probe:
+    """A probe for each rate, trained on a ClassSet's training images by the values of a protocol (linear.Frozen).
+
+    what: the features (_joined.Joined), `dim` wide. stream, progress: see `train`. out: the task's folder.
+    """
+    p, data = cfg.protocol, cfg.data.content
+    probe = Probe(dim, len(data.classes), Plan(p.epochs, p.batch, cfg.seed, rates)).to(cfg.device)
+    key = make_key({"p": asdict(p), "what": what.name, "seed": cfg.seed})
+    train(probe, len(data.train), stream, out / "probe.pt", key, progress)
+    return probe

@@ -10,6 +10,7 @@ tile only meets the rectangle of context patches that its windows touch: the cos
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ def normalise(features: Tensor) -> Tensor:
     return F.normalize(features.to(_dtype(features)), dim=-1, eps=1e-12)
 
 
+@dataclass(frozen=True)
 class Propagator:
     """Average of past labels, weighted by feature similarity inside a window.
 
@@ -39,24 +41,10 @@ class Propagator:
     tile         (rows, columns) of targets per matrix product: changes speed, never the result
     """
 
-    def __init__(
-        self,
-        radius: int | None = 12,
-        topk: int = 5,
-        temperature: float = 0.1,
-        tile: tuple[int, int] | None = None,
-    ):
-        if radius is not None and radius < 0:
-            raise UserError(
-                f"propagation: radius={radius} is negative; use 0 or more patches, or none for the whole frame"
-            )
-        if topk < 1:
-            raise UserError(f"propagation: topk={topk} keeps nothing; use 1 or more")
-        if not temperature > 0:
-            raise UserError(f"propagation: temperature={temperature} must be above 0")
-        if tile is not None and min(tile) < 1:
-            raise ValueError(f"tile {tile} is empty")
-        self.radius, self.topk, self.temperature, self.tile = radius, topk, temperature, tile
+    radius: int | None = 12
+    topk: int = 5
+    temperature: float = 0.1
+    tile: tuple[int, int] | None = None
 
     @torch.no_grad()
     def __call__(self, target: Tensor, context: Sequence[Tensor] | Tensor, labels: Sequence[Tensor] | Tensor) -> Tensor:
@@ -66,28 +54,38 @@ class Propagator:
         float32, or in float64 for float64 features; half-precision features are widened first, so that products and
         sums are float32 even then.
         """
-        h, w, dim = target.shape
-        n = len(context)
+        h, w, _ = target.shape
+        n, k = len(context), self.topk
         labels = labels if isinstance(labels, Tensor) else torch.stack(list(labels))
         if n < 1 or labels.shape[0] != n or labels.shape[2:] != (h, w) or any(c.shape != target.shape for c in context):
             got = f"{tuple(target.shape)}, {[tuple(c.shape) for c in context]}, {tuple(labels.shape)}"
             raise ValueError(f"target, context, labels are {got}; expected [h, w, D], n x [h, w, D], [n, C, h, w]")
-        dtype, device, k = _dtype(target), target.device, self.topk
-        labels = labels.to(device, dtype)
-        target = target.to(dtype)
-        radius = max(h, w) if self.radius is None else self.radius
-        th, tw = self._tile(w, radius, device)
-        rows, columns = _spans(h, th, radius), _spans(w, tw, radius)
+        target = target.to(_dtype(target))
+        labels = labels.to(target.device, target.dtype)
+        value, index, ties = self._search(target, context, labels)
+        # exp(v - max) / sum is exp(v) / sum without overflow at low temperatures.
+        weight = torch.softmax(value[..., :k] / self.temperature, dim=-1).view(h * w, k, 1)
+        table = labels.transpose(0, 1).flatten(1).T.contiguous()  # [n * h * w, C]
+        out = (table[index[..., :k].reshape(h * w, k)] * weight).sum(1).T.contiguous()
+        for where, tied_labels in ties:
+            out[:, where] = tied_labels
+        return out.view(-1, h, w)
 
-        # The k+1 best of every target: similarity and index into the context, flat over (frame, y, x).
-        value = torch.full((h, w, k + 1), NEG_INF, dtype=dtype, device=device)
-        index = torch.zeros((h, w, k + 1), dtype=torch.long, device=device)
+    def _search(self, target: Tensor, context, labels: Tensor) -> tuple[Tensor, Tensor, list]:
+        """The k + 1 most similar context patches of every target: similarity and index, flat over (frame, y, x), both
+        [h, w, k + 1]. And, where more than k are as similar as the k-th, ([targets], their labels [C, targets])."""
+        (h, w, dim), n, k = target.shape, len(context), self.topk
+        like = {"dtype": target.dtype, "device": target.device}
+        radius = max(h, w) if self.radius is None else self.radius
+        th, tw = self._tile(w, radius, target.device)
+        rows, columns = _spans(h, th, radius), _spans(w, tw, radius)
+        value = torch.full((h, w, k + 1), NEG_INF, **like)
+        index = torch.zeros((h, w, k + 1), dtype=torch.long, device=target.device)
         ties = []
         # Work space, allocated once: fresh pages for each strip would cost more than the copies into them.
         widest, tallest = (max(hi - lo for _, _, lo, hi in spans) for spans in (columns, rows))
-        strip_space = torch.empty(h * n * widest * dim, dtype=dtype, device=device)
-        similarity_space = torch.empty(tallest * n * widest * th * tw, dtype=dtype, device=device)
-
+        strip_space = torch.empty(h * n * widest * dim, **like)
+        similarity_space = torch.empty(tallest * n * widest * th * tw, **like)
         for x0, x1, left, right in columns:
             # One strip of context columns serves all tiles below each other; with rows outermost, the context of a
             # tile is one contiguous matrix [rows * n * columns, D].
@@ -95,7 +93,7 @@ class Propagator:
             strip = strip_space[: h * n * wide * dim].view(h, n, wide, dim)
             for i, frame in enumerate(context):
                 strip[:, i].copy_(frame[:, left:right])
-            outside_x = _outside(left, right, x0, x1, radius, dtype, device)  # [wide, x]
+            outside_x = _outside(left, right, x0, x1, radius, **like)  # [wide, x]
             for y0, y1, top, bottom in rows:
                 tile = target[y0:y1, x0:x1].reshape(-1, dim)
                 m, groups = len(tile), (bottom - top) * n
@@ -105,30 +103,22 @@ class Propagator:
                 torch.mm(strip[top:bottom].reshape(-1, dim), tile.T, out=similarity)
                 similarity = similarity.view(groups, wide, m)
                 similarity += outside_x[:, None].expand(-1, y1 - y0, -1).reshape(wide, m)
-
-                outside_y = _outside(top, bottom, y0, y1, radius, dtype, device)  # [rows, y]
+                outside_y = _outside(top, bottom, y0, y1, radius, **like)  # [rows, y]
                 outside_y = outside_y[:, None, :, None].expand(-1, n, -1, x1 - x0).reshape(groups, m).T
                 found, group, column = _largest(similarity, outside_y, k + 1)
-                at = ((group % n) * h + top + group // n) * w + left + column
                 kept = found.shape[1]
+                at = ((group % n) * h + top + group // n) * w + left + column
                 value[y0:y1, x0:x1, :kept] = found.view(y1 - y0, x1 - x0, kept)
                 index[y0:y1, x0:x1, :kept] = at.view(y1 - y0, x1 - x0, kept)
                 if kept > k:
-                    tied = (found[:, k] == found[:, k - 1]) & (found[:, k] > NEG_INF)
-                    if tied.any():
-                        tied = tied.nonzero()[:, 0]
-                        window = labels[:, :, top:bottom, left:right].permute(1, 2, 0, 3).flatten(1)  # as similarity
-                        every = (similarity[:, :, tied] + outside_y.T[:, None, tied]).flatten(0, 1)
-                        where = (y0 + tied // (x1 - x0)) * w + x0 + tied % (x1 - x0)
-                        ties.append((where, self._all_ties(every, found[tied, k - 1], window)))
-
-        # exp(v - max) / sum is exp(v) / sum without overflow at low temperatures.
-        weight = torch.softmax(value[..., :k] / self.temperature, dim=-1).view(h * w, k, 1)
-        table = labels.transpose(0, 1).flatten(1).T.contiguous()  # [n * h * w, C]
-        out = (table[index[..., :k].reshape(h * w, k)] * weight).sum(1).T.contiguous()
-        for where, tied_labels in ties:
-            out[:, where] = tied_labels
-        return out.view(-1, h, w)
+                    tied = ((found[:, k] == found[:, k - 1]) & (found[:, k] > NEG_INF)).nonzero()[:, 0]
+                    if not len(tied):
+                        continue
+                    window = labels[:, :, top:bottom, left:right].permute(1, 2, 0, 3).flatten(1)  # as similarity
+                    every = (similarity[:, :, tied] + outside_y.T[:, None, tied]).flatten(0, 1)
+                    where = (y0 + tied // (x1 - x0)) * w + x0 + tied % (x1 - x0)
+                    ties.append((where, self._all_ties(every, found[tied, k - 1], window)))
+        return value, index, ties
 
     def _tile(self, w: int, radius: int, device: torch.device) -> tuple[int, int]:
         # Small tiles waste little (a tile of t meets ((t + 2r) / (2r + 1))^2 windows' worth of context), large ones

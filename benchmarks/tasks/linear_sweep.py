@@ -5,69 +5,69 @@ augmented but cropped like the validation images. As in published sweeps, the ra
 counts, so these numbers stand beside no published column.
 """
 
-import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from ...pretrain.common.errors import UserError
-from ..datasets.imagenet import open_classes
-from . import Config, Data, Metric, Task, make_key
-from ._probe import Plan, Probe, train
-from .knn import accuracies, extract_all
-from .linear import Frozen, check_probe, joined, result
+from ...pretrain.common.ranges import bounds
+from . import Data, Metric, TaskConfig
+from ._classes import ClassTask, accuracies, scores
+from .linear import Frozen
 
 
 @dataclass
 class Protocol(Frozen):
     """The protocol's values; rates: learning rates for 256 images a step."""
 
-    rates: list[float] = field(default_factory=lambda: [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0])
+    rates: list[float] = field(
+        default_factory=lambda: [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0], metadata=bounds(above=0)
+    )
 
 
-TASK = Task(
+class LinearSweep(ClassTask):
+    def check(self, cfg: TaskConfig) -> Data:
+        """Open the data set."""
+        if not cfg.protocol.rates:
+            raise UserError("rates=[]: at least one learning rate")
+        return super().check(cfg)
+
+    def run(self, encoder, cfg: TaskConfig, out: Path) -> dict:
+        """Features (from the cache where they are known), a classifier for every rate, the best one's accuracies."""
+        import torch
+
+        from ._features import of_both_splits
+        from ._joined import joined
+        from ._probe import fit
+
+        p, data, what = cfg.protocol, cfg.data.content, joined(encoder.card, cfg.protocol)
+        train, val = (x.to(cfg.device) for x in of_both_splits(encoder, cfg, what, what.name))
+        labels = torch.from_numpy(data.train.labels).to(cfg.device)
+
+        def stream(steps, epoch):
+            for step in steps:
+                yield train[step.to(cfg.device)], labels[step.to(cfg.device)]
+
+        def progress(epochs: float, text: str) -> None:
+            cfg.progress(epochs, p.epochs, text)
+
+        probe = fit(cfg, what, train.shape[1], tuple(p.rates), stream, out, progress)
+        ranked = probe.top(val).cpu()
+        top1 = [100 * float(accuracies(best, data.val.labels)[0].mean()) for best in ranked]
+        chosen = max(range(len(top1)), key=top1.__getitem__)
+        metrics, parts = scores({"": ranked[chosen]}, data)
+        parts["rates"] = {str(rate): value for rate, value in zip(p.rates, top1, strict=True)}
+        return {
+            "metrics": metrics,
+            "parts": parts,
+            "protocol": what.in_force(encoder, p.crop) | {"lr": p.rates[chosen]},
+        }
+
+
+TASK = LinearSweep(
     version=1,
     protocol_id="linear-sweep-v1",
     protocol=Protocol,
     metrics=(Metric("top1", noise=0.1), Metric("top5", noise=0.1)),
     dataset="imagenet",
-    needs="class tokens or image vector",
+    needs=("image", "blocks"),
 )
-
-
-def check(cfg: Config) -> Data:
-    """Open the data set. Raises UserError that names the folder or the value that is wrong."""
-    check_probe(cfg)
-    if not cfg.protocol.rates or min(cfg.protocol.rates) <= 0:
-        raise UserError(f"rates={cfg.protocol.rates}: at least one, all above 0")
-    return open_classes(cfg.root, cfg.limit).as_data()
-
-
-def run(encoder, cfg: Config, out: Path) -> dict:
-    """Features (from the cache where they are known), a classifier for every rate, the best one's accuracies."""
-    p, data, what = cfg.protocol, cfg.data.content, joined(encoder.card, cfg.protocol)
-    found = [x.to(cfg.device) for x in extract_all(encoder, cfg, data, what, what.name)]
-    labels = torch.from_numpy(data.train.labels).to(cfg.device)
-
-    def stream(steps: list[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for step in steps:
-            yield found[0][step.to(cfg.device)], labels[step.to(cfg.device)]
-
-    def progress(epochs: float, text: str) -> None:
-        cfg.progress(epochs, p.epochs, text)
-
-    probe = Probe(found[0].shape[1], len(data.classes), Plan(p.epochs, p.batch, cfg.seed, tuple(p.rates)))
-    key = make_key({"p": dataclasses.asdict(p), "what": what.name, "seed": cfg.seed})
-    train(probe.to(cfg.device), len(data.train), stream, out / "probe.pt", key, progress)
-    ranked = probe.top(found[1]).cpu()
-    truth = torch.from_numpy(data.val.labels)
-    top1 = [100 * float(accuracies(best, truth)[0].mean()) for best in ranked]
-    chosen = max(range(len(top1)), key=top1.__getitem__)
-    made = result(encoder, data, what, ranked[chosen], p.crop)
-    made["parts"]["rates"] = {str(rate): value for rate, value in zip(p.rates, top1, strict=True)}
-    made["protocol"]["lr"] = p.rates[chosen]
-    made["protocol"].pop("id", None)  # the features are named; the protocol is this one either way
-    return made

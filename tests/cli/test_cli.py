@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from conftest import REPO
-from selfpatch_bench.benchmarks.cli.app import app, card_fields, spell_out_card, split_arguments
+from selfpatch_bench.benchmarks.cli.app import app
+from selfpatch_bench.benchmarks.cli.options import spell_out_card, split_arguments
+from selfpatch_bench.benchmarks.run.options import Options, card_fields
 from selfpatch_bench.pretrain.common.errors import UserError
 
 
@@ -49,6 +51,7 @@ def test_help_imports_nothing_heavy():
     [
         (["run", "nowhere.pth", "--task", "davis"], "nowhere.pth"),
         (["run", "--task", "davis"], "give checkpoints, or --masks"),
+        (["run", "--masks", "x"], "--masks: is for davis; give it with --task"),
         (["run", "x.pth"], "--task: which? there are: "),
         (["run", "x.pth", "--task", "dvais"], "no task called dvais"),
         (["run", "x.pth", "--task", "davis", "--card", "heads"], "--card heads: not written as key=value"),
@@ -77,9 +80,9 @@ def test_fields_after_card_belong_to_it():
         "run", "--card", "mean=0.5", "--card", "std=0.5", "--heads", "3", "radius=2",
     ]  # fmt: skip
     assert spell_out_card(["--card", "heads=3", "radius=6", "std=1"]) == ["--card", "heads=3", "radius=6", "std=1"]
-    assert card_fields(3, ["mean=0.5"]) == {"mean": "0.5", "heads": "3"}
+    assert Options(heads=3, card=card_fields(["mean=0.5"])).card == {"mean": "0.5", "heads": "3"}
     with pytest.raises(UserError):
-        card_fields(None, ["mean"])
+        card_fields(["mean"])
 
 
 def test_an_existing_path_with_an_equals_sign_is_a_checkpoint(tmp_path, monkeypatch):

@@ -105,7 +105,7 @@ if __name__ == "__main__":
         (out / "classes" / split).symlink_to(place / "pictures")
     given = {"out": out / "results", "device": "cpu"}
     values = ["size=64", "multiple=8"]
-    videos = Options(data=[str(place / "videos")], overrides=values, pictures=True, **given)
+    videos = Options(data=[str(place / "videos")], overrides=values, own={"pictures": True}, **given)
     assert run_command([str(place / "net.safetensors")], ["davis"], videos) == 0
     assert run_command([str(place / "net.safetensors")], ["knn"], Options(data=[str(out / "classes")], **given)) == 0
     zoo.remember(out, zoo.public()["dino_vits16"], "0" * 64, 1)

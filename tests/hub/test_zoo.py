@@ -507,7 +507,7 @@ def test_zoo_needs_no_torch_and_a_run_no_fetch():
             if isinstance(node, ast.ImportFrom) and node.level:
                 for name in users.keys() & {(node.module or "").rpartition(".")[2], *(a.name for a in node.names)}:
                     users[name].add(path.relative_to(REPO / "benchmarks").as_posix())
-    assert users == {"fetch": {"cli/app.py"}, "download": {"hub/fetch.py"}}
+    assert users == {"fetch": {"cli/look.py"}, "download": {"hub/fetch.py"}}
 
 
 def test_a_file_is_known_by_its_sha256_under_any_name(tmp_path, plug):

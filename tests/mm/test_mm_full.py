@@ -109,7 +109,7 @@ def folder_of(place, job, out="out") -> Path:
 @pytest.fixture(scope="module")
 def fitted(place):
     """Mask R-CNN after 50 steps on three pictures: (job, record)."""
-    status, (job,) = go(place, [COCO], [*FIT, "epochs=50"], pictures=True)
+    status, (job,) = go(place, [COCO], [*FIT, "epochs=50"], own={"pictures": True})
     assert status == 0, record_errors(place)
     return job, result(place, job)
 
@@ -122,14 +122,14 @@ def test_detection_learns(place, fitted):
     job, found = fitted
     assert found.metrics["AP_bb_50"] >= 80
     assert found.metrics["AP_mk_50"] >= 80
-    assert found.metrics.keys() <= {m.name for m in job.module.TASK.metrics}
+    assert found.metrics.keys() <= {m.name for m in job.task.metrics}
     assert set(found.parts["classes"]) == {"round", "polygon", "star"}
 
 
 def test_what_the_record_and_the_folder_hold(place, fitted):
     job, found = fitted
     effective = found.protocol.effective
-    assert found.protocol.id == job.module.TASK.protocol_id
+    assert found.protocol.id == job.task.protocol_id
     assert found.protocol.overridden["epochs"] == "50"
     assert {k: effective[k] for k in ("batch", "accumulate", "gpus", "amp", "norm")} == {
         "batch": 3, "accumulate": 1, "gpus": 1, "amp": "off (fp16 needs a GPU)", "norm": "BN",
@@ -149,7 +149,7 @@ def test_what_the_record_and_the_folder_hold(place, fitted):
 
 def test_finished_is_skipped(place, fitted, started):
     job, _ = fitted
-    assert go(place, [COCO], [*FIT, "epochs=50"], pictures=True)[0] == 0
+    assert go(place, [COCO], [*FIT, "epochs=50"], own={"pictures": True})[0] == 0
     assert not started
     assert len(record.done(place / "out", COCO, job.key)) == 1
 
@@ -158,7 +158,7 @@ def test_eval_only_gives_the_same_numbers(place, fitted):
     """A fine-tuned model through our own reader; its training set is not needed. One of another shape is refused."""
     job, found = fitted
     model = folder_of(place, job) / "last.pth"
-    status, (again,) = go(place, [COCO], [*FIT, "epochs=50"], eval_only=model)
+    status, (again,) = go(place, [COCO], [*FIT, "epochs=50"], own={"eval_only": model})
     assert status == 0, record_errors(place)
     assert again.key != job.key
     seen = result(place, again)
@@ -166,7 +166,7 @@ def test_eval_only_gives_the_same_numbers(place, fitted):
     assert "eval_only" in seen.protocol.overridden
     assert "fine-tuned" in seen.protocol.effective["accounting"]
     with pytest.raises(UserError, match=r"one checkpoint .* and one task"):
-        go(place, [COCO, ADE], FIT, eval_only=model)
+        go(place, [COCO, ADE], FIT, own={"eval_only": model})
 
 
 # The launch module, whose processes say which threads of the group are left when their work is done.
@@ -192,7 +192,7 @@ def test_two_processes_and_where_the_numbers_began(place, monkeypatch):
     (place / "launch_and_look.py").write_text(LEFT)
     monkeypatch.setenv("PYTHONPATH", str(place))
     monkeypatch.setattr(processes, "MODULE", "launch_and_look")
-    status, (job,) = go(place, [COCO], values, gpus=2)
+    status, (job,) = go(place, [COCO], values, own={"gpus": 2})
     assert status == 0, record_errors(place)
     found = result(place, job)
     effective = found.protocol.effective

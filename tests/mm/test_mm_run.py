@@ -21,7 +21,7 @@ from selfpatch_bench.benchmarks.mm.training import Training, read_json, write_js
 from selfpatch_bench.benchmarks.run.launchers import launched
 from selfpatch_bench.benchmarks.run.runner import Options, plan
 from selfpatch_bench.benchmarks.synthetic.small_sets import make_ade20k, make_coco
-from selfpatch_bench.benchmarks.tasks import Config, Crash
+from selfpatch_bench.benchmarks.tasks import Crash, TaskConfig
 from selfpatch_bench.benchmarks.tasks._registry import RECIPES, get_task, tasks
 from selfpatch_bench.pretrain.common.card import Card
 from selfpatch_bench.pretrain.common.errors import UserError
@@ -78,13 +78,13 @@ def test_a_users_recipe_is_a_task_and_a_broken_one_is_listed(tmp_path, monkeypat
     (tmp_path / "mm_configs/bad.py").write_text("# Not yet.\nharness = 3\n")
     (tmp_path / "tasks").mkdir()
     monkeypatch.setenv("SELFPATCH_PLUGINS", str(tmp_path))
-    task = get_task("mine").module.TASK
+    task = get_task("mine")
     assert (task.version, task.dataset, [m.name for m in task.metrics]) == (3, "ade20k", ["mIoU"])
     rows = {line.split()[0]: line for line in listing("tasks", Path()).splitlines()}
     assert "My own recipe." in rows["mine"]
     assert "broken: " in rows["bad"]
     (tmp_path / "tasks/mine.py").write_text("")
-    with pytest.raises(UserError, match="a task and an mm recipe are called mine"):
+    with pytest.raises(UserError, match="two tasks are called mine"):
         tasks()
 
 
@@ -100,9 +100,11 @@ def test_plan_makes_one_job_and_its_key_says_what_the_number_depends_on(place, m
     assert key() == first
     assert key("workers=3") == first  # the machine's matter
     assert key("with_cp=true") == first
-    assert key("per_gpu=2", gpus=4) == key(gpus=8)  # eight images at once on all processes: batch norm sees the same
+    assert key("per_gpu=2", own={"gpus": 4}) == key(
+        own={"gpus": 8}
+    )  # eight images at once on all processes: batch norm sees the same
     different = [
-        first, key("epochs=3"), key("lr=0.1"), key(seeds=[1]), key(limit=1), key("batch=16", scale_lr=True),
+        first, key("epochs=3"), key("lr=0.1"), key(seeds=[1]), key(limit=1), key("batch=16", own={"scale_lr": True}),
         key("batch=16"), key("per_gpu=2"), key(task="coco_maskrcnn_1x_heads8"), key("model.backbone.drop_path=0.3"),
     ]  # fmt: skip
     assert len(set(different)) == len(different)
@@ -119,7 +121,7 @@ def test_an_evaluation_is_one_job_whatever_the_seeds(place, tmp_path, monkeypatc
         return [j.cfg.seed for j in plan([place / "net.safetensors"], ["coco_maskrcnn_1x"], chosen)]
 
     assert seeds() == [0, 1, 2]
-    assert seeds(eval_only=tmp_path / "last.pth") == [0]
+    assert seeds(own={"eval_only": tmp_path / "last.pth"}) == [0]
 
 
 @with_mm
@@ -129,12 +131,12 @@ def test_a_job_for_a_machine_with_gpus_is_submitted_from_one_without(place, monk
     from selfpatch_bench.benchmarks.run.slurm import start
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    chosen = options(place, "classes=7", device="auto", gpus=2)
+    chosen = options(place, "classes=7", device="auto", own={"gpus": 2})
     with pytest.raises(UserError, match="classes=7"):
         start([place / "net.safetensors"], ["coco_maskrcnn_1x"], chosen, "cluster=local")
     with pytest.raises(UserError, match="cannot be shared by 5 GPUs"):
-        start([place / "net.safetensors"], ["coco_maskrcnn_1x"], replace(chosen, gpus=5), "cluster=local")
-    with pytest.raises(UserError, match="--gpus: is for tasks that train; davis does not"):
+        start([place / "net.safetensors"], ["coco_maskrcnn_1x"], replace(chosen, own={"gpus": 5}), "cluster=local")
+    with pytest.raises(UserError, match=r"--gpus: is for .*coco_maskrcnn_1x.*; davis has no such flag"):
         start([place / "net.safetensors"], ["davis"], chosen, "cluster=local")
     with pytest.raises(UserError, match="--gpus 2: there is no GPU here"):
         plan([place / "net.safetensors"], ["coco_maskrcnn_1x"], chosen)
@@ -150,7 +152,7 @@ def test_a_job_for_a_machine_with_gpus_is_submitted_from_one_without(place, monk
         ("coco_maskrcnn_1x", ["classes=7"], "classes=7"),
         ("coco_maskrcnn_swin_1x", ["classes=3"], "takes a swin, .* coco_maskrcnn_1x"),
         ("ade20k_semfpn_r50_40k", ["classes=9"], "takes a resnet, .* ade20k_semfpn_40k"),
-        ("davis", ["--gpus=4"], "--gpus: is for tasks that train; davis does not"),
+        ("davis", ["--gpus=4"], "--gpus: is for .*coco_maskrcnn_1x.*; davis has no such flag"),
         ("davis", ["--scale-lr=1"], "--scale-lr"),
     ],
     ids=lambda x: "-".join(x) if isinstance(x, list) else None,
@@ -158,7 +160,7 @@ def test_a_job_for_a_machine_with_gpus_is_submitted_from_one_without(place, monk
 def test_mistakes_are_refused_at_once(place, task, values, words):
     flags = {"gpus": 4} if "--gpus=4" in values else {"scale_lr": True} if "--scale-lr=1" in values else {}
     with pytest.raises(UserError, match=words):
-        plan([place / "net.safetensors"], [task], options(place, *[v for v in values if v[0] != "-"], **flags))
+        plan([place / "net.safetensors"], [task], options(place, *[v for v in values if v[0] != "-"], own=flags))
     assert not list((place / "out").glob("records/*/*.json"))
 
 
@@ -249,7 +251,7 @@ def child(tmp_path, monkeypatch):
     def work(what: str) -> list:
         Training("", "", "", str(tmp_path), [what]).to_json(tmp_path / "job.json")
         seen = []
-        cfg = Config(None, progress=lambda *facts: seen.append(facts))
+        cfg = TaskConfig(None, progress=lambda *facts: seen.append(facts))
         processes.work(tmp_path / "job.json", tmp_path, cfg)
         return seen
 
@@ -277,9 +279,9 @@ PARENT = """
 import sys
 from pathlib import Path
 from selfpatch_bench.benchmarks.mm import processes
-from selfpatch_bench.benchmarks.tasks import Config
+from selfpatch_bench.benchmarks.tasks import TaskConfig
 processes.MODULE = "stand_in"
-processes.work(Path(sys.argv[1]), Path(sys.argv[1]).parent, Config(None))
+processes.work(Path(sys.argv[1]), Path(sys.argv[1]).parent, TaskConfig(None))
 """
 
 
@@ -305,7 +307,7 @@ def test_a_record_that_was_not_written_any_more_is_made_of_the_result(place, mon
     (job,) = plan([place / "net.safetensors"], ["ade20k_semfpn_40k"], options(place, "classes=9"))
     result = {"metrics": {"mIoU": 1.5}, "parts": {}, "protocol": {"id": "x"}, "accounting": "3/3", "environment": {}}
     (tmp_path / "result.json").write_text(json.dumps(result | {"peak_memory_bytes": {"process": 1}}))
-    found = job.module.run(None, replace(job.cfg), tmp_path)
+    found = job.task.run(None, replace(job.cfg), tmp_path)
     assert found["metrics"] == {"mIoU": 1.5}
     assert found["protocol"]["accounting"] == "3/3"
 

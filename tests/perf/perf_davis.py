@@ -20,6 +20,7 @@ from selfpatch_bench.benchmarks.datasets.masks import write_mask
 from selfpatch_bench.benchmarks.metrics.jf import frame_scores
 from selfpatch_bench.benchmarks.run.runner import Options, plan, run
 from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
+from selfpatch_bench.benchmarks.tasks import _video as video
 from selfpatch_bench.benchmarks.tasks import davis
 from selfpatch_bench.benchmarks.tasks._propagation import Propagator, first_labels, labels_to_mask, normalise
 from selfpatch_bench.pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD, Card
@@ -52,9 +53,9 @@ def measure(patch: int, precision: str, videos: Path, folder: Path, frames: int,
     save_weights(model, encoder.vit.state_dict(), card)
     sequence = open_davis(videos).content.sequences[0]
     protocol = davis.Protocol()
-    size, _ = davis.frame_size(sequence.size, protocol, patch)
-    mean, std = davis.normalisation(card, protocol)
-    reading, image = clock(davis.prepare, sequence.frames[0], size, mean, std, times=5)
+    size, _ = video.frame_size(sequence.size, protocol, patch)
+    mean, std = video.normalisation(card, protocol)
+    reading, image = clock(video.prepare, sequence.frames[0], size, mean, std, times=5)
 
     def backbone():
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):

@@ -41,7 +41,7 @@ def test_processes_of_the_cpu_need_no_gpu(monkeypatch):
 def test_a_row_that_nobody_published_is_refused_before_any_work(tmp_path, row):
     """Before the checkpoint is looked for, and before a run's folder is exported; by hand, for masks, from a list."""
     options = Options(data=[str(tmp_path / "data")], out=tmp_path / "out", row=row)
-    for models, more in ((["nowhere.pth"], {}), ([], {"masks": tmp_path / "nowhere"})):
+    for models, more in ((["nowhere.pth"], {}), ([], {"own": {"masks": tmp_path / "nowhere"}})):
         with pytest.raises(UserError, match=r"^--row: .* is not a published row.* the nearest: .*DINO\|ViT-S/16"):
             run_command(models, ["davis"], Options(**vars(options) | more))
     run_folder = tmp_path / "run"

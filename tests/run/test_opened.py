@@ -115,15 +115,15 @@ def test_the_key_is_that_of_seed_0(place):
 
 def test_the_tasks_say_whether_they_draw(place, tmp_path):
     """davis and knn do not; what is trained does; scoring masks does not, whatever the task."""
-    seeded = {name: p.module.TASK.seeded for name, p in all_tasks().items() if p.ours}
+    seeded = {name: p.task.seeded for name, p in all_tasks().items() if p.file.ours}
     assert {name for name, value in seeded.items() if not value} == {"davis", "knn"}
     videos = make_videos(tmp_path / "videos", sequences=1, frames=3, size=(48, 64))
     options = Options(data=[str(videos)], out=tmp_path / "out", device="cpu", seeds=[0, 1, 2])
     assert len(plan([place / "a.safetensors"], ["davis"], options)) == 1
-    task = get_task("linear").module.TASK
+    task = get_task("linear")
     assert runner.seeds_of(task, Options(seeds=[0, 1])) == [0, 1]
-    assert runner.seeds_of(task, Options(seeds=[4, 1], masks=tmp_path)) == [0]
-    assert runner.seeds_of(task, Options(seeds=[4, 1], eval_only=tmp_path)) == [0]
+    trained = get_task("coco_maskrcnn_1x")
+    assert runner.seeds_of(trained, Options(seeds=[4, 1], own={"eval_only": tmp_path})) == [0]
 
 
 # --- openings

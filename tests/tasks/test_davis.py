@@ -22,6 +22,7 @@ from selfpatch_bench.benchmarks.datasets.masks import read_mask, write_mask
 from selfpatch_bench.benchmarks.results import record
 from selfpatch_bench.benchmarks.run.runner import Options, plan, run
 from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
+from selfpatch_bench.benchmarks.tasks import _video as video
 from selfpatch_bench.benchmarks.tasks import davis
 from selfpatch_bench.pretrain.common.card import Card
 from selfpatch_bench.pretrain.common.weights import save_weights
@@ -62,7 +63,7 @@ def test_masks_and_scores_are_the_official_ones(file, tmp_path):
     listed.write_text("\n".join(golden["sequences"]) + "\n")
     values = [f"frames={golden['frames']}"] if golden["frames"] else []
     out = tmp_path / "out"
-    (found,) = evaluate([checkpoint], root, out, values, {"heads": golden["heads"]}, list_file=listed)
+    (found,) = evaluate([checkpoint], root, out, values, {"heads": golden["heads"]}, own={"list_file": listed})
     compared = 0
     for name, scores in golden["sequences"].items():
         for path in sorted((file.parent / "masks" / name).glob("*.png")):
@@ -98,7 +99,7 @@ def test_masks_of_another_method(need, tmp_path):
     """`--masks`: OSVOS's result folder, three of six sequences, against the official J and F of every frame."""
     golden = json.loads(need("golden/davis_jf_osvos.json").read_text())
     root = need("data/davis2016")
-    (found,) = evaluate([], root, tmp_path, masks=root / "osvos_results")
+    (found,) = evaluate([], root, tmp_path, own={"masks": root / "osvos_results"})
     for name, scores in golden.items():
         ours = found.parts["sequences"][name]["1"]
         for measure in "JF":
@@ -170,21 +171,21 @@ def test_patch_that_does_not_divide_is_in_the_protocol_id(videos, tmp_path):
     (found,) = evaluate([tmp_path / "p14.safetensors"], videos, tmp_path, SMALL)
     assert found.protocol.id == "davis2017-dino-v1-p14"
     protocol = davis.Protocol()
-    assert davis.frame_size((480, 854), protocol, 16) == ((480, 832), False)
-    assert davis.frame_size((480, 854), protocol, 14) == ((476, 826), True)
-    assert davis.frame_size((854, 480), protocol, 8) == ((832, 480), False)
+    assert video.frame_size((480, 854), protocol, 16) == ((480, 832), False)
+    assert video.frame_size((480, 854), protocol, 14) == ((476, 826), True)
+    assert video.frame_size((854, 480), protocol, 8) == ((832, 480), False)
 
 
 def test_official_red_std_only_for_imagenet_cards():
     card = Card("vit", 16, 24, 1, 2, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    assert davis.normalisation(card, davis.Protocol()) == ([0.485, 0.456, 0.406], [0.228, 0.224, 0.225])
-    assert davis.normalisation(card, davis.Protocol(std=[1.0, 1.0, 1.0]))[1] == [1.0] * 3
+    assert video.normalisation(card, davis.Protocol()) == ([0.485, 0.456, 0.406], [0.228, 0.224, 0.225])
+    assert video.normalisation(card, davis.Protocol(std=[1.0, 1.0, 1.0]))[1] == [1.0] * 3
     other = Card("vit", 16, 24, 1, 2, mean=(0.5,) * 3, std=(0.4,) * 3)
-    assert davis.normalisation(other, davis.Protocol()) == ([0.5] * 3, [0.4] * 3)
+    assert video.normalisation(other, davis.Protocol()) == ([0.5] * 3, [0.4] * 3)
 
 
 def test_pictures_on_request(network, videos, tmp_path):
-    (found,) = evaluate([network], videos, tmp_path, SMALL, pictures=True, limit=1)
+    (found,) = evaluate([network], videos, tmp_path, SMALL, own={"pictures": True}, limit=1)
     names = {p.name for p in (Path(found.artifacts) / "pictures").iterdir()}
     name = open_davis(videos).content.sequences[0].name
     assert names == {f"{name}.png", f"{name}.webp"}
@@ -197,6 +198,8 @@ def test_pictures_on_request(network, videos, tmp_path):
         (["radius=far"], "radius=far: radius is of type"),
         (["precision=fp8"], "float32 or bf16"),
         (["topk=0"], "topk=0"),
+        (["radius=-1"], "radius=-1"),
+        (["temperature=0"], "temperature=0"),
         (["mean=[1,2]"], "three numbers"),
     ],
 )

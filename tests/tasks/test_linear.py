@@ -13,8 +13,9 @@ from test_knn import coloured, network, own_cache  # noqa: F401
 from selfpatch_bench.benchmarks import UserError, load
 from selfpatch_bench.benchmarks.results import record
 from selfpatch_bench.benchmarks.run.runner import Options, run_command
+from selfpatch_bench.benchmarks.tasks._joined import Joined, joined
 from selfpatch_bench.benchmarks.tasks._probe import Plan, Probe, order, train
-from selfpatch_bench.benchmarks.tasks.linear import Joined, Protocol, joined
+from selfpatch_bench.benchmarks.tasks.linear import Protocol
 from selfpatch_bench.pretrain.common.card import Card
 
 SMALL = ["resize=32", "crop=32", "batch=8"]
