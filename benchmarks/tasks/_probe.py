@@ -84,7 +84,7 @@ class Probe(nn.Module):
             state = load_state(path)
         except UserError:  # there is none, or it is damaged: the epochs are made again
             return 0
-        if state.get("key") != key:
+        if not isinstance(state, dict) or state.get("key") != key:
             return 0
         with torch.no_grad():
             self.weight.copy_(state["weight"])

@@ -47,7 +47,7 @@ def test_equal_to_torch_load(tmp_path, zipped, protocol):
         same(tensors, reference(torch.load(path, weights_only=False)))
     # stride and sharing survive too
     assert tensors["views.0"].load().stride() == (1, 8)
-    assert len({tensors[f"views.{i}"].key for i in range(5)}) == 1
+    assert len({tensors[f"views.{i}"].storage.key for i in range(5)}) == 1
     assert meta["args"] == {"arch": "vit_small", "lr": 0.5, "sizes": [1, 2], "nested": {"deep": None}}
     assert meta["optimizer"] == {"state": {"0": {"step": 7}}, "param_groups": [{"betas": (0.9, 0.99)}]}
     assert meta["numpy"].pop("array").tolist() == [0, 1, 2, 3]

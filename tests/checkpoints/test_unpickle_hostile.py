@@ -37,6 +37,7 @@ from checkpoint_files import (
     save,
     write,
 )
+from mutations import mutate_bytes
 from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.common.reading import files, flatten
 from selfpatch_bench.pretrain.common.reading.files import read_tree
@@ -85,6 +86,8 @@ RAW = {
     "binpersid": (b"\x80\x02K\x01Q.", "id"),
     "extension": (b"\x80\x02\x82\x01.", "extension"),
     "buffer": (b"\x80\x05\x97.", "buffer"),
+    "read-only buffer": (b"\x80\x05\x96" + struct.pack("<Q", 1) + b"a\x98.", "buffer"),
+    "frame with more": (b"\x80\x04\x95" + struct.pack("<Q", 4) + b"N.N.", "unfinished"),
     "array of a class": (
         b"cnumpy.core.multiarray\n_reconstruct\n(cargparse\nNamespace\n(I0\ntS'b'\ntR.",
         "argparse.Namespace",
@@ -435,26 +438,6 @@ def test_a_read_takes_no_copy_of_the_weights(tmp_path):
 # -- fuzzing
 
 
-def mutate(data: bytes, rng: random.Random) -> bytes:
-    out = bytearray(data)
-    kind = rng.randrange(5)
-    if kind == 0:
-        return bytes(out[: rng.randrange(len(out))])
-    if kind == 1:  # somewhere, an opcode or a name
-        at = rng.randrange(len(out))
-        out[at:at] = rng.choice(
-            [b".", b"(", b"R", b"\x81", b"b", b"0", b"Q", b"cos\nsystem\n", b"\x8f", b"u", b"\xff" * 8]
-        )
-        return bytes(out)
-    if kind == 2:
-        at = rng.randrange(len(out))
-        del out[at : at + rng.randrange(1, 30)]
-        return bytes(out)
-    for _ in range(rng.choice([1, 1, 4, 20])):
-        out[rng.randrange(len(out))] = rng.randrange(256)
-    return bytes(out)
-
-
 def small_files(folder) -> dict:
     tree = {
         "model": {"blocks.0.w": torch.arange(12.0).view(3, 4), "blocks.1.w": torch.arange(12.0).view(4, 3).t()},
@@ -481,7 +464,7 @@ def test_300_damaged_files(tmp_path, monkeypatch, kind):
     rng = random.Random(f"{kind} 1")
     path, counts = tmp_path / "bad.pth", Counter()
     for _ in range(300):
-        write(path, mutate(data, rng))
+        write(path, mutate_bytes(data, rng))
         message = None
         try:
             loaded, found = read_all(path)

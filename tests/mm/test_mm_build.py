@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -390,3 +391,28 @@ def test_weights_of_an_export(tmp_path):
     assert model.backbone.accounting.startswith(f"{len(weights)}/{len(weights)} tensors loaded")
     found = model.backbone.encoder.vit.state_dict()
     assert all(torch.equal(found[k], v) for k, v in weights.items())
+
+
+# --- resuming --------------------------------------------------------------------------------------------------------
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch pwned",)
+
+
+def test_a_state_is_read_without_running_what_it_holds(tmp_path, monkeypatch):
+    from mmengine.runner import CheckpointLoader
+
+    from selfpatch_bench.benchmarks.mm.hooks import SCHEME
+
+    monkeypatch.chdir(tmp_path)
+    state = {"state_dict": {"w": torch.ones(2)}, "optimizer": {"state": {0: {"step": 3}}, "param_groups": []}}
+    torch.save(state, "last.pth")
+    found = CheckpointLoader.load_checkpoint(f"{SCHEME}last.pth", map_location="cpu")
+    assert torch.equal(found["state_dict"]["w"], torch.ones(2))
+    assert found["optimizer"] == state["optimizer"]
+    torch.save(state | {"meta": Hostile()}, "last.pth")
+    with pytest.raises(UserError, match=r"last\.pth: .*system"):
+        CheckpointLoader.load_checkpoint(f"{SCHEME}last.pth", map_location="cpu")
+    assert os.listdir() == ["last.pth"]

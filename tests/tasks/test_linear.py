@@ -83,6 +83,9 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path):
     assert Probe(6, 4, plan).resume(tmp_path / "p.pt", "another key") == 0
     (tmp_path / "p.pt").write_bytes(b"damaged")
     assert Probe(6, 4, plan).resume(tmp_path / "p.pt", "key") == 0
+    for other in (["no state"], {"key": "key", "epoch": 6, "weight": torch.ones(1).expand(2**20, 2**20)}):
+        torch.save(other, tmp_path / "p.pt")
+        assert Probe(6, 4, plan).resume(tmp_path / "p.pt", "key") == 0
 
 
 def test_a_rate_that_explodes_hinders_no_other_and_all_of_them_stop_the_run(tmp_path):

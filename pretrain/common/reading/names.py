@@ -256,7 +256,9 @@ def _check_array(u, raw, dtype, shape) -> None:
 # -- torch
 
 
-def _rebuild(u, view, dtype, offset, size, stride, metadata) -> TensorRef:
+def _tensor(u, view, offset, size, stride, _requires_grad=False, _hooks=None, metadata=None, dtype=None) -> TensorRef:
+    """`_rebuild_tensor` and `_v2`, where the storage knows the dtype."""
+    dtype = getattr(view, "dtype", None) if dtype is None else dtype
     if not isinstance(view, StorageView) or not isinstance(dtype, torch.dtype):
         raise BadFile("damaged pickle: a tensor without a storage")
     if metadata is not None and (type(metadata) is not dict or any(v is not False for v in metadata.values())):
@@ -264,12 +266,8 @@ def _rebuild(u, view, dtype, offset, size, stride, metadata) -> TensorRef:
     return tensor_ref(view, dtype, offset, size, stride)
 
 
-def _tensor(u, view, offset, size, stride, _requires_grad=False, _hooks=None, metadata=None) -> TensorRef:
-    return _rebuild(u, view, getattr(view, "dtype", None), offset, size, stride, metadata)
-
-
-def _tensor_v3(u, view, offset, size, stride, _requires_grad, _hooks, dtype, metadata=None) -> TensorRef:
-    return _rebuild(u, view, dtype, offset, size, stride, metadata)
+def _tensor_v3(u, view, offset, size, stride, requires_grad, hooks, dtype, metadata=None) -> TensorRef:
+    return _tensor(u, view, offset, size, stride, requires_grad, hooks, metadata, dtype)
 
 
 def _parameter(u, data, *_) -> TensorRef:

@@ -88,11 +88,6 @@ class TensorRef:
     stride: tuple[int, ...]
 
     @property
-    def key(self) -> str:
-        """The storage's id in the file; tensors with one key share memory."""
-        return self.storage.key
-
-    @property
     def nbytes(self) -> int:
         return prod(self.shape) * self.dtype.itemsize
 

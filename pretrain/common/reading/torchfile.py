@@ -174,7 +174,9 @@ def _table_of_contents(buffer) -> tuple[int, int]:
     """(number of records, where their table begins), by the last bytes of a zip file, which the table lies before."""
     tail = buffer[-98:]
     if tail[-22:-18] != b"PK\x05\x06" or tail[-2:] != b"\0\0":
-        raise BadFile("a zip file that is truncated, or has bytes after its end: download it again")
+        if buffer.rfind(b"PK\x05\x06", max(0, len(buffer) - (1 << 16))) < 0:
+            raise BadFile("truncated: a zip file without its table of contents; download it again")
+        raise BadFile("damaged zip file: bytes after its end")
     count, size, start = struct.unpack("<10xHII2x", tail[-22:])
     end = len(buffer) - 22
     if tail[-42:-38] == b"PK\x06\x07":  # zip64: the sizes stand in the 56 bytes before this locator
