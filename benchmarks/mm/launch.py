@@ -183,23 +183,17 @@ def _sizes(value):
 
 def load_model(model, path: str) -> str:
     """The weights of a fine-tuned model, strictly; -> accounting. Nothing in the file is executed."""
-    from ...pretrain.common.weights import names
+    from ...pretrain.common.shapes import shapes_of
+    from ...pretrain.common.weights import check_fit
     from ..checkpoints.open import read_file
 
     model = getattr(model, "module", model)
     state, _ = read_file(Path(path))
     prefix = "state_dict." if any(k.startswith("state_dict.") for k in state) else ""
     found = state.below(prefix) if prefix else {k: k for k in state}
-    wanted = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    missing, surplus = wanted.keys() - found.keys(), found.keys() - wanted.keys()
-    wrong = [k for k, shape in wanted.items() if k in found and state.shapes[found[k]] != shape]
-    problems = [
-        f"{len(keys)} {what}: {names(keys, 4)}"
-        for keys, what in ((missing, "missing"), (surplus, "unexpected"), (wrong, "of another shape"))
-        if keys
-    ]
-    if problems:
-        raise UserError(f"--eval-only {path}: does not fit this recipe and checkpoint: {'; '.join(problems)}")
+    wanted = shapes_of(model.state_dict())
+    given = {name: state.shapes[key] for name, key in found.items()}
+    check_fit(given, wanted, f"--eval-only {path}", "this recipe and checkpoint")
     model.load_state_dict({k: state[found[k]] for k in wanted}, strict=True)
     return f"{len(wanted)}/{len(wanted)} tensors of the fine-tuned model loaded"
 

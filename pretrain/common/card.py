@@ -133,11 +133,9 @@ class Card:
         return {k: v for k, v in facts.items() if k in keep}
 
     @classmethod
-    def from_dict(cls, facts: Mapping) -> "Card":
-        """The card that `as_dict` made plain. Raises UserError for a bad value or an unknown field."""
-        may_be_unknown = {name for name, spec in FIELDS.items() if "None" in str(spec.type)}
-        given = {k: v if v is None and k in may_be_unknown else parse_field(k, v) for k, v in facts.items()}
-        return cls(**given)
+    def from_dict(cls, facts: Mapping[str, object]) -> "Card":
+        """The card whose `as_dict` this is. Raises UserError for a bad value or unknown field."""
+        return cls(**{k: v if v is None and k in NULLABLE else parse_field(k, v) for k, v in facts.items()})
 
     def override(self, values: Mapping[str, object]) -> "Card":
         """A card with some fields replaced; texts are converted. Raises UserError for a bad value or unknown field."""
@@ -157,11 +155,15 @@ REQUIRED = {
 FIELDS = {f.name: f for f in fields(Card)}
 OPTIONAL = {name for own in FAMILY_FIELDS.values() for name in own if FIELDS[name].default is None}
 OPTIONAL -= {"patch", "dim", "heads"}
+NULLABLE = {name for name, spec in FIELDS.items() if "None" in str(spec.type)}
 LISTS = {"depths", "blocks", "widths"}  # a number for each stage
 # Largest sizes taken from a card: far above any network, far below what would keep a machine busy.
 LIMITS = {"patch": 1024, "dim": 65536, "depth": 1000, "heads": 65536, "registers": 1024, "mlp_ratio": 64}
 LIMITS |= {"window": 32, "depths": 1000, "blocks": 1000, "stem_channels": 65536, "widths": 65536, "groups": 65536}
 LIMITS |= {"base_width": 65536}
+CHOICES = {"family": tuple(REQUIRED), "pos_resize": tuple(POSITION_RULES), "readout": READOUTS, "act": ACTS}
+CHOICES |= {"block": BLOCKS, "sizes": tuple(SIZE_RULES)}
+WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 def parse_field(key: str, value):
@@ -171,47 +173,48 @@ def parse_field(key: str, value):
     said = f"card {key}={shorten(value)}"  # a file may say anything
     try:
         parsed = _convert(key, value)
-    except (TypeError, ValueError):
-        kind = "1 or 3 numbers, like 0.5 or 0.485,0.456,0.406" if key in ("mean", "std") else str(FIELDS[key].type)
-        raise UserError(f"{said}: not {kind}") from None
+    except (TypeError, ValueError, KeyError):
+        needed = FIELDS[key].type
+        needed = needed.__name__ if isinstance(needed, type) else needed
+        if key in ("mean", "std"):
+            needed = "1 or 3 numbers, like 0.5 or 0.485,0.456,0.406"
+        raise UserError(f"{said}: not {needed}") from None
     largest = max(parsed) if isinstance(parsed, tuple) else parsed
     if key in LIMITS and largest > LIMITS[key]:
         raise UserError(f"{said}: at most {LIMITS[key]}")
-    lists = {"pos_resize": tuple(POSITION_RULES), "readout": READOUTS, "block": BLOCKS, "sizes": tuple(SIZE_RULES)}
-    lists |= {"act": ACTS, "family": tuple(REQUIRED)}
-    choices = lists.get(key)
-    if choices and parsed not in choices:
-        raise UserError(f"{said}: it is one of {', '.join(choices)}")
+    if key in CHOICES and parsed not in CHOICES[key]:
+        raise UserError(f"{said}: it is one of {', '.join(CHOICES[key])}")
     return parsed
 
 
 def _convert(key: str, value):
+    """The value as the field's type; ValueError, TypeError or KeyError for one that is not of it."""
+    wanted, valid = str(FIELDS[key].type), True
     if key in ("mean", "std"):
-        parts = re.split(r"[,\s]+", value.strip("[]() ")) if isinstance(value, str) else value
-        numbers = [float(v) for v in (parts if isinstance(parts, (list, tuple)) else [parts])]
-        numbers = numbers * 3 if len(numbers) == 1 else numbers
-        if len(numbers) != 3 or not all(map(math.isfinite, numbers)) or (key == "std" and min(numbers) <= 0):
-            raise ValueError
-        return tuple(numbers)
-    if key in LISTS or (key == "heads" and isinstance(value, (list, tuple))):
-        parts = re.split(r"[,\s]+", value.strip("[]() ")) if isinstance(value, str) else value
-        numbers = tuple(int(str(v)) for v in parts)
-        if not 1 <= len(numbers) <= 16 or min(numbers) < 1:
-            raise ValueError
-        return numbers
-    kind = str(FIELDS[key].type)
-    if "bool" in kind:
-        return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[str(value).lower()]
-    if "int" in kind:
-        number = int(str(value))
-        if number < (0 if key == "registers" else 1):
-            raise ValueError
-        return number
-    if "float" in kind:
-        number = float(value)
-        if not 0 < number < math.inf:
-            raise ValueError
-        return number
-    if key == "pos" and not re.fullmatch(r"rotary|\w+ (\d{1,4})x\1(, stored)?", str(value)):
+        parsed = tuple(float(v) for v in _listed(value))
+        parsed = parsed * 3 if len(parsed) == 1 else parsed
+        valid = len(parsed) == 3 and all(map(math.isfinite, parsed)) and (key == "mean" or min(parsed) > 0)
+    elif key in LISTS or (key == "heads" and isinstance(value, (list, tuple))):
+        parsed = tuple(int(str(v)) for v in _listed(value))
+        valid = 1 <= len(parsed) <= 16 and min(parsed) >= 1
+    elif "bool" in wanted:
+        parsed = WORDS[str(value).lower()]
+    elif "int" in wanted:
+        parsed = int(str(value))
+        valid = parsed >= (0 if key == "registers" else 1)
+    elif "float" in wanted:
+        parsed = float(value)
+        valid = 0 < parsed < math.inf
+    else:
+        parsed = str(value)
+        valid = key != "pos" or re.fullmatch(r"rotary|\w+ (\d{1,4})x\1(, stored)?", parsed)
+    if not valid:
         raise ValueError
-    return str(value)
+    return parsed
+
+
+def _listed(value) -> list:
+    """The parts of a list, of its text `1,2 3`, or the one value."""
+    if isinstance(value, str):
+        return re.split(r"[,\s]+", value.strip("[]() "))
+    return list(value) if isinstance(value, (list, tuple)) else [value]

@@ -8,6 +8,11 @@ from .card import LIMITS, Card
 from .errors import UserError
 
 
+def shapes_of(weights: Mapping) -> dict[str, tuple[int, ...]]:
+    """Shapes of tensors by name."""
+    return {name: tuple(value.shape) for name, value in weights.items()}
+
+
 def vit_card(shapes: Mapping[str, tuple], **known) -> Card:
     """A ViT's card from the shapes of its timm-named weights; `known` are the facts that the format knows.
 

@@ -25,6 +25,26 @@ def names(keys: Iterable[str], limit: int = 8) -> str:
     return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
 
 
+def check_fit(given: Mapping[str, tuple], wanted: Mapping[str, tuple], file: str | Path, network: str) -> None:
+    """Raise UserError unless weights are exactly a network's: none missing, none unexpected, none of another shape.
+
+    given, wanted: name -> shape. The message is `FILE: does not fit NETWORK: ...`.
+    """
+    both = sorted(given.keys() & wanted.keys())
+    wrong = [f"{k} {list(given[k])} instead of {list(wanted[k])}" for k in both if given[k] != wanted[k]]
+    problems = [
+        f"{len(found)} {what}: {names(found, limit)}"
+        for found, what, limit in (
+            (wanted.keys() - given.keys(), "missing", 8),
+            (given.keys() - wanted.keys(), "unexpected", 8),
+            (wrong, "of another shape", 4),
+        )
+        if found
+    ]
+    if problems:
+        raise UserError(f"{file}: does not fit {network}: {'; '.join(problems)}")
+
+
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
     """Hash of names, shapes and float32 values of the weights that a network takes."""
     digest = hashlib.sha256()

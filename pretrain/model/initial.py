@@ -10,7 +10,9 @@ from torch import Tensor
 from ..common.card import Card
 from ..common.errors import UserError
 from ..common.positions import resize_positions
-from ..common.weights import KEY, load_weights, names
+from ..common.shapes import shapes_of
+from ..common.weights import KEY, check_fit, load_weights, names
+from ..learner import Learner
 from ..step import Learner
 from .network import Network
 from .swin import Swin
@@ -66,13 +68,13 @@ def load_initial(
         weights["pos_embed"] = _positions(path, weights["pos_embed"], card, student.backbone)
     given = {_place(key): value for key, value in weights.items()}
     own = {k: v for k, v in student.state_dict().items() if not k.startswith("heads.")}
+    may_lack = ("readout.", "backbone.cls_token")
     spare = sorted(k for k in given if k not in own)
     kept = sorted(k for k in own if k not in given)
-    wrong = [k for k in given if k in own and given[k].shape != own[k].shape]
-    wrong += [k for k in spare if not k.startswith(("readout.", "backbone.cls_token"))]
-    wrong += [k for k in kept if not k.startswith(("readout.", "backbone.cls_token", "backbone.masked_embed"))]
-    if wrong:
-        raise UserError(f"init={path}: does not fit network.backbone={student.cfg.backbone}: {names(wrong)}")
+    left_out = {k for k in spare if k.startswith(may_lack)}
+    left_out |= {k for k in kept if k.startswith((*may_lack, "backbone.masked_embed"))}
+    taken, wanted = ({k: v for k, v in shapes_of(part).items() if k not in left_out} for part in (given, own))
+    check_fit(taken, wanted, f"init={path}", f"network.backbone={student.cfg.backbone}")
     student.load_state_dict({k: v for k, v in given.items() if k in own}, strict=False)
     learner.ema.copy()
     said = [f"init={path}: format {found.format}, {len(given) - len(spare)}/{len(given)} tensors taken"]

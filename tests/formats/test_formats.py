@@ -306,6 +306,13 @@ def test_dino_positions_are_sampled_by_scale_factor():
     assert resize_positions(stored, (14, 14), "dino") is stored
 
 
+def test_a_text_for_a_yes_or_no():
+    card = Card("vit", 8, 24, 2, 2)
+    assert not card.override({"qkv_bias": "no"}).qkv_bias
+    with pytest.raises(UserError, match="card qkv_bias=maybe: not bool"):
+        card.override({"qkv_bias": "maybe"})
+
+
 def test_card_reads_shapes_and_refuses_nonsense():
     shapes = {k: tuple(v.shape) for k, v in bare().items()}
     card = vit_card(shapes)

@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ....pretrain.common.card import Card
 from ....pretrain.common.errors import UserError
-from ....pretrain.common.weights import load_weights, names
+from ....pretrain.common.shapes import shapes_of
+from ....pretrain.common.weights import check_fit, load_weights
 from .. import ops
 
 ops.install()  # before the first import of mmcv
@@ -51,18 +52,7 @@ class Backbone(nn.Module):
         state = {k: tuple(v.shape) for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
         full = {k.removeprefix(prefix): k for k in state}
         own = {k: state[name] for k, name in full.items()}
-        wrong = {k for k, shape in own.items() if k in kept and tuple(kept[k].shape) != shape}
-        problems = [
-            f"{len(keys)} {what}: {names(keys, 4)}"
-            for keys, what in (
-                (own.keys() - kept.keys(), "missing"),
-                (kept.keys() - own.keys(), "unexpected"),
-                (wrong, "of another shape"),
-            )
-            if keys
-        ]
-        if problems:
-            raise UserError(f"{path}: does not fit the backbone of the card given: {'; '.join(problems)}")
+        check_fit(shapes_of(kept), own, path, "the backbone of the card given")
         module.load_state_dict({full[k]: v for k, v in kept.items()}, strict=True)
         left = len(weights) - len(kept)
         self.accounting = f"{len(kept)}/{len(own)} tensors loaded"
