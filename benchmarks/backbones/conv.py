@@ -14,7 +14,7 @@ from ...pretrain.common.card import BLOCKS, Card
 from ...pretrain.common.errors import UserError
 from ...pretrain.model.readout import readout_of
 from ...pretrain.model.swin import timm_swin
-from .encoder import Encoder, Features
+from .base import FrozenEncoder
 
 
 def timm_network(card: Card, **kwargs) -> nn.Module:
@@ -70,65 +70,40 @@ def _restem(net: ResNet, channels: int, norm_layer) -> None:
         first.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, bias=False), norm_layer(out))
 
 
-class ConvEncoder(nn.Module):
-    """A frozen ResNet or Swin with its card.
+class ConvEncoder(FrozenEncoder):
+    """A ResNet or Swin; a `block` is a stage here.
 
-    stages, strides, widths: name, stride and channels of each stage's map; a `block` of `encoder.Encoder` is a stage
-    here, 0-based. width: of the image vector. `encoder(images)`: images float [B, 3, H, W], RGB, normalised, any size
-    -> Features; the map of a stage is ceil(H / stride) x ceil(W / stride).
+    stages, strides, widths: name, stride and channels of each stage's map; width: of the image vector, the mean of the
+    last map after Swin's final norm, or that of the card's class attention. The map of a stage is ceil(H / stride) x
+    ceil(W / stride).
     """
 
+    network, unit = "net", "stage"
+
     def __init__(self, card: Card):
-        super().__init__()
-        self.card = card
-        self.fingerprint: str | None = None  # set by checkpoints.open.build, as are the next two
-        self.name: str | None = None
-        self.accounting: str | None = None
+        super().__init__(card)
         self.net = timm_network(card)
         if card.family == "resnet":
-            self.stages = [f"layer{i + 1}" for i in range(len(card.blocks))]
-            self.strides = [4 << i for i in range(len(card.blocks))]
-            self.widths = list(card.widths)
+            stem, self.widths = 4, list(card.widths)
         else:
-            self.stages = [f"stage{i + 1}" for i in range(len(card.depths))]
-            self.strides = [card.patch << i for i in range(len(card.depths))]
-            self.widths = [card.dim << i for i in range(len(card.depths))]
+            stem, self.widths = card.patch, [card.dim << i for i in range(len(card.depths))]
+        self.count = len(self.widths)
+        name = "layer" if card.family == "resnet" else "stage"
+        self.stages = [f"{name}{i + 1}" for i in range(self.count)]
+        self.strides = [stem << i for i in range(self.count)]
         self.width = self.widths[-1]
         if card.readout == "class_attention":  # our own Swins pretrained with SelfPatch
             self.readout = readout_of(card)
         self.eval().requires_grad_(False)
 
     def assign(self, weights: dict[str, Tensor]) -> None:
-        """Take over timm-named weights (and `readout.*`) strictly; the caller has checked names and shapes."""
-        split = {"readout": {}, "net": {}}
-        for key, value in weights.items():
-            own = key.startswith("readout.")
-            split["readout" if own else "net"][key.removeprefix("readout.")] = value
-        self.net.load_state_dict(split["net"], strict=True, assign=True)
-        if split["readout"]:
-            self.readout.load_state_dict(split["readout"], strict=True, assign=True)
+        super().assign(weights)
         device = next(iter(weights.values())).device
         for module in self.net.modules():
             if (index := getattr(module, "relative_position_index", None)) is not None:
                 # not among the weights, so that a network built without memory does not have it yet
                 module.relative_position_index = torch.empty_like(index, device=device)
                 module.init_non_persistent_buffers()
-        self.eval().requires_grad_(False)
-
-    def named_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the weights that it takes; batch norm's counter is none."""
-        state = {k.removeprefix("net."): v for k, v in self.state_dict().items()}
-        return {k: tuple(v.shape) for k, v in state.items() if not k.endswith("num_batches_tracked")}
-
-    normalise = Encoder.normalise
-
-    def resolve(self, blocks: list[int]) -> list[int]:
-        """Stage numbers, negative ones counted from the end -> 0-based. Raises UserError for one that is not there."""
-        count = len(self.stages)
-        for stage in blocks:
-            if not -count <= stage < count:
-                raise UserError(f"stage {stage} does not exist: the network has {count} (0 to {count - 1})")
-        return [stage % count for stage in blocks]
 
     def size_rule(self, size: tuple[int, int]) -> str:
         """How an image of (H, W) pixels is taken: as the official code takes it, or by the rule that is assumed."""
@@ -137,9 +112,9 @@ class ConvEncoder(nn.Module):
         whole = self.strides[-1] * self.card.window
         return f"{self.card.sizes} (assumed)" if any(side % whole for side in size) else "official"
 
-    def maps(self, images: Tensor, last: int) -> list[Tensor]:
-        """Outputs of the stages 0 .. last, without final norm, [B, D, h, w] each"""
-        net, out = self.net, []
+    def outputs(self, images: Tensor, stages: list[int]) -> list[Tensor]:
+        """Outputs of the first to the last of these stages, without final norm, [B, D, h, w] each"""
+        net, out, last = self.net, [], max(stages)
         if self.card.family == "resnet":
             x = net.maxpool(net.act1(net.bn1(net.conv1(images))))
             for name in self.stages[: last + 1]:
@@ -152,31 +127,18 @@ class ConvEncoder(nn.Module):
             out.append(x.permute(0, 3, 1, 2))
         return out
 
-    def normed(self, x: Tensor) -> Tensor:
-        """The last stage's map through Swin's final norm; a ResNet has none. [B, D, h, w]"""
-        return x if self.card.family == "resnet" else self.net.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    def normed(self, x: Tensor, stage: int) -> Tensor:
+        """A map [B, D, h, w] through Swin's final norm, which is as wide as the last stage and so for that one only."""
+        if self.card.family == "resnet" or stage != self.count - 1:
+            return x
+        return self.net.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
-    def select(self, maps: list[Tensor], wanted: list[int], norm: bool) -> list[Tensor]:
-        """The wanted stages' maps; the final norm is as wide as the last stage, so it applies to that one only."""
-        last = len(self.stages) - 1
-        return [self.normed(maps[i]) if norm and i == last else maps[i] for i in wanted]
+    def patch_map(self, x: Tensor, images: Tensor) -> Tensor:
+        """An output is a map already."""
+        return x
 
-    def patch_maps(self, images: Tensor, blocks: list[int] | None = None, norm: bool | None = None) -> list[Tensor]:
-        """images [B, 3, H, W] -> a map [B, D, h, w] for each stage; the cheaper part of `forward`, which see."""
-        wanted = self.resolve([-1] if blocks is None else blocks)
-        return self.select(self.maps(images, max(wanted)), wanted, blocks is None if norm is None else norm)
-
-    def forward(self, images: Tensor, blocks: list[int] | None = None, norm: bool | None = None) -> Features:
-        """images [B, 3, H, W] -> Features.
-
-        blocks: the stages whose maps to give, in this order; default the last one. norm: pass the last stage's map
-        through Swin's final norm (default: only for the default map). The image vector is the mean of the last map,
-        after that norm, or that of the card's class attention.
-        """
-        wanted = self.resolve([-1] if blocks is None else blocks)
-        maps = self.maps(images, len(self.stages) - 1)
+    def image_vector(self, raw: Tensor) -> Tensor:
+        """The last map [B, D, h, w] -> [B, D]"""
         if self.card.readout == "class_attention":
-            image = self.readout(maps[-1].flatten(2).transpose(1, 2))[0]
-        else:
-            image = self.normed(maps[-1]).mean((2, 3))
-        return Features(image, self.select(maps, wanted, blocks is None if norm is None else norm))
+            return self.readout(raw.flatten(2).transpose(1, 2))[0]
+        return self.normed(raw, self.count - 1).mean((2, 3))

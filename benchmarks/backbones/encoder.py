@@ -1,7 +1,6 @@
-"""What every task sees: images -> an image vector and patch maps, at any size, from any blocks."""
+"""A ViT as an encoder, over timm's network."""
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +10,7 @@ from ...pretrain.common.errors import UserError
 from ...pretrain.common.positions import resize_positions, rule_for
 from ...pretrain.model.readout import readout_of
 from ...pretrain.model.vit import timm_vit
-
-
-class Features(NamedTuple):
-    """image: [B, D]. patches: one map [B, D, h, w] for each block asked for."""
-
-    image: Tensor
-    patches: list[Tensor]
+from .base import FrozenEncoder
 
 
 def rotary_embedding(periods: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -32,19 +25,15 @@ def rotary_embedding(periods: Tensor, grid: tuple[int, int]) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 
-class Encoder(nn.Module):
-    """A frozen network with its card.
+class Encoder(FrozenEncoder):
+    """A ViT. Its image vector: the normed class token, SelfPatch's class attention, the mean of the final patch tokens,
+    or the norm of the mean of the raw ones."""
 
-    `encoder(images)`: images float [B, 3, H, W], RGB, normalised by `card.mean` and `card.std` (see `normalise`), any
-    size of at least one patch -> Features.
-    """
+    network = "vit"
 
     def __init__(self, card: Card):
-        super().__init__()
-        self.card = card
-        self.fingerprint: str | None = None  # set by checkpoints.open.build, as are the next two
-        self.name: str | None = None
-        self.accounting: str | None = None
+        super().__init__(card)
+        self.count = card.depth
         self.vit = timm_vit(card)
         if card.readout == "class_attention":
             self.readout = readout_of(card)
@@ -53,24 +42,6 @@ class Encoder(nn.Module):
         if card.pos == "rotary":
             self.register_buffer("rope_periods", torch.ones(card.dim // card.heads // 4))
         self.eval().requires_grad_(False)
-
-    def assign(self, weights: dict[str, Tensor]) -> None:
-        """Take over timm-named weights (and `readout.*`) strictly; the caller has checked names and shapes."""
-        own = ("readout.", "fc_norm.", "rope_periods")
-        named = {key if key.startswith(own) else f"vit.{key}": value for key, value in weights.items()}
-        self.load_state_dict(named, strict=True, assign=True)
-        self.eval().requires_grad_(False)
-
-    def named_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the weights that it takes."""
-        return {k.removeprefix("vit."): tuple(v.shape) for k, v in self.state_dict().items()}
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """RGB images [B, 3, H, W], float in 0..1 or uint8 -> what `forward` takes."""
-        if images.dtype == torch.uint8:
-            images = images.float() / 255
-        mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (self.card.mean, self.card.std))
-        return (images - mean) / std
 
     @property
     def prefix(self) -> int:
@@ -106,14 +77,6 @@ class Encoder(nn.Module):
             before.append(self.vit.reg_token.expand(len(x), -1, -1))
         return torch.cat([*before, x], 1)
 
-    def resolve(self, blocks: list[int]) -> list[int]:
-        """Block numbers, negative ones counted from the end -> 0-based. Raises UserError for one beyond the depth."""
-        depth = self.card.depth
-        for block in blocks:
-            if not -depth <= block < depth:
-                raise UserError(f"block {block} does not exist: the network has {depth} (0 to {depth - 1})")
-        return [block % depth for block in blocks]
-
     def tokens(self, images: Tensor, blocks: list[int]) -> dict[int, Tensor]:
         """Raw outputs [B, prefix + h*w, D] of the given blocks (0-based)."""
         x, out = self.embed(images), {}
@@ -128,30 +91,17 @@ class Encoder(nn.Module):
         h, w = (side // self.card.patch for side in images.shape[-2:])
         return tokens[:, self.prefix :].transpose(1, 2).unflatten(2, (h, w))
 
-    def patch_maps(self, images: Tensor, blocks: list[int] | None = None, norm: bool | None = None) -> list[Tensor]:
-        """images [B, 3, H, W] -> a map [B, D, h, w] for each block; the cheaper part of `forward`, which see."""
-        wanted = self.resolve([-1] if blocks is None else blocks)
-        final_norm = self.vit.norm if (blocks is None if norm is None else norm) else nn.Identity()
-        raw = self.tokens(images, wanted)
-        return [self.patch_map(final_norm(raw[b]), images) for b in wanted]
+    outputs = tokens
 
-    def forward(self, images: Tensor, blocks: list[int] | None = None, norm: bool | None = None) -> Features:
-        """images [B, 3, H, W] -> Features.
+    def normed(self, tokens: Tensor, block: int) -> Tensor:
+        """Tokens through the final norm."""
+        return self.vit.norm(tokens)
 
-        blocks: whose patch maps to give, in this order; default the last one. norm: pass them through the final norm
-        (default: only for the default map, and only if the network has a final norm). The image vector is that of the
-        card's readout: the normed class token, SelfPatch's class attention, the mean of the final patch tokens, or the
-        norm of the mean of the raw ones.
-        """
-        wanted = self.resolve([-1] if blocks is None else blocks)
-        last = self.card.depth - 1
-        raw = self.tokens(images, [*wanted, last])
+    def image_vector(self, raw: Tensor) -> Tensor:
+        """Raw tokens of the last block [B, prefix + h*w, D] -> [B, D]"""
         if self.card.readout == "class_attention":
-            image = self.readout(raw[last][:, self.prefix :])[0]
-        elif self.card.readout == "mean_norm":
-            image = self.fc_norm(raw[last][:, self.prefix :].mean(1))
-        else:
-            final = self.vit.norm(raw[last])
-            image = final[:, 0] if self.card.readout == "token" else final[:, self.prefix :].mean(1)
-        final_norm = self.vit.norm if (blocks is None if norm is None else norm) else nn.Identity()
-        return Features(image, [self.patch_map(final_norm(raw[b]), images) for b in wanted])
+            return self.readout(raw[:, self.prefix :])[0]
+        if self.card.readout == "mean_norm":
+            return self.fc_norm(raw[:, self.prefix :].mean(1))
+        final = self.vit.norm(raw)
+        return final[:, 0] if self.card.readout == "token" else final[:, self.prefix :].mean(1)
