@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -23,23 +23,16 @@ from urllib.parse import urlsplit
 from ...pretrain.common.atomic import write_atomic
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.locks import is_at, take
+from .zoo import Public
 
 CHUNK = 1 << 18
 AGAIN = {408, 425, 429, 500, 502, 503, 504}  # answers after which another try may succeed
 
+Progress = Callable[[float, float, str], None]  # (MB done, MB in all, "MB")
+
 
 class Broken(Exception):
     """The transfer stopped; another try may get further."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What to get. size: bytes, None if nobody states them; checked: a digest is known; who: begins messages."""
-
-    url: str
-    who: str
-    size: int | None = None
-    checked: bool = False
 
 
 @dataclass
@@ -70,15 +63,13 @@ class Part:
         self.origin = {}
         self.note.unlink(missing_ok=True)
 
-    def publish(self, target: Path) -> int:
-        """Give the whole file its name; -> its size. Raises UserError where there is a file of that name."""
+    def publish(self, target: Path) -> None:
+        """Give the whole file its name. Raises UserError where there is a file of that name."""
         os.fsync(self.file.fileno())
-        size = self.size
         if target.exists():
             raise UserError(f"{target} has appeared meanwhile; the fetched one is {self.path}")
         os.replace(self.path, target)
         self.note.unlink(missing_ok=True)
-        return size
 
 
 @contextmanager
@@ -86,15 +77,12 @@ def open_part(target: Path) -> Iterator[Part]:
     """The part of `target`, locked against other processes (UserError); an empty one does not stay."""
     path = target.with_name(f".{target.name}.part")
     with path.open("ab", buffering=0) as file:
-        mine = take(file.fileno()) and is_at(file.fileno(), path)
-        if not mine:  # locked, or given its final name by the process that had it
+        if not (take(file.fileno()) and is_at(file.fileno(), path)):  # locked, or given its final name meanwhile
             raise UserError(f"{target}: another process is fetching it; wait for it, then repeat this command")
         part = Part(path, file, {})
-        try:
+        with suppress(OSError, ValueError):
             origin = json.loads(part.note.read_text(encoding="utf-8"))
             part.origin = origin if isinstance(origin, dict) else {}
-        except (OSError, ValueError):
-            pass
         try:
             yield part
         finally:
@@ -103,41 +91,38 @@ def open_part(target: Path) -> Iterator[Part]:
                 part.note.unlink(missing_ok=True)
 
 
-def download(
-    wanted: Wanted,
-    part: Part,
-    report: Callable[[float, float, str], None] | None = None,
-    attempts: int = 5,
-    timeout: float = 30.0,
-    pause: float = 1.0,
-) -> None:
+def download(entry: Public, part: Part, report: Progress | None, attempts: int, timeout: float, pause: float) -> None:
     """Fill the part until it is as long as the server says. Arguments as in fetch.fetch; raises UserError."""
     furthest, idle = part.size, 0
     while True:
         try:
-            return _piece(wanted, part, report, timeout)
+            return _request(entry, part, report, timeout)
         except Broken as error:
             idle = 0 if part.size > furthest else idle + 1
             furthest = max(furthest, part.size)
             if idle >= attempts:
                 kept = f"; {part.size} bytes are kept: the same command goes on from there" if part.size else ""
                 tries = f"gave up after {attempts} tries that brought no further byte"
-                raise UserError(f"{wanted.who}: {wanted.url} {error}; {tries}{kept}", 1) from None
+                raise refusal(entry, f"{error}; {tries}{kept}") from None
             time.sleep(pause * 2**idle)
 
 
-def _piece(wanted: Wanted, part: Part, report, timeout: float) -> None:
-    """One request, for what is missing. Returns once all is there; raises Broken, or UserError if it is hopeless."""
-    have = part.size if part.origin.get("url") == wanted.url and part.origin.get("total") else 0
+def refusal(entry: Public, why: str) -> UserError:
+    """`NAME: URL answers 404 ...`"""
+    return UserError(f"{entry.name}: {entry.url} {why}", 1)
+
+
+def _request(entry: Public, part: Part, report: Progress | None, timeout: float) -> None:
+    """Ask once for what is missing. Returns once all is there; raises Broken, or UserError if it is hopeless."""
+    have = part.size if part.origin.get("url") == entry.url and part.origin.get("total") else 0
     headers = {"User-Agent": "selfpatch-bench", "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
         if validator := part.origin.get("validator"):
             headers["If-Range"] = validator
     try:
-        answer = urllib.request.build_opener(_Redirect).open(
-            urllib.request.Request(wanted.url, headers=headers), timeout=timeout
-        )
+        request = urllib.request.Request(entry.url, headers=headers)
+        answer = urllib.request.build_opener(_Redirect).open(request, timeout=timeout)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416 and have and have == part.origin["total"]:
@@ -147,21 +132,21 @@ def _piece(wanted: Wanted, part: Part, report, timeout: float) -> None:
             raise Broken("has no such part") from None
         if error.code in AGAIN:
             raise Broken(f"answers {error.code} {error.reason}") from None
-        raise UserError(f"{wanted.who}: {wanted.url} answers {error.code} {error.reason}; has it moved?", 1) from None
+        raise refusal(entry, f"answers {error.code} {error.reason}; has it moved?") from None
     except urllib.error.URLError as error:
         raise Broken(f"cannot be reached ({error.reason})") from None
     except (OSError, http.client.HTTPException) as error:
         raise Broken(f"broke off ({type(error).__name__})") from None
     except ValueError as error:
-        raise UserError(f"{wanted.who}: {wanted.url} is no address ({error})") from None
+        raise UserError(f"{entry.name}: {entry.url} is no address ({error})") from None
     with answer:
-        start, total = _place(wanted, answer)
+        start, total = _extent(entry, answer)
         if start != (have if answer.status == 206 else 0) or (start and total != part.origin["total"]):
             part.clear()
             raise Broken("answered with another part, or with another file")
         if not start:
-            part.begin({"url": wanted.url, "validator": _validator(answer.headers), "total": total})
-        _copy(wanted, part, answer, total, report)
+            part.begin({"url": entry.url, "validator": _validator(answer.headers), "total": total})
+        _copy(entry, part, answer, total, report)
 
 
 class _Redirect(urllib.request.HTTPRedirectHandler):
@@ -180,15 +165,14 @@ def _validator(headers) -> str | None:
     return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
 
 
-def _place(wanted: Wanted, answer) -> tuple[int, int | None]:
+def _extent(entry: Public, answer) -> tuple[int, int | None]:
     """(first byte, length of the whole file or None) of what an answer sends. Raises UserError where it is no file."""
-    who = f"{wanted.who}: {wanted.url}"
     if answer.status not in (200, 206):
-        raise UserError(f"{who} answers {answer.status}, without a file", 1)
+        raise refusal(entry, f"answers {answer.status}, without a file")
     if answer.headers.get_content_type() == "text/html":
-        raise UserError(f"{who} answers with a web page, not a file: open it in a browser", 1)
-    if answer.headers.get("Content-Encoding", "identity") != "identity":
-        raise UserError(f"{who} sends the file packed ({answer.headers['Content-Encoding']}), which was not asked", 1)
+        raise refusal(entry, "answers with a web page, not a file: open it in a browser")
+    if (encoding := answer.headers.get("Content-Encoding", "identity")) != "identity":
+        raise refusal(entry, f"sends the file packed ({encoding}), which was not asked")
     start, length = 0, answer.headers.get("Content-Length", "")
     if answer.status == 206:
         found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
@@ -196,18 +180,19 @@ def _place(wanted: Wanted, answer) -> tuple[int, int | None]:
             raise Broken("answered with a part that it does not describe")
         start, length = int(found[1]), found[2]
     total = int(length) if length.isdigit() else None
-    if total is None and wanted.size is None and not wanted.checked:
-        raise UserError(f"{who} does not say how long the file is, and nothing is known to check it by", 1)
-    if total is not None and wanted.size is not None and total != wanted.size:
-        raise UserError(f"{who} offers {total} bytes, the known file has {wanted.size}: not fetched", 1)
+    if total is None and entry.size is None and not (entry.sha256 or entry.md5):
+        raise refusal(entry, "does not say how long the file is, and nothing is known to check it by")
+    if total is not None and entry.size is not None and total != entry.size:
+        raise refusal(entry, f"offers {total} bytes, the known file has {entry.size}: not fetched")
     return start, total
 
 
-def _copy(wanted: Wanted, part: Part, answer, total: int | None, report) -> None:
-    folder, limit = part.path.parent, total or wanted.size
+def _copy(entry: Public, part: Part, answer, total: int | None, report: Progress | None) -> None:
+    """Append what the answer sends. Raises Broken where that is less or more than it should be."""
+    folder, limit = part.path.parent, total or entry.size
     missing, free = (limit or 0) - part.size, shutil.disk_usage(folder).free
     if missing > free:
-        raise UserError(f"{wanted.who}: {missing} bytes are to come, {free} are free in {folder}", 1)
+        raise UserError(f"{entry.name}: {missing} bytes are to come, {free} are free in {folder}", 1)
     while True:
         try:
             data = answer.read1(CHUNK)

@@ -7,7 +7,6 @@ import hashlib
 import math
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from ...pretrain.common.atomic import os_error
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.locks import take
 from ...pretrain.common.progress import Reporter
-from .download import Wanted, download, open_part
+from .download import Progress, download, open_part
 from .zoo import Public, get, remember
 
 
@@ -41,7 +40,7 @@ class _Differs(Exception):
 def fetch(
     entry: Public,
     folder: Path,
-    report: Callable[[float, float, str], None] | None = None,
+    report: Progress | None = None,
     attempts: int = 5,
     timeout: float = 30.0,
     pause: float = 1.0,
@@ -58,7 +57,12 @@ def fetch(
         raise UserError(f"{entry.name}: {entry.note or 'no file is offered'} ({entry.url or 'no address'})")
     target = folder / entry.file
     if target.exists():
-        return _there(entry, target)
+        try:
+            return _fetched(entry, target, *_check(entry, target), new=False)
+        except _Differs as error:
+            raise UserError(f"{target} is there already and {error}: move it away, or give another --out") from None
+        except OSError as error:
+            raise UserError(f"{target} is there already and cannot be read: {error.strerror or error}") from None
     if entry.by_hand:
         raise UserError(
             f"{entry.name} is fetched by hand: open {entry.url} in a browser, save the file as {target}, and repeat "
@@ -66,33 +70,22 @@ def fetch(
         )
     if not entry.url.startswith(("http://", "https://")):
         raise UserError(f"{entry.name}: {entry.url} is neither http nor https")
-    wanted = Wanted(entry.url, entry.name, entry.size, bool(entry.sha256 or entry.md5))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open_part(target) as part:
             for last in (False, True):
-                download(wanted, part, report, attempts, timeout, pause)
+                download(entry, part, report, attempts, timeout, pause)
                 try:
-                    sha256, agreed = _check(entry, part.path)
+                    checked = _check(entry, part.path)
                     break
                 except _Differs as error:  # damaged on the way, or another file at that address: once more from 0
                     part.clear()
                     if last:
                         raise UserError(f"{entry.name}: what {entry.url} sends {error}; nothing was kept", 1) from None
-            size = part.publish(target)
+            part.publish(target)
+        return _fetched(entry, target, *checked, new=True)
     except OSError as error:
         raise UserError(f"{entry.name}: cannot write {target}: {error.strerror or error}", 1) from None
-    return Fetched(target, size, sha256, agreed, _remember(entry, target, sha256, agreed), True)
-
-
-def _there(entry: Public, target: Path) -> Fetched:
-    try:
-        sha256, agreed = _check(entry, target)
-    except _Differs as error:
-        raise UserError(f"{target} is there already and {error}: move it away, or give another --out") from None
-    except OSError as error:
-        raise UserError(f"{target} is there already and cannot be read: {error.strerror or error}") from None
-    return Fetched(target, target.stat().st_size, sha256, agreed, _remember(entry, target, sha256, agreed), False)
 
 
 def _check(entry: Public, path: Path) -> tuple[str, list[str]]:
@@ -107,30 +100,31 @@ def _check(entry: Public, path: Path) -> tuple[str, list[str]]:
         while data := file.read(1 << 20):
             for digest in found.values():
                 digest.update(data)
-    for kind, digest in found.items():
-        wanted, has = getattr(entry, kind), digest.hexdigest()
+    for name, digest in found.items():
+        wanted, has = getattr(entry, name), digest.hexdigest()
         if not wanted:
             continue
         if not has.startswith(wanted):
-            raise _Differs(f"has the {kind} {has}, which does not begin with {wanted}")
-        agreed.append(kind if len(wanted) == len(has) else f"{kind}'s first {len(wanted)} digits")
+            raise _Differs(f"has the {name} {has}, which does not begin with {wanted}")
+        agreed.append(name if len(wanted) == len(has) else f"{name}'s first {len(wanted)} digits")
     return found["sha256"].hexdigest(), agreed
 
 
-def _remember(entry: Public, target: Path, sha256: str, agreed: list[str]) -> Path | None:
-    """Write the facts to the list beside the file. A size alone proves nothing; a digest or its first digits do."""
-    if not entry.facts or not any(text.startswith(("sha256", "md5")) for text in agreed):
-        return None
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        take(folder, math.inf)  # several fetches into one folder share the list
-        return remember(target.parent, entry, sha256, target.stat().st_size)
-    except (OSError, UserError) as error:
-        if os_error(error) is None:
-            raise
-        return None  # a folder that is only read: the facts are in the built-in list
-    finally:
-        os.close(folder)
+def _fetched(entry: Public, path: Path, sha256: str, agreed: list[str], new: bool) -> Fetched:
+    """The file, once its facts are in the list beside it. A size alone proves nothing; a digest, or its first digits,
+    does."""
+    size, remembered = path.stat().st_size, None
+    if entry.facts and any(text.startswith(("sha256", "md5")) for text in agreed):
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            take(folder, math.inf)  # several fetches into one folder share the list
+            remembered = remember(path.parent, entry, sha256, size)
+        except (OSError, UserError) as error:
+            if os_error(error) is None:
+                raise  # else the folder is only read: the facts are in the built-in list
+        finally:
+            os.close(folder)
+    return Fetched(path, size, sha256, agreed, remembered, new)
 
 
 def fetch_command(names: list[str], folder: Path) -> int:
@@ -152,6 +146,6 @@ def fetch_command(names: list[str], folder: Path) -> int:
         state = "fetched" if found.new else "there already"
         checked = f"agrees: {', '.join(found.agreed)}" if found.agreed else "nothing is known to check it by"
         print(f"{entry.name}: {found.path} {state}, {found.size} bytes, sha256 {found.sha256}; {checked}")
-        told = "" if found.remembered or not entry.flags else f" {entry.flags}"
-        print(f"  selfpatch run {found.path}{told} --task ...")
+        flags = "" if found.remembered or not entry.flags else f" {entry.flags}"
+        print(f"  selfpatch run {found.path}{flags} --task ...")
     return status

@@ -24,8 +24,19 @@ from ...pretrain.common.plugins import plugin_folders
 HERE = Path(__file__).resolve().parent
 LOCAL = "selfpatch-zoo.yaml"
 FACTS = ("format", "row", *FIELDS)
-TEXTS = ("method", "what", "url", "file", "source", "poster", "note", "name")
-OTHERS = ("size", "sha256", "md5", "others", "by_hand")
+
+
+def _is_line(value) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and "\n" not in value
+
+
+TEXTS = ("method", "what", "url", "file", "source", "poster", "note", "name", "format", "row")
+VALID = {  # field that is no fact of the card -> is this a value for it?
+    **dict.fromkeys(TEXTS, _is_line),
+    "size": lambda v: type(v) is int and v > 0,
+    **dict.fromkeys(("sha256", "md5"), lambda v: re.fullmatch(r"[0-9a-f]{6,64}", str(v).lower())),
+    **dict.fromkeys(("others", "by_hand"), lambda v: isinstance(v, bool)),
+}
 HUB_NAME = re.compile(r"-(?=[0-9]*[a-f])([0-9a-f]{8,64})\.")  # torch.hub's: the first digits of the sha256; no date
 
 
@@ -68,7 +79,7 @@ def _lists() -> list[Path]:
     return [p for f in folders if (p := f / "zoo.yaml").exists()]
 
 
-def _read(path: Path) -> dict[str, dict]:
+def _read(path: Path) -> dict[str, Public]:
     """A list, checked: name or sha256 (in lower case) -> its entry. Raises UserError that names the entry."""
     try:
         stat = path.stat()
@@ -78,7 +89,7 @@ def _read(path: Path) -> dict[str, dict]:
 
 
 @lru_cache(maxsize=32)
-def _parse(path: Path, _stamp: tuple) -> dict[str, dict]:
+def _parse(path: Path, _stamp: tuple) -> dict[str, Public]:
     """Kept, since every checkpoint that is opened is looked up."""
     try:
         table = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -86,68 +97,51 @@ def _parse(path: Path, _stamp: tuple) -> dict[str, dict]:
         raise UserError(f"{path} is not YAML: {error}") from None
     if not isinstance(table, dict) or not all(isinstance(v, dict) for v in table.values()):
         raise UserError(f"{path} must map a sha256, or the name of a checkpoint, to a table of facts")
-    checked = {}
+    found = {}
     for key, entry in table.items():
         name = str(key).lower() if _is_digest(key) else str(key)
         try:
-            _check(entry)
+            found[name] = _public(name, entry)
         except UserError as error:
             raise UserError(f"{path}: {name}: {error}") from None
-        checked[name] = entry
-    return checked
+    return found
 
 
-def _check(entry: Mapping) -> None:
+def _public(name: str, entry: Mapping) -> Public:
+    """An entry of a list. Raises UserError for a field that does not exist, or a value that it cannot have."""
     for key, value in entry.items():
-        if key not in (*FACTS, *TEXTS, *OTHERS):
-            raise UserError(f"no field {key}; there are: {', '.join((*TEXTS, *OTHERS, *FACTS))}")
         if key in FIELDS:
             parse_field(key, value)
-        elif key in ("others", "by_hand"):
-            wrong = not isinstance(value, bool)
-        elif key == "size":
-            wrong = isinstance(value, bool) or not isinstance(value, int) or value < 1
-        elif key in ("sha256", "md5"):
-            wrong = not re.fullmatch(r"[0-9a-f]{6,64}", str(value).lower())
-        else:
-            wrong = not isinstance(value, str) or not value.strip() or "\n" in value
-        if key not in FIELDS and wrong:
+        elif key not in VALID:
+            raise UserError(f"no field {key}; there are: {', '.join((*VALID, *FIELDS))}")
+        elif not VALID[key](value):
             raise UserError(f"{key}: {value!r} is not what it should be (the head of zoo.yaml explains the fields)")
+    file = entry.get("file") or ""
+    if not file and not entry.get("by_hand"):
+        file = PurePosixPath(urlsplit(entry.get("url", "")).path).name
+    if file != Path(file).name or file.startswith("."):
+        raise UserError(f"file {file} must be a bare name")
+    sha256 = name if _is_digest(name) else str(entry.get("sha256", "")).lower()
+    if not sha256 and (digits := HUB_NAME.search(file)):
+        sha256 = digits[1]
+    stated = {k: v for k, v in entry.items() if k not in (*FACTS, "name")}
+    stated |= {"file": file, "sha256": sha256, "md5": str(entry.get("md5", "")).lower()}
+    return Public(name, facts={k: v for k, v in entry.items() if k in FACTS}, **stated)
 
 
 def _is_digest(key) -> bool:
     return bool(re.fullmatch(r"[0-9a-fA-F]{64}", str(key)))
 
 
-def _facts(entry: Mapping) -> dict:
-    return {k: v for k, v in entry.items() if k in FACTS}
-
-
 def public() -> dict[str, Public]:
     """name -> checkpoint, of all lists, in their order. Raises UserError for a bad list or a name given twice."""
     found: dict[str, Public] = {}
     for path in _lists():
-        for name, entry in _read(path).items():
-            if _is_digest(name):
-                continue
-            if name in found:
-                raise UserError(f"{path}: a list before it has an entry {name} already")
-            found[name] = _public(name, entry, path)
+        named = {name: entry for name, entry in _read(path).items() if not _is_digest(name)}
+        if twice := sorted(found.keys() & named.keys()):
+            raise UserError(f"{path}: a list before it has an entry {twice[0]} already")
+        found |= named
     return found
-
-
-def _public(name: str, entry: Mapping, path: Path) -> Public:
-    url = entry.get("url", "")
-    file = entry.get("file") or ("" if entry.get("by_hand") else PurePosixPath(urlsplit(url).path).name)
-    if file != Path(file).name or file.startswith("."):
-        raise UserError(f"{path}: {name}: file {file} must be a bare name")
-    digits = str(entry.get("sha256", "")).lower()
-    if not digits and (hub := HUB_NAME.search(file)):
-        digits = hub[1]
-    same = ("method", "what", "source", "poster", "note", "size", "others", "by_hand")
-    known = {k: entry[k] for k in same if k in entry}
-    md5 = str(entry.get("md5", "")).lower()
-    return Public(name, url=url, file=file, sha256=digits, md5=md5, facts=_facts(entry), **known)
 
 
 def get(name: str) -> Public:
@@ -167,25 +161,27 @@ def look_up(path: Path, content=None) -> dict:
     """
     if not path.is_file():
         return {}
-    known: dict[str, dict] = {}
-    for source in [*_lists(), *(p for p in [path.parent / LOCAL] if p.is_file())]:
-        for name, entry in _read(source).items():
-            digest = name if _is_digest(name) else str(entry.get("sha256", "")).lower()
-            if _is_digest(digest):
-                known[digest] = entry
+    lists = [*_lists(), *(p for p in [path.parent / LOCAL] if p.is_file())]
+    known = {e.sha256: e for source in lists for e in _read(source).values() if _is_digest(e.sha256)}
     size = path.stat().st_size
-    if not any(entry.get("size", size) == size for entry in known.values()):
+    if not any(entry.size in (None, size) for entry in known.values()):
         return {}
     if content is not None:
-        return _facts(known.get(hashlib.sha256(content).hexdigest(), {}))
-    with path.open("rb") as f:
-        return _facts(known.get(hashlib.file_digest(f, "sha256").hexdigest(), {}))
+        digest = hashlib.sha256(content)
+    else:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+    entry = known.get(digest.hexdigest())
+    return dict(entry.facts) if entry else {}
 
 
 def remember(folder: Path, entry: Public, sha256: str, size: int) -> Path:
     """Write the facts of a file that was checked to the list beside it; -> the list. Raises UserError, OSError."""
     path = folder / LOCAL
-    table = dict(_read(path)) if path.exists() else {}
+    table = {}
+    if path.exists():
+        _read(path)  # a list that is none is not added to
+        table = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     table[sha256] = {"name": entry.name, "size": size, **entry.facts}
     write_atomic(path, yaml.safe_dump(table, sort_keys=False, allow_unicode=True))
     return path
@@ -199,8 +195,9 @@ def listing(names: list[str]) -> str:
         if entry.method != method:
             lines += ([""] if lines else []) + [entry.method or "(no method named)"]
             method = entry.method
-        lines += [f"  {entry.name}: {entry.what}", f"      {entry.url}", f"      {_how(entry)}"]
-        lines += [f"      {line}" for line in _remarks(entry)]
+        remarks = (("poster", entry.poster), ("run", entry.flags), ("note", entry.note))
+        more = [entry.url, _how(entry), *(f"{what}: {text}" for what, text in remarks if text)]
+        lines += [f"  {entry.name}: {entry.what}", *(f"      {line}" for line in more)]
     if not names:
         lines += ["", "`selfpatch zoo fetch NAME... --out DIR` fetches; nothing is ever fetched during a run."]
         lines += ["Addresses as their authors' documents have them (source); what no document states is said to be so."]
@@ -213,20 +210,12 @@ def _how(entry: Public) -> str:
         return f"give {entry.url} to `run` in place of a file; source: {entry.source}"
     who = " (recorded by users, not stated by the authors)" if entry.others else ""
     sizes = f"{entry.size} bytes{who}" if entry.size else "size not stated"
-    sha256, md5 = _digest("sha256", entry.sha256, 64), _digest("md5", entry.md5, 32)
-    digests = [md5, sha256 and sha256 + who]
-    checks = ", ".join(d for d in digests if d) or "no checksum stated"
+    md5, sha256 = _digest("md5", entry.md5, 32), _digest("sha256", entry.sha256, 64)
+    checks = ", ".join(d for d in (md5, sha256 and sha256 + who) if d) or "no checksum stated"
     hand = "; by hand, in a browser" + (f", as {entry.file}" if entry.file else "") if entry.by_hand else ""
     return f"{sizes}, {checks}{hand}; source: {entry.source or 'not named'}"
 
 
-def _digest(kind: str, digits: str, full: int) -> str:
-    if not digits:
-        return ""
-    return f"{kind} {digits}" if len(digits) == full else f"{kind} begins with {digits}"
-
-
-def _remarks(entry: Public) -> list[str]:
-    lines = [f"poster: {entry.poster}"] if entry.poster else []
-    lines += [f"run: {entry.flags}"] if entry.flags else []
-    return lines + ([f"note: {entry.note}"] if entry.note else [])
+def _digest(name: str, digits: str, full: int) -> str:
+    begins = "" if len(digits) == full else "begins with "
+    return f"{name} {begins}{digits}" if digits else ""
