@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from itertools import islice, takewhile
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from ...pretrain.common.card import ARCHITECTURES, Card
+from ...pretrain.common.card import Card
 from ...pretrain.common.errors import UserError, shorten
 from .state import State
-from .stated import arch_names, vit_size
+from .stated import BASIC, COUNTED, NAMED_RESNETS, NAMED_SWINS, stated, text_of
 
 # Blocks of ViTs by width; 18x2 and 36x1 are timm's. Source: huggingface/pytorch-image-models 1.0.31.
 VIT_BLOCKS = {
@@ -25,21 +26,13 @@ VIT_BLOCKS = {
     4096: (40,),
 }
 OTHER_VITS = (12, 24, 32, 40)
-NAMED_VITS = {"tiny": 12, "small": 12, "base": 12, "large": 24, "huge": 32}
-NAMED_RESNETS = {  # the number in the name -> blocks of each stage
-    **{18: (2, 2, 2, 2), 26: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)},
-    **{152: (3, 8, 36, 3), 200: (3, 24, 36, 3)},
-}
-BASIC = (18, 34)  # ResNets of basic blocks
-NAMED_SWINS = {  # name -> width of the first stage, blocks of each
-    **{"tiny": (96, (2, 2, 6, 2)), "small": (96, (2, 2, 18, 2)), "base": (128, (2, 2, 18, 2))},
-    "large": (192, (2, 2, 18, 2)),
-}
 SIDES = (196, 240, 252, 336, 364, 378, 392, 518, 560)  # images whose grid is stored, besides multiples of 32
 UNBIASED = 4096  # width of DINOv3's ViT-7B, which alone among its models has no biases of query, key and value
 MAX_BLOCKS = 128  # in all stages together: EVA's largest has 64, ResNet-269 has 89
 MAX_OTHERS = 8  # networks of a file that are looked at
-COUNTED = {"vit": "depth", "resnet": "blocks", "swin": "depths"}  # family -> its field of numbers of blocks
+MATRIX = re.compile(r"(.*(?:blocks|layer\d)\.\d+)\.(?:mlp\.fc1|conv2)\.weight")  # one of each block
+COMPARED = 1 << 16  # values of it
+BLOCK = {"vit": r"blocks\.(\d+)\.", "resnet": r"layer{}\.(\d+)\.", "swin": r"layers\.{}\.blocks\.(\d+)\."}
 # Fields that a network's tensors alone decide.
 STRUCTURE = (
     *("patch", "dim", "depth", "class_token", "final_norm", "registers", "layer_scale", "pos", "mlp_ratio"),
@@ -69,7 +62,7 @@ def doubts(module, state: State, view: State, meta: Mapping, read: tuple) -> Dou
             found.lost[key] = f"networks of this format always have {key}={value}, and this one has {_is(card, key)}"
     for where, key, value in stated(meta, card):
         if getattr(card, key) != value:
-            text = f"{where} means {key}={_text(value)}, the weights have {_is(card, key)}"
+            text = f"{where} means {key}={text_of(value)}, the weights have {_is(card, key)}"
             found.lost.setdefault(key, text)
     for mine, name, exchanged in others(state, view.used - set(dropped)):
         _compare(module, exchanged, meta, read, (mine, name), found)
@@ -81,11 +74,7 @@ def doubts(module, state: State, view: State, meta: Mapping, read: tuple) -> Dou
 
 
 def _is(card: Card, key: str) -> str:
-    return f"{key}={_text(getattr(card, key))}"
-
-
-def _text(value) -> str:
-    return shorten(",".join(map(str, value)) if isinstance(value, tuple) else value, 80)
+    return f"{key}={text_of(getattr(card, key))}"
 
 
 def refuse(found: Doubts, card: Card, given: Mapping) -> list[str]:
@@ -101,73 +90,14 @@ def _quoted(text: str) -> str:
     return f"'{text}'" if " " in text else text
 
 
-# -- what a file says of itself
-
-
-def stated(meta: Mapping, card: Card) -> Iterator[tuple[str, str, object]]:
-    """(where it is said, field of the card, value): blocks by architecture names, facts by configs.
-
-    A name or config counts only if its width is that of the weights.
-    """
-    config = meta.get("config.json")
-    config = config if isinstance(config, Mapping) else {}
-    made = config.get("model_args") if isinstance(config.get("model_args"), Mapping) else {}  # timm's, beside its name
-    tables = []
-    if card.family == "vit" and made.get("embed_dim", card.dim) == card.dim:
-        tables.append(("config.json: model_args", made, {"depth": "depth", "qkv_bias": "qkv_bias"}))
-    if card.family == "vit" and config.get("hidden_size") == card.dim:
-        keys = {"num_hidden_layers": "depth", "qkv_bias": "qkv_bias", "num_register_tokens": "registers"}
-        tables.append(("config.json", config, keys))
-    training = meta.get("config")  # of the official Swin code and MoBY
-    model = training.get("MODEL") if isinstance(training, Mapping) else None
-    swin = model.get("SWIN") if isinstance(model, Mapping) else None
-    if card.family == "swin" and isinstance(swin, Mapping) and swin.get("EMBED_DIM") == card.dim:
-        keys = {"DEPTHS": "depths", "QKV_BIAS": "qkv_bias", "PATCH_NORM": "patch_norm"}
-        tables.append(("config: MODEL.SWIN", swin, keys))
-    said = set()
-    for where, table, keys in tables:
-        for name, key in keys.items():
-            value = tuple(table[name]) if isinstance(table.get(name), list) else table.get(name)
-            if type(value) is type(getattr(card, key)):
-                said.add(key)
-                yield f"{where}: {name} {_text(value)}", key, value
-    size = config.get("image_size")
-    if type(size) is int and config.get("hidden_size") == card.dim and card.grid and size > 0:
-        grid = size // card.patch
-        yield f"config.json: image_size {size}", "pos", re.sub(r"\d+x\d+", f"{grid}x{grid}", card.pos)
-    key = COUNTED.get(card.family)
-    for where, arch in arch_names(meta) if key not in said else ():
-        if (blocks := blocks_of(arch, card)) is not None:
-            yield f"{where}: arch {shorten(arch)}", key, blocks
-
-
-def blocks_of(arch: str, card: Card) -> int | tuple[int, ...] | None:
-    """Blocks of the architecture of that name, if it is one of the card's family and width; else None."""
-    if card.family == "vit":
-        size = vit_size(arch)
-        fits = size and ARCHITECTURES[size][0] == card.dim and not re.search(r"_\d+x\d", arch)  # timm's 18x2, 36x1
-        return NAMED_VITS[size] if fits else None
-    if card.family == "resnet":
-        found = re.search(r"(?:^|_)resne(?:x)?t(\d+)(?!\d)", arch)
-        number = int(found[1]) if found else 0
-        width = 64 if number in BASIC else 256
-        fits = card.widths[0] == width and (card.block == "basic") == (number in BASIC)
-        return NAMED_RESNETS.get(number) if fits else None
-    if card.family == "swin":
-        found = re.search(r"swin_(tiny|small|base|large)", arch)
-        width, blocks = NAMED_SWINS[found[1]] if found else (None, None)
-        return blocks if width == card.dim else None
-    return None
-
-
 # -- the other networks of a file
 
 
 def others(state: State, used: set[str]) -> Iterator[tuple[str, str, State]]:
-    """(name of the network that was taken, name of another of its kind, the file with that one in its place).
+    """(name of the network that was taken, name of another one like it, the file with that in its place).
 
-    used: names of the tensors that the network was made of. Another of its kind has a stem of the same name and shape:
-    the one weight that sees three channels. So each is read by the format as the first was, whatever its names.
+    used: names of the tensors that the network was made of. One like it has a stem of the same name and shape: the
+    one weight that sees three channels. So each is read by the format as the first was, whatever its names.
     """
     stems = sorted(k for k in used if len(state.shapes[k]) == 4 and state.shapes[k][1] == 3)
     if not stems:
@@ -199,6 +129,8 @@ def _compare(module, exchanged: State, meta: Mapping, read: tuple, names: tuple[
         found.odd.append(f"its {name} cannot be read in the same way: {shorten(error) or type(error).__name__}")
         return
     if not fields:
+        if moved := misplaced_blocks(weights, other):
+            found.odd.append(f"blocks were exchanged? {', '.join(moved)} of its {mine} are others of its {name}")
         return
     lacks, more = sorted(other.keys() - weights.keys()), sorted(weights.keys() - other.keys())
     what = "; ".join(f"its {mine} has {_is(card, k)}, its {name} {_is(its, k)}" for k in fields)
@@ -210,6 +142,28 @@ def _compare(module, exchanged: State, meta: Mapping, read: tuple, names: tuple[
         what += f" ({lacks[0]}{rest} only there)"
     for key in fields:
         found.lost.setdefault(key, what)
+
+
+def misplaced_blocks(weights: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[str]:
+    """The blocks whose place another block has in another network of the file.
+
+    Of teacher and student the same blocks are nearly parallel, and different ones nearly orthogonal: a block is named
+    if it is parallel (cosine above 0.9) to another of the other network and not (below 0.5) to its own. Blocks that
+    were exchanged in both networks, or in the only one of a file, cannot be seen.
+    """
+    stacks: dict[tuple, list] = {}
+    for name, value in weights.items():
+        if (match := MATRIX.fullmatch(name)) and name in other and other[name].shape == value.shape:
+            stacks.setdefault(tuple(value.shape), []).append((match[1], name))
+    found = []
+    for members in stacks.values():
+        mine, theirs = (
+            torch.nn.functional.normalize(torch.stack([w[n].flatten()[:COMPARED].float() for _, n in members]))
+            for w in (weights, other)
+        )
+        cosine = mine @ theirs.T
+        found += [b for i, (b, _) in enumerate(members) if cosine[i].max() > 0.9 and cosine[i, i] < 0.5]
+    return found
 
 
 # -- what can be said of a card alone
@@ -239,19 +193,17 @@ def unusual(card: Card) -> list[str]:
 
 def check_blocks(card: Card, names) -> None:
     """Raise UserError if the card's blocks are not those of the tensors' names, or too many: before they are built."""
-    key = COUNTED.get(card.family)
-    if key is None:
+    if (key := COUNTED.get(card.family)) is None:
         return
-    said = getattr(card, key)
-    stages = said if isinstance(said, tuple) else (said,)
+    counts = getattr(card, key)
+    stages = counts if isinstance(counts, tuple) else (counts,)
     if sum(stages) > MAX_BLOCKS:
         raise UserError(f"{sum(stages)} blocks ({_is(card, key)}) are no network: at most {MAX_BLOCKS}")
-    patterns = {"vit": r"blocks\.(\d+)\.", "resnet": r"layer{}\.(\d+)\.", "swin": r"layers\.{}\.blocks\.(\d+)\."}
     for i, count in enumerate(stages):
-        pattern = re.compile(patterns[card.family].format(i + (card.family == "resnet")))
+        pattern = re.compile(BLOCK[card.family].format(i + (card.family == "resnet")))
         there = {m[1] for name in names if (m := pattern.match(name))}
         if len(there) != count:
-            stage = f" in stage {i + 1}" if isinstance(said, tuple) else ""
+            stage = f" in stage {i + 1}" if isinstance(counts, tuple) else ""
             raise UserError(f"its card has {_is(card, key)}, its tensors are of {len(there)} blocks{stage}")
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ...pretrain.common.card import Card, parse_field
 from ...pretrain.common.errors import UserError, shorten
-from ...pretrain.common.weights import fingerprint, names
+from ...pretrain.common.shapes import shapes_of
+from ...pretrain.common.weights import check_fit, fingerprint
 from ..backbones.build import encoder_for, encoder_with
 from ..backbones.encoder import Encoder
 from . import completeness
@@ -86,17 +87,7 @@ def _check_shapes(path: Path, weights: Mapping[str, Tensor], card: Card) -> None
     except Exception as error:  # sizes that no layer can have
         text = f"{type(error).__name__}: {shorten(error)}"
         raise UserError(f"{path}: no network can be made of its card ({shorten(card.size)}): {text}") from error
-    missing, surplus = wanted.keys() - weights.keys(), weights.keys() - wanted.keys()
-    wrong = [
-        f"{k} {list(weights[k].shape)} instead of {list(s)}"
-        for k, s in wanted.items()
-        if k in weights and tuple(weights[k].shape) != s
-    ]
-    problems = [f"{len(missing)} missing: {names(missing)}"] if missing else []
-    problems += [f"{len(surplus)} unexpected: {names(surplus)}"] if surplus else []
-    problems += [f"{len(wrong)} of another shape: {names(wrong, 4)}"] if wrong else []
-    if problems:
-        raise UserError(f"{path}: does not fit the network of its card ({card.size}): {'; '.join(problems)}")
+    check_fit(shapes_of(weights), wanted, path, f"the network of its card ({card.size})")
 
 
 def _complete(reading: Reading, meta: dict, known: dict, overrides: dict) -> tuple[Card, dict[str, str], str]:
@@ -126,57 +117,59 @@ def open_file(
     format: str | None = None,
     card: Mapping | None = None,
     weights: str | None = None,
-    find: Callable[[Path], tuple[Path, dict]] | None = None,
+    resolve: Callable[[Path], tuple[Path, dict]] | None = None,
     look_up: Callable[[Path, object], dict] | None = None,
 ) -> Checkpoint:
     """Read, recognise and account for a checkpoint: file or folder (see state.read_file).
 
     Nothing in it is executed. format: name of a format, instead of detection. card: fields of the card that override
     what the file says (`{"heads": 6, "mean": 0.5}`). weights: teacher, student or online, instead of the network that
-    the format takes. find, look_up: the hub's part (hub.open, which most callers want): where the file of a name lies,
-    with what is told of its network, and the facts known of this very file. Raises UserError for a file that is
-    damaged, unsafe, unknown, or only partly used.
+    the format takes. resolve, look_up: the hub's part (hub.open, which most callers want): where the file of a name
+    lies, with what its library says of the network, and the facts known of this very file. Raises UserError for a file
+    that is damaged, unsafe, unknown, or only partly used.
     """
     path = Path(path)
     overrides = {k: parse_field(k, v) for k, v in (card or {}).items()}
     if weights not in (None, *NETWORKS):
         raise UserError(f"--weights {weights}: it is one of {', '.join(NETWORKS)}")
-    file, told = find(path) if find else (path, {})
+    file, about = resolve(path) if resolve else (path, {})
     state, meta = read_file(file)
-    meta |= told
+    meta |= about
     state.wanted = weights
     known = look_up(path, state.content(path)) if look_up else {}
     first, *rest = readings(path, state, meta, format or known.get("format"), overrides)
     full, facts, why = _complete(first, meta, known, overrides)
-    rivals = [r for r in rest if _complete(r, meta, known, overrides)[0] != full or not _same(r.weights, first.weights)]
-    lacking, warnings = [], [*first.odd, *completeness.unusual(first.card)]
-    if full.family != "vit":
-        if "heads" in overrides:
-            kept = f"those of the weights are used: {full.heads}" if full.heads else "it has none"
-            warnings.append(f"--heads {overrides.pop('heads')} is not for a {full.family}; {kept}")
-    elif full.heads is None:
-        usual = f"{full.dim}/64 = {full.dim / 64:g} is the usual number, and only a guess"
-        lacking.append(f"{why}: give --heads N ({usual})")
-    elif full.dim % full.heads:
+    mark = fingerprint(first.weights)
+    rivals = [r for r in rest if (_complete(r, meta, known, overrides)[0], fingerprint(r.weights)) != (full, mark)]
+    warnings = [*first.odd, *completeness.unusual(first.card)]
+    if full.family != "vit" and "heads" in overrides:
+        kept = f"those of the weights are used: {full.heads}" if full.heads else "it has none"
+        warnings.append(f"--heads {overrides.pop('heads')} is not for a {full.family}; {kept}")
+    if full.family == "vit" and full.heads and full.dim % full.heads:
         raise UserError(f"{path}: {full.heads} heads ({facts['heads']}) do not divide a width of {full.dim}")
-    if full.mean is None or full.std is None:
-        lacking.append(
-            "nothing says how images are normalised: give --card mean=.. std=.. "
-            "(0.5 and 0.5 for AugReg; 0.485,0.456,0.406 and 0.229,0.224,0.225 for DeiT and DINO)"
-        )
     _check_shapes(path, first.weights, full if full.heads or full.family != "vit" else full.override({"heads": 1}))
-    if bad := completeness.not_finite(first.weights):
-        lacking.append(f"its weights hold NaN or inf, so that no number of it would mean anything: {bad}")
     if first.network:
         facts["weights"] = first.network
     if warnings:
         facts["warnings"] = "; ".join(warnings)
-    row = known.get("row")
-    return Checkpoint(path, first, full, facts, overrides, rivals, lacking, fingerprint(first.weights), row, warnings)
+    lacking = _lacking(full, why, first.weights)
+    return Checkpoint(path, first, full, facts, overrides, rivals, lacking, mark, known.get("row"), warnings)
 
 
-def _same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+def _lacking(card: Card, why: str, weights: Mapping[str, Tensor]) -> list[str]:
+    """What keeps a task from running. why: heads are unknown, if they are."""
+    found = []
+    if card.family == "vit" and card.heads is None:
+        usual = f"{card.dim}/64 = {card.dim / 64:g} is the usual number, and only a guess"
+        found.append(f"{why}: give --heads N ({usual})")
+    if card.mean is None or card.std is None:
+        found.append(
+            "nothing says how images are normalised: give --card mean=.. std=.. "
+            "(0.5 and 0.5 for AugReg; 0.485,0.456,0.406 and 0.229,0.224,0.225 for DeiT and DINO)"
+        )
+    if bad := completeness.not_finite(weights):
+        found.append(f"its weights hold NaN or inf, so that no number of it would mean anything: {bad}")
+    return found
 
 
 def differences(a: Reading, b: Reading) -> str:

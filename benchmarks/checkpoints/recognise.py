@@ -41,8 +41,8 @@ def _one_line(plugin: Plugin, path: Path):
     try:
         yield
     except UserError as error:
-        kind = Mismatch if isinstance(error, Mismatch) else UserError
-        raise kind(f"{path}: as format {plugin.name}: {shorten(error, LONGEST)}") from None
+        same = Mismatch if isinstance(error, Mismatch) else UserError
+        raise same(f"{path}: as format {plugin.name}: {shorten(error, LONGEST)}") from None
     except Exception as error:  # a fault of the format, or of a file that it did not expect
         text = f"{type(error).__name__}: {shorten(error)}"
         raise UserError(f"{path}: as format {plugin.name} ({plugin.path.name}): {text}") from error
@@ -71,7 +71,7 @@ def _read_as(plugin: Plugin, state: State, meta: dict, path: Path, given: Mappin
         doubts = completeness.doubts(plugin.module, state, view, meta, (weights, card, dropped))
         odd = completeness.refuse(doubts, card, given)
     weights = {k: v.detach().float() for k, v in weights.items()}
-    return Reading(plugin.name, weights, card, dict(dropped), view.network, odd)
+    return Reading(plugin.name, weights, card, {**dropped, **state.aside}, view.network, odd)
 
 
 def readings(path: Path, state: State, meta: dict, format: str | None, given: Mapping) -> list[Reading]:
@@ -81,13 +81,12 @@ def readings(path: Path, state: State, meta: dict, format: str | None, given: Ma
     format whose claim the values contradict (Mismatch) stands back for the next lower claim.
     """
     candidates = {format: FORMATS.get(format)} if format else FORMATS.scan()
-    plain, aside = state.split()
-    level, peeled, refusal, broken = plain, dict(aside), None, {}
+    level = whole = state.split()
+    refusal, broken = None, {}
     for _ in range(MAX_WRAPPING):
         for claims in _claims(candidates, level, meta, broken):
             found, errors = _read_all(claims, level, meta, path, given)
             for reading in found:
-                reading.dropped |= peeled
                 reading.odd += broken.values()
             if found:  # a format that cannot read all of the file is no candidate beside one that can
                 return found
@@ -96,14 +95,10 @@ def readings(path: Path, state: State, meta: dict, format: str | None, given: Ma
             refusal = refusal or errors[0]
         if (level := level.inside()) is None:
             break
-        level, more = level.split()
-        peeled |= more
     if refusal:
         raise refusal
     if format:  # the user insists: the format says what it misses
-        reading = _read_as(candidates[format], plain, meta, path, given)
-        reading.dropped |= aside
-        return [reading]
+        return [_read_as(candidates[format], whole, meta, path, given)]
     known = ", ".join(candidates)
     parts = {k.partition(".")[0]: k for k in sorted(state, reverse=True)}  # a name of each part of the file
     shown = names(parts.values() if len(parts) > 1 else state, 5)

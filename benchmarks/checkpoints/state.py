@@ -1,4 +1,4 @@
-"""Where a checkpoint's tensors come from: a file, shards with an index, or one of several kinds of folder.
+"""Where a checkpoint's tensors come from: a file, shards with an index, or one of several sorts of folder.
 
 Whatever the source, a format sees a `State` (tensors by dotted name) and everything else as one table.
 """
@@ -29,14 +29,9 @@ TRAINING = {
     **dict.fromkeys(("callbacks", "loops", "message_hub"), "training state"),
 }
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".pkl", ".tar", ".torch", ".ckpt")
+BARE = ("", "state_dict.", "model.")  # prefixes of names that say nothing of a network
 SAME = {"online": "student", "student": "online"}  # two words for the network that is trained by gradients
 MAX_TEXT = 1 << 26  # bytes of a JSON file
-
-
-def broken(role: str, parts: int, other: str | None) -> UserError:
-    """What to say of a network that would be evaluated but is there only in part."""
-    take = f"--weights {other} takes its {other}" if other else "remove them to take the other network"
-    return UserError(f"its {role} ({parts} tensors) is no whole network; {take}")
 
 
 class Mismatch(UserError):
@@ -47,11 +42,12 @@ class State(Mapping):
     """A checkpoint's tensors by dotted name, as a format sees them. A tensor is read when it is asked for.
 
     shapes: name -> shape of all of them. Whatever a format has asked for counts as used. wanted: the network that the
-    user asked for (`--weights`), or None; network: the one that was taken, where the format has several.
+    user asked for (`--weights`), or None; network: the one that was taken, where the format has several. aside:
+    name -> what it is, of the training state that was beside them.
     """
 
-    def __init__(self, refs: Mapping[str, object], wanted: str | None = None):
-        self.refs = refs
+    def __init__(self, refs: Mapping[str, object], wanted: str | None = None, aside: Mapping[str, str] | None = None):
+        self.refs, self.aside = refs, dict(aside or {})
         self.shapes = {k: tuple(r.shape) for k, r in refs.items()}
         self.used: set[str] = set()
         self.wanted, self.network = wanted, None
@@ -109,22 +105,24 @@ class State(Mapping):
         for other, prefixes in networks.items():
             if other == name:
                 return
-            if other and (parts := max((len(self.below(p)) for p in prefixes if p), default=0)):
-                raise broken(other, parts, name)
+            if other and (parts := max((len(self.below(p)) for p in prefixes if p not in BARE), default=0)):
+                take = f"--weights {name} takes its {name}" if name else "remove them to take the other network"
+                raise UserError(f"its {other} ({parts} tensors) is no whole network; {take}")
 
-    def split(self) -> tuple["State", dict[str, str]]:
-        """(without training state, name -> what it is for each tensor of training state)"""
-        aside = {k: TRAINING[k.partition(".")[0]] for k in self.refs if k.partition(".")[0] in TRAINING and "." in k}
-        if not aside or len(aside) == len(self.refs):
-            return self, {}
-        return State({k: r for k, r in self.refs.items() if k not in aside}, self.wanted), aside
+    def split(self) -> "State":
+        """Without training state, which is set aside; as it is where there is nothing else."""
+        first = {k: k.partition(".")[0] for k in self.refs if "." in k}
+        aside = {k: TRAINING[segment] for k, segment in first.items() if segment in TRAINING}
+        if len(aside) == len(self.refs):
+            return self
+        return State({k: r for k, r in self.refs.items() if k not in aside}, self.wanted, self.aside | aside)
 
     def inside(self) -> "State | None":
-        """Without the first segment, if it is the same for all names and names remain; else None."""
+        """Split, without the first segment, if it is the same for all names and names remain; else None."""
         heads = {k.partition(".")[0] for k in self.refs}
         if len(heads) != 1 or not all("." in k for k in self.refs):
             return None
-        return State({k.partition(".")[2]: r for k, r in self.refs.items()}, self.wanted)
+        return State({k.partition(".")[2]: r for k, r in self.refs.items()}, self.wanted, self.aside).split()
 
 
 def read_file(path: Path) -> tuple[State, dict]:
@@ -135,9 +133,8 @@ def read_file(path: Path) -> tuple[State, dict]:
     `NAME.config.json` and `preprocessor_config.json` beside the tensors join the rest. Raises UserError for anything
     else.
     """
-    path = Path(path)
     try:
-        return _read_file(path)
+        return _read_file(Path(path))
     except OSError as error:  # a name that is too long, a folder that may not be listed
         raise UserError(f"{shorten(path)}: cannot be read: {error.strerror or error}") from None
 
@@ -173,13 +170,13 @@ def _configs(file: Path) -> dict:
     folder = file if file.is_dir() else file.parent
     found = {}
     own = [] if file.is_dir() else [file.with_suffix(".config.json")]
-    for kind, places in (
+    for name, places in (
         ("config.json", [*own, folder / "config.json"]),
         ("preprocessor_config.json", [folder / "preprocessor_config.json"]),
     ):
         config = next((p for p in places if _is_name(p.name) and p.is_file()), None)
         if config:
-            found[kind] = _json(config, f"{config} beside the checkpoint")
+            found[name] = _json(config, f"{config} beside the checkpoint")
     return found
 
 

@@ -1,10 +1,22 @@
 """What a checkpoint's own arguments, or a config beside it, state of the network."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from ...pretrain.common.card import ARCHITECTURES, parse_field
+from ...pretrain.common.card import ARCHITECTURES, Card, parse_field
 from ...pretrain.common.errors import shorten
+
+NAMED_VITS = {"tiny": 12, "small": 12, "base": 12, "large": 24, "huge": 32}
+NAMED_RESNETS = {  # the number in the name -> blocks of each stage
+    **{18: (2, 2, 2, 2), 26: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)},
+    **{152: (3, 8, 36, 3), 200: (3, 24, 36, 3)},
+}
+BASIC = (18, 34)  # ResNets of basic blocks
+NAMED_SWINS = {  # name -> width of the first stage, blocks of each
+    **{"tiny": (96, (2, 2, 6, 2)), "small": (96, (2, 2, 18, 2)), "base": (128, (2, 2, 18, 2))},
+    "large": (192, (2, 2, 18, 2)),
+}
+COUNTED = {"vit": "depth", "resnet": "blocks", "swin": "depths"}  # family -> its field of numbers of blocks
 
 
 def heads_from(meta: Mapping, dim: int) -> tuple[int | None, str]:
@@ -38,13 +50,67 @@ def vit_size(arch: str) -> str | None:
     return next((size for size in ARCHITECTURES if re.search(rf"(vit|deit)_{size}", arch)), None)
 
 
+def stated(meta: Mapping, card: Card) -> Iterator[tuple[str, str, object]]:
+    """(where it is said, field of the card, value): blocks by architecture names, facts by configs.
+
+    A name or config counts only if its width is that of the weights.
+    """
+    config, arguments = table_in(meta, "config.json"), table_in(meta, "config.json", "model_args")  # timm's
+    swin = table_in(meta, "config", "MODEL", "SWIN")  # of the official Swin code and MoBY
+    tables = []
+    if card.family == "vit" and arguments.get("embed_dim", card.dim) == card.dim:
+        tables.append(("config.json: model_args", arguments, {"depth": "depth", "qkv_bias": "qkv_bias"}))
+    if card.family == "vit" and config.get("hidden_size") == card.dim:
+        keys = {"num_hidden_layers": "depth", "qkv_bias": "qkv_bias", "num_register_tokens": "registers"}
+        tables.append(("config.json", config, keys))
+    if card.family == "swin" and swin.get("EMBED_DIM") == card.dim:
+        keys = {"DEPTHS": "depths", "QKV_BIAS": "qkv_bias", "PATCH_NORM": "patch_norm"}
+        tables.append(("config: MODEL.SWIN", swin, keys))
+    stated_already = set()
+    for where, table, keys in tables:
+        for name, key in keys.items():
+            value = tuple(table[name]) if isinstance(table.get(name), list) else table.get(name)
+            if type(value) is type(getattr(card, key)):
+                stated_already.add(key)
+                yield f"{where}: {name} {text_of(value)}", key, value
+    size = config.get("image_size")
+    if type(size) is int and config.get("hidden_size") == card.dim and card.grid and size > 0:
+        grid = size // card.patch
+        yield f"config.json: image_size {size}", "pos", re.sub(r"\d+x\d+", f"{grid}x{grid}", card.pos)
+    key = COUNTED.get(card.family)
+    for where, arch in arch_names(meta) if key not in stated_already else ():
+        if (blocks := blocks_of(arch, card)) is not None:
+            yield f"{where}: arch {shorten(arch)}", key, blocks
+
+
+def blocks_of(arch: str, card: Card) -> int | tuple[int, ...] | None:
+    """Blocks of the architecture of that name, if it is one of the card's family and width; else None."""
+    if card.family == "vit":
+        size = vit_size(arch)
+        fits = size and ARCHITECTURES[size][0] == card.dim and not re.search(r"_\d+x\d", arch)  # timm's 18x2, 36x1
+        return NAMED_VITS[size] if fits else None
+    if card.family == "resnet":
+        found = re.search(r"(?:^|_)resne(?:x)?t(\d+)(?!\d)", arch)
+        number = int(found[1]) if found else 0
+        width = 64 if number in BASIC else 256
+        fits = card.widths[0] == width and (card.block == "basic") == (number in BASIC)
+        return NAMED_RESNETS.get(number) if fits else None
+    if card.family == "swin":
+        found = re.search(r"swin_(tiny|small|base|large)", arch)
+        width, blocks = NAMED_SWINS[found[1]] if found else (None, None)
+        return blocks if width == card.dim else None
+    return None
+
+
+def text_of(value) -> str:
+    """A value as it is said, short enough for a message."""
+    return shorten(",".join(map(str, value)) if isinstance(value, tuple) else value, 80)
+
+
 def normalisation_from(meta: Mapping) -> dict[str, tuple]:
     """Mean and std that timm, or a config beside the file (timm's or Hugging Face's) states, else {}."""
     for place in ("timm", "preprocessor_config.json", "config.json"):
-        config = meta.get(place)
-        if not isinstance(config, Mapping):
-            continue
-        config = config["pretrained_cfg"] if isinstance(config.get("pretrained_cfg"), Mapping) else config
+        config = table_in(meta, place, "pretrained_cfg") or table_in(meta, place)
         found = {}
         for field_name, keys in (("mean", ("mean", "image_mean")), ("std", ("std", "image_std"))):
             for key in keys:
@@ -53,6 +119,13 @@ def normalisation_from(meta: Mapping) -> dict[str, tuple]:
         if len(found) == 2:
             return found
     return {}
+
+
+def table_in(meta: Mapping, *keys: str) -> Mapping:
+    """The table under these keys, one below the other; an empty one where there is none."""
+    for key in keys:
+        meta = meta.get(key) if isinstance(meta, Mapping) else None
+    return meta if isinstance(meta, Mapping) else {}
 
 
 def _statements(meta: Mapping) -> dict[str, Mapping]:

@@ -25,7 +25,7 @@ name begins with an underscore are shared helpers.
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD, Card
-from ...pretrain.common.shapes import vit_card
+from ...pretrain.common.shapes import shapes_of, vit_card
 from ..checkpoints.state import Mismatch  # noqa: F401 (what a format raises)
 
 VIT_ROOTS = ("cls_token", "reg_token", "pos_embed", "patch_embed.proj.", "blocks.", "norm.")
@@ -70,11 +70,6 @@ def under(prefix: str, reasons: Mapping[str, str]) -> dict[str, str]:
 def drop(keys: Iterable[str], reasons: Mapping[str, str]) -> dict[str, str]:
     """name -> reason for every name that starts with one of the given prefixes."""
     return {k: why for k in keys for prefix, why in reasons.items() if k.startswith(prefix)}
-
-
-def shapes_of(weights: Mapping) -> dict[str, tuple[int, ...]]:
-    """Shapes of tensors by name."""
-    return {k: tuple(v.shape) for k, v in weights.items()}
 
 
 def vit(state, prefix: str, dropped: Mapping[str, str], timm_name=str, **known) -> tuple[dict, Card, Mapping[str, str]]:

@@ -2,16 +2,15 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import takewhile
+from collections.abc import Iterable, Mapping
 
 import torch
 
 from ...pretrain.common.card import LIMITS, Card
 from ...pretrain.common.errors import UserError
-from ...pretrain.common.shapes import resnet_card, swin_card
-from ..checkpoints.state import broken
-from . import IMAGENET, drop, shapes_of, under  # noqa: F401  (with the rest of what these formats need)
+from ...pretrain.common.shapes import resnet_card, shapes_of, swin_card
+from ..checkpoints.state import BARE
+from . import IMAGENET, below, drop, prefix_of, under  # noqa: F401  (with the rest of what these formats need)
 
 RESNET = {"conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight", "layer4.0.conv1.weight"}
 SWIN = {
@@ -19,50 +18,26 @@ SWIN = {
     "layers.0.blocks.0.attn.relative_position_bias_table",
     "layers.1.blocks.0.mlp.fc1.bias",
 }
+is_resnet, is_swin = RESNET.issubset, SWIN.issubset  # do the names hold one?
 RESNET_PARTS = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
 SWIN_PARTS = ("patch_embed.", "layers.", "norm.", "absolute_pos_embed")
 COUNTER = "num_batches_tracked"  # of batch norm: how many batches its statistics are of; only training looks at it
-WRAPPED = ("", "state_dict.", "model.")
-ALONE = {None: ("",)}  # a file of one network
-
-Roles = Mapping[str | None, Sequence[str]]  # role -> how its prefix may end; "": nothing but a wrapper
+ALONE = {None: BARE}  # a file of one network
 
 
-def places(keys: Iterable[str], marks: set[str], roles: Roles) -> dict[str | None, list[str]]:
-    """role -> prefixes below which all names of `marks` (RESNET, SWIN ...) are; the shortest first."""
-    keys, one = set(keys), min(marks)
-    found = {k.removesuffix(one) for k in keys if k.endswith(one) and k.removesuffix(one)[-1:] in ("", ".")}
-    prefixes = sorted((p for p in found if all(p + mark in keys for mark in marks)), key=lambda p: (len(p), p))
-    return {
-        role: [p for end in ends for p in prefixes if (f".{p}".endswith(f".{end}") if end else p in WRAPPED)]
-        for role, ends in roles.items()
-    }
-
-
-def default_prefix(keys: Iterable[str], marks: set[str], roles: Roles) -> str | None:
-    """Prefix of the network that the format evaluates by default, or None."""
-    return next((prefix for found in places(keys, marks, roles).values() for prefix in found), None)
-
-
-def pick(state, marks: set[str], roles: Roles) -> str:
-    """Prefix of the network to evaluate: the one that the user asked for, or the default. Raises UserError for none,
-    and for a default that is there only in part."""
-    prefix = state.pick(places(state, marks, roles), lambda names: marks <= names.keys())
-    for role in takewhile(lambda role: role != state.network and not state.wanted, roles):
-        if parts := sum(any(end and f".{end}" in f".{key}" for end in roles[role]) for key in state):
-            raise broken(role, parts, state.network)
-    return prefix
+def wrapped(*ends: str) -> tuple[str, ...]:
+    """Prefixes of a network that end like this, in a wrapper of a trainer's or in none."""
+    return tuple(wrapper + end for end in ends for wrapper in BARE)
 
 
 def own(keys: Iterable[str], prefix: str, parts: tuple[str, ...]) -> dict[str, str]:
     """Names below a prefix that begin with one of `parts`, without the prefix -> full names."""
-    names = {k.removeprefix(prefix): k for k in keys if k.startswith(prefix)}
-    return {name: key for name, key in names.items() if name.startswith(parts)}
+    return {k.removeprefix(prefix): k for k in keys if k.startswith(tuple(prefix + part for part in parts))}
 
 
 def only(keys: Iterable[str], prefix: str, parts: tuple[str, ...]) -> bool:
     """Do all names below the prefix begin with one of `parts`?"""
-    return all(k.removeprefix(prefix).startswith(parts) for k in keys if k.startswith(prefix))
+    return all(name.startswith(parts) for name in below(keys, prefix))
 
 
 def resnet(state, prefix: str, reasons: Mapping[str, str], **known) -> tuple[dict, Card, dict[str, str]]:

@@ -5,6 +5,7 @@ import re
 import torch
 
 from ...pretrain.common.errors import UserError, shorten
+from ..checkpoints.stated import table_in
 from . import drop, under
 
 MARK = "embeddings.patch_embeddings.projection.weight"
@@ -76,9 +77,8 @@ def read(state, root: str, keyless: bool = False) -> tuple[dict, dict]:
 
 def _stack(state, name: str, places: dict[int, str], keyless: bool):
     """query, key and value, or gate and up, one after the other."""
-    wanted = {0, 1, 2}
-    if ".mlp.fc1." in name:
-        wanted = {0, 1} if 0 in places else {1}  # `up` alone is a plain MLP's first layer
+    gated = {0, 1} if 0 in places else {1}  # `up` alone is a plain MLP's first layer
+    wanted = gated if ".mlp.fc1." in name else {0, 1, 2}
     parts = {i: state[key] for i, key in places.items()}
     if keyless and name.endswith("qkv.bias") and wanted - set(parts) == {1}:
         parts[1] = torch.zeros_like(parts[0])
@@ -92,8 +92,7 @@ def _stack(state, name: str, places: dict[int, str], keyless: bool):
 
 def facts_of(meta, eps: float) -> dict:
     """norm_eps and act by config.json. Raises UserError for an activation that is not there."""
-    config = meta.get("config.json")
-    config = config if isinstance(config, dict) else {}
+    config = table_in(meta, "config.json")
     act = str(config.get("hidden_act", "gelu"))
     gated = bool(config.get("use_swiglu_ffn") or config.get("use_gated_mlp"))
     if act not in ACTS and not gated:

@@ -4,14 +4,14 @@ Source: WXinlong/DenseCL 5d1c456, tools/extract_backbone_weights.py, openselfsup
 encoder's tensors twice: `backbone.` and `encoder_q.0.`). The full layout is unverified: no such file was at hand.
 """
 
-from ._conv import IMAGENET, RESNET, RESNET_PARTS, default_prefix, only, pick, resnet, under
+from ._conv import IMAGENET, RESNET_PARTS, is_resnet, only, prefix_of, resnet, under, wrapped
 
-NETWORKS = {"online": ("backbone.", ""), "teacher": ("encoder_k.0.",)}
+NETWORKS = {"online": wrapped("backbone.", ""), "teacher": wrapped("encoder_k.0.")}
 BESIDE = {"queue": "queue", "head.": "head", "encoder_q.1.": "neck", "encoder_k.1.": "neck"}
 
 
 def claims(shapes, meta) -> int:
-    prefix = default_prefix(shapes, RESNET, NETWORKS)
+    prefix = prefix_of(shapes, NETWORKS, is_resnet)
     if prefix is None:
         return 0
     if prefix.endswith("backbone."):
@@ -22,7 +22,7 @@ def claims(shapes, meta) -> int:
 
 
 def convert(state, meta):
-    prefix = pick(state, RESNET, NETWORKS)
+    prefix = state.pick(NETWORKS, is_resnet)
     root = prefix.removesuffix("backbone.").removesuffix("encoder_k.0.")
     if prefix == root:
         return resnet(state, prefix, {}, **IMAGENET)

@@ -4,15 +4,16 @@ Source: facebookresearch/dino 7c446df, main_dino.py (save_dict), utils.py (Multi
 Downstream uses the teacher. Names are torchvision's, without `fc`.
 """
 
-from ._conv import IMAGENET, RESNET, RESNET_PARTS, default_prefix, only, pick, resnet
-from .dino import NETWORKS
+from ._conv import IMAGENET, RESNET_PARTS, is_resnet, only, prefix_of, resnet, wrapped
+from .dino import NETWORKS as DINO
 
+NETWORKS = {role: wrapped(*prefixes) for role, prefixes in DINO.items()}
 HEADS = ("head.", "projection_head.", "prototypes.")
 OTHER = {"teacher.": {"student.": "student"}, "student.": {"teacher.": "teacher"}}
 
 
 def claims(shapes, meta) -> int:
-    prefix = default_prefix(shapes, RESNET, NETWORKS)
+    prefix = prefix_of(shapes, NETWORKS, is_resnet)
     if prefix is None:
         return 0
     if "teacher." in prefix:
@@ -21,7 +22,7 @@ def claims(shapes, meta) -> int:
 
 
 def convert(state, meta):
-    prefix = pick(state, RESNET, NETWORKS)
+    prefix = state.pick(NETWORKS, is_resnet)
     mine = prefix.removesuffix("backbone.")
     reasons = {mine + head: "head" for head in HEADS if mine} | {"dino_loss.": "loss"} | OTHER.get(mine, {})
     return resnet(state, prefix, reasons, **IMAGENET)

@@ -9,8 +9,8 @@ released models (`layernormbf16`); w1, w2, w3 are a SwiGLU. The norm of local cr
 import torch
 
 from ...pretrain.common.errors import UserError
-from ...pretrain.common.shapes import vit_card
-from . import IMAGENET, drop, prefix_of, shapes_of, under
+from ...pretrain.common.shapes import shapes_of, vit_card
+from . import IMAGENET, drop, prefix_of, under
 
 NETWORKS = {
     "teacher": ("teacher.backbone.", "teacher_ema.backbone.", "model_ema.backbone."),
@@ -32,16 +32,12 @@ SIDES = ("teacher.", "teacher_ema.", "model_ema.", "student.", "gram_teacher.", 
 LOSSES = dict.fromkeys(("dino_loss.", "ibot_patch_loss.", "koleo_loss.", "gram_loss."), "loss")
 
 
-def is_dinov3(names) -> bool:
-    return set(names) >= MARKS
-
-
 def claims(shapes, meta) -> int:
-    return 3 if prefix_of(shapes, NETWORKS, is_dinov3) is not None else 0
+    return 3 if prefix_of(shapes, NETWORKS, MARKS.issubset) is not None else 0
 
 
 def convert(state, meta):
-    prefix = state.pick(NETWORKS, is_dinov3)
+    prefix = state.pick(NETWORKS, MARKS.issubset)
     reasons = under(prefix, BESIDE)
     if prefix.endswith(".backbone."):
         own = prefix.removesuffix("backbone.")

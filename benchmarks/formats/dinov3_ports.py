@@ -9,9 +9,9 @@ heads is needed for them: of config.json, or of timm.
 import torch
 
 from ...pretrain.common.errors import UserError
-from ...pretrain.common.shapes import vit_card
-from ..checkpoints.stated import heads_from, normalisation_from
-from . import IMAGENET, drop, shapes_of
+from ...pretrain.common.shapes import shapes_of, vit_card
+from ..checkpoints.stated import heads_from, normalisation_from, table_in
+from . import IMAGENET, drop
 from ._transformers import facts_of, read, root_of
 
 HUB = "embeddings.patch_embeddings.weight"
@@ -41,8 +41,7 @@ def convert(state, meta):
     heads, why = heads_from(meta, dim)
     if not heads or dim % (4 * heads):
         raise UserError(f"its rotary positions need the number of heads, in a config.json beside it: {why or heads}")
-    config = meta.get("config.json") if isinstance(meta.get("config.json"), dict) else {}
-    base = config.get("rope_theta", 100.0)
+    base = table_in(meta, "config.json").get("rope_theta", 100.0)
     if not isinstance(base, (int, float)) or not 1 < base < 1e9:
         raise UserError(f"config.json: rope_theta {base}")
     count = dim // heads // 4

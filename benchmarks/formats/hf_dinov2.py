@@ -5,9 +5,9 @@ of it was at hand. Positions are resized to an output size, with antialiasing wh
 code's rules differ (see dinov2.py).
 """
 
-from ...pretrain.common.shapes import vit_card
+from ...pretrain.common.shapes import shapes_of, vit_card
 from ..checkpoints.stated import normalisation_from
-from . import IMAGENET, shapes_of
+from . import IMAGENET
 from ._transformers import facts_of, read, root_of
 
 ALWAYS = {"class_token": True, "final_norm": True, "layer_scale": True}

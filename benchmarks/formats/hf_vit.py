@@ -5,9 +5,8 @@ has them in memory (`layers.N.attention.q_proj`; that form is unverified: no fil
 (1e-12 where nothing is said) are in config.json, mean and std in preprocessor_config.json.
 """
 
-from ...pretrain.common.shapes import vit_card
+from ...pretrain.common.shapes import shapes_of, vit_card
 from ..checkpoints.stated import normalisation_from
-from . import shapes_of
 from ._transformers import facts_of, read, root_of
 
 ALWAYS = {"class_token": True, "final_norm": True}

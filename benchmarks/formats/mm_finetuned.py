@@ -59,11 +59,8 @@ def _timm_name(name: str) -> str:
 
 def _other(backbone: State, meta):
     """The reading of the format with the highest claim on the backbone alone. Raises UserError if there is none."""
-    best, chosen = 0, None
-    for plugin in FORMATS.scan().values():
-        if plugin.ours and plugin.name != __name__.rpartition(".")[2]:
-            claim = plugin.module.claims(backbone.shapes, meta)
-            best, chosen = (claim, plugin) if claim > best else (best, chosen)
-    if chosen is None:
+    formats = [p.module for p in FORMATS.scan().values() if p.ours and p.name != __name__.rpartition(".")[2]]
+    claim, chosen = max(((f.claims(backbone.shapes, meta), f) for f in formats), key=lambda pair: pair[0])
+    if not claim:
         raise UserError(f"no format knows its backbone ({', '.join(list(backbone)[:4])} ...)")
-    return chosen.module.convert(backbone, meta)
+    return chosen.convert(backbone, meta)

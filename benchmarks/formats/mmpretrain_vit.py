@@ -54,7 +54,7 @@ def convert(state, meta):
     dropped = drop(state, {around + name: "head" for name in HEADS} if around != prefix else {})
     known = {"pos_resize": "size"} | normalisation(meta)
     weights, card, dropped = vit(state, prefix, dropped, timm_name, **known)
-    if prefix + MMSEG in state:  # mmseg's patch embedding has no bias unless told to (`patch_bias`)
+    if prefix + MMSEG in state:  # mmseg's patch embedding has no bias without `patch_bias`
         weights.setdefault("patch_embed.proj.bias", torch.zeros(weights["patch_embed.proj.weight"].shape[0]))
     return weights, card, dropped
 

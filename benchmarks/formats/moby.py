@@ -5,11 +5,11 @@ models/moby.py. Downstream uses the online encoder. The masks of shifted windows
 DeiT-S is unverified, for want of a file: timm 0.4.5's vit_deit_small_patch16_224, of 6 heads, which takes 224x224 only.
 """
 
-from ...pretrain.common.shapes import vit_card
+from ...pretrain.common.shapes import shapes_of, vit_card
 from . import VIT_ROOTS
-from ._conv import IMAGENET, SWIN, default_prefix, drop, own, pick, shapes_of, swin, under
+from ._conv import IMAGENET, SWIN, drop, is_swin, own, prefix_of, swin, under, wrapped
 
-NETWORKS = {"online": ("encoder.",), "teacher": ("encoder_k.",)}
+NETWORKS = {"online": wrapped("encoder."), "teacher": wrapped("encoder_k.")}
 VIT = {"pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "cls_token"}
 OTHERS = {"projector.": "head", "projector_k.": "head", "predictor.": "head", "queue": "queue"}
 ALWAYS = {"qkv_bias": True, "final_norm": True, "patch_norm": True}
@@ -18,12 +18,12 @@ NEIGHBOURS = ("encoder_k.", "projector.", "projector_k.", "predictor.", "queue1"
 
 def marks_of(keys) -> set[str]:
     """Of a Swin, or of the ViT that it may be in its place."""
-    return SWIN if default_prefix(keys, SWIN, NETWORKS) is not None else VIT
+    return SWIN if prefix_of(keys, NETWORKS, is_swin) is not None else VIT
 
 
 def claims(shapes, meta) -> int:
     marks = marks_of(shapes)
-    prefix = default_prefix(shapes, marks, NETWORKS)
+    prefix = prefix_of(shapes, NETWORKS, marks.issubset)
     if prefix is None:
         return 0
     root = prefix.removesuffix("encoder.")
@@ -34,7 +34,7 @@ def claims(shapes, meta) -> int:
 
 def convert(state, meta):
     marks = marks_of(state)
-    prefix = pick(state, marks, NETWORKS)
+    prefix = state.pick(NETWORKS, marks.issubset)
     mine = prefix.removesuffix(".").rpartition(".")[2]
     others = OTHERS | {f"{name}.": name for name in ("encoder", "encoder_k") if name != mine}
     reasons = under(prefix.removesuffix(f"{mine}."), others) | {prefix + "head.": "head"}

@@ -4,13 +4,13 @@ Source: facebookresearch/moco 132aea9, main_moco.py (save_checkpoint), moco/buil
 encoder (main_lincls.py). v1's head is `fc`, v2's is `fc.0` and `fc.2`.
 """
 
-from ._conv import IMAGENET, RESNET, default_prefix, pick, resnet
+from ._conv import IMAGENET, is_resnet, prefix_of, resnet, wrapped
 
-NETWORKS = {"online": ("encoder_q.",), "teacher": ("encoder_k.",)}
+NETWORKS = {"online": wrapped("encoder_q."), "teacher": wrapped("encoder_k.")}
 
 
 def claims(shapes, meta) -> int:
-    prefix = default_prefix(shapes, RESNET, NETWORKS)
+    prefix = prefix_of(shapes, NETWORKS, is_resnet)
     return 0 if prefix is None or any(".fpn_" in k for k in shapes) else 3
 
 
@@ -20,7 +20,7 @@ def convert(state, meta):
 
 def read(state, heads: tuple[str, ...]):
     """What `convert` returns for a MoCo-like checkpoint; beside the encoder: its heads, the other one, the queue."""
-    prefix = pick(state, RESNET, NETWORKS)
+    prefix = state.pick(NETWORKS, is_resnet)
     root, _, mine = prefix.removesuffix(".").rpartition(".")
     root += "." if root else ""
     reasons = {prefix + head: "head" for head in heads}

@@ -7,8 +7,8 @@ query encoder. Unverified: no file of it was at hand.
 
 import re
 
-from ...pretrain.common.shapes import resnet_card
-from ._conv import COUNTER, IMAGENET, RESNET, default_prefix, drop, shapes_of
+from ...pretrain.common.shapes import resnet_card, shapes_of
+from ._conv import COUNTER, IMAGENET, drop, is_resnet, prefix_of
 from .mocov2 import NETWORKS, read
 
 HEADS = ("fc.", "fpn_lateral", "fpn_output", "mocodet_conv")
@@ -21,7 +21,7 @@ def is_detectron2(keys) -> bool:
 
 
 def claims(shapes, meta) -> int:
-    if not is_detectron2(shapes) and default_prefix(shapes, RESNET, NETWORKS) is None:
+    if not is_detectron2(shapes) and prefix_of(shapes, NETWORKS, is_resnet) is None:
         return 0
     return 3 if any(".fpn_" in k for k in shapes) else 2
 

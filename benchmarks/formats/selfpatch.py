@@ -5,8 +5,8 @@ teacher's backbone; its class-attention head gives the image vector. Backbone: n
 """
 
 from ...pretrain.common.errors import UserError
-from ...pretrain.common.shapes import vit_card
-from . import IMAGENET, fits, is_vit, prefix_of, shapes_of
+from ...pretrain.common.shapes import shapes_of, vit_card
+from . import IMAGENET, fits, is_vit, prefix_of
 from .dino import NETWORKS, beside
 
 HEADS = {"c_head.": "head", "p_head.": "head"}

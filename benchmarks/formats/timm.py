@@ -6,8 +6,9 @@ facebookresearch/deit (`model`). The names say nothing about mean and std: 0.5 f
 
 import torch
 
-from ...pretrain.common.shapes import vit_card
-from . import VIT_ROOTS, below, drop, fits, is_vit, prefix_of, shapes_of, under
+from ...pretrain.common.shapes import shapes_of, vit_card
+from ..checkpoints.stated import table_in
+from . import VIT_ROOTS, below, drop, fits, is_vit, prefix_of, under
 
 NETWORKS = {None: ("state_dict.", "model.", "")}
 HEAD = ("head.", "fc_norm.")
@@ -22,8 +23,7 @@ def is_timm(keys) -> bool:
 
 def of_hub(meta) -> bool:
     """Does it come from the hub's repositories of timm?"""
-    config = meta.get("config.json")
-    return "timm" in meta or (isinstance(config, dict) and "pretrained_cfg" in config)
+    return "timm" in meta or "pretrained_cfg" in table_in(meta, "config.json")
 
 
 def claims(shapes, meta) -> int:
@@ -45,7 +45,7 @@ def convert(state, meta):
     dropped = drop(state, under(prefix, dict.fromkeys(head, "head")) | (EMA if prefix else {}))
     weights = {name: state[key] for name, key in state.below(prefix).items() if key not in dropped}
     weights = whole_positions(weights)
-    about = meta.get("timm") if isinstance(meta.get("timm"), dict) else {}
+    about = table_in(meta, "timm")
     facts = {key: about[key] for key in ("norm_eps", "act") if key in about}  # weights do not show them
     return weights, vit_card(shapes_of(weights), **({"pos_resize": "timm"} | facts)), dropped
 

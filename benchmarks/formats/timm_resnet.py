@@ -6,21 +6,21 @@ Unverified: no trained file of it was at hand (the network is timm's itself).
 """
 
 from ..checkpoints.stated import normalisation_from
-from ._conv import ALONE, IMAGENET, RESNET, RESNET_PARTS, default_prefix, only, pick, resnet
+from ._conv import ALONE, IMAGENET, RESNET_PARTS, is_resnet, only, prefix_of, resnet
 from .timm import of_hub
 
 HEAD = ("fc.weight", "fc.bias")
 
 
 def claims(shapes, meta) -> int:
-    prefix = default_prefix(shapes, RESNET, ALONE)
+    prefix = prefix_of(shapes, ALONE, is_resnet)
     if prefix not in ("", "state_dict.") or not only(shapes, prefix, RESNET_PARTS + HEAD):
         return 0
     return 2 if of_hub(meta) or (prefix and "arch" in meta) else 1
 
 
 def convert(state, meta):
-    prefix = pick(state, RESNET, ALONE)
+    prefix = state.pick(ALONE, is_resnet)
     reasons = {prefix + "fc.": "head"} | ({"state_dict_ema.": "EMA copy"} if prefix else {})
     weights, card, dropped = resnet(state, prefix, reasons)
     known = normalisation_from(meta)

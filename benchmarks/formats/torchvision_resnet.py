@@ -4,14 +4,14 @@ Source: pytorch/vision 0.29, torchvision/models/resnet.py; mean and std of its w
 write the same bare names. Unverified: no trained file of it was at hand (the network is torchvision's, in the tests).
 """
 
-from ._conv import ALONE, IMAGENET, RESNET, RESNET_PARTS, default_prefix, only, pick, resnet
+from ._conv import ALONE, IMAGENET, RESNET_PARTS, is_resnet, only, prefix_of, resnet
 
 
 def claims(shapes, meta) -> int:
-    prefix = default_prefix(shapes, RESNET, ALONE)
+    prefix = prefix_of(shapes, ALONE, is_resnet)
     return int(prefix == "" and only(shapes, "", (*RESNET_PARTS, "fc.weight", "fc.bias")))
 
 
 def convert(state, meta):
-    prefix = pick(state, RESNET, ALONE)
+    prefix = state.pick(ALONE, is_resnet)
     return resnet(state, prefix, {prefix + "fc.": "head"}, **IMAGENET)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..backbones.encoder import Encoder
 from ..checkpoints.open import Checkpoint, build, open_file
-from .remote import find
+from .remote import resolve
 from .zoo import look_up
 
 
@@ -14,7 +14,7 @@ def open_checkpoint(
     path: str | Path, *, format: str | None = None, card: Mapping | None = None, weights: str | None = None
 ) -> Checkpoint:
     """`checkpoints.open.open_file`, also of `timm:NAME` and `hf:REPO`, with the facts that the zoo has of a file."""
-    return open_file(path, format=format, card=card, weights=weights, find=find, look_up=look_up)
+    return open_file(path, format=format, card=card, weights=weights, resolve=resolve, look_up=look_up)
 
 
 def load(path: str | Path, *, format: str | None = None, weights: str | None = None, **overrides) -> Encoder:

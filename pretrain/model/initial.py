@@ -12,7 +12,6 @@ from ..common.errors import UserError
 from ..common.positions import resize_positions
 from ..common.shapes import shapes_of
 from ..common.weights import KEY, check_fit, load_weights, names
-from ..learner import Learner
 from ..step import Learner
 from .network import Network
 from .swin import Swin

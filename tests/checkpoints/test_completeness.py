@@ -15,8 +15,9 @@ from format_examples import example_vit, format_example
 from selfpatch_bench.benchmarks import UserError, load
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.checkpoints import FORMATS
-from selfpatch_bench.benchmarks.checkpoints.completeness import stated, unusual
+from selfpatch_bench.benchmarks.checkpoints.completeness import unusual
 from selfpatch_bench.benchmarks.checkpoints.state import read_file
+from selfpatch_bench.benchmarks.checkpoints.stated import stated
 from selfpatch_bench.benchmarks.commands.convert import convert_command
 from selfpatch_bench.benchmarks.commands.inspect import report
 from selfpatch_bench.benchmarks.hub.open import open_checkpoint
@@ -181,6 +182,31 @@ def test_biases_that_a_code_base_always_has(prefix, tmp_path):
         assert any("unusual: qkv_bias=False" in w for w in timm.warnings)
         with pytest.raises(UserError, match=r"missing: blocks\.0\.attn\.qkv\.bias"):
             open_checkpoint(tmp_path / "x.pth", format="timm", card={"qkv_bias": True})
+
+
+def exchange(tensors: dict, network: str) -> dict:
+    """With the first two blocks of a list of them in each other's place."""
+    stage = "layers.1.blocks" if f"{network}.layers.1.blocks.1.norm1.bias" in tensors else "blocks"
+    first, second = (f"{network}.{stage}.{i}." for i in (0, 1))
+    if not any(k.startswith(first) for k in tensors):
+        first, second = (f"{network}.backbone.{stage}.{i}." for i in (0, 1))
+    pairs = [(k, second + k.removeprefix(first)) for k in tensors if k.startswith(first)]
+    pairs = [(a, b) for a, b in pairs if b in tensors]
+    assert pairs
+    return tensors | {a: tensors[b] for a, b in pairs} | {b: tensors[a] for a, b in pairs}
+
+
+@pytest.mark.parametrize("name", ["dino", "selfpatch", "mocov3", "moby"])
+def test_blocks_exchanged_in_one_of_two_networks_of_a_file(name, tmp_path):
+    """Said, where the other network is near, as an average and its original are; exchanged in both, nobody can know."""
+    _, card, tensors, meta = example(name, tmp_path)
+    mine, other = TWINS[name]
+    for key in [k for k in tensors if k.startswith(f"{mine}.")]:
+        tensors[other + key.removeprefix(mine)] = tensors[key].clone()
+    once = exchange(tensors, mine)
+    for tree, said in ((tensors, False), (once, True), (exchange(once, other), False)):
+        found = open_checkpoint(save(tmp_path / "x.pth", tree, meta), format=name, card=card)
+        assert any("blocks were exchanged?" in text for text in found.warnings) == said, found.warnings
 
 
 # -- what a file says of itself

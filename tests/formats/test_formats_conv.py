@@ -83,7 +83,7 @@ def test_card_of_the_real_size(file):
         return torch.int64 if key.endswith(("num_batches_tracked", "ptr", "index")) else torch.float32
 
     refs = {k.replace("module.", ""): Shape(v, kind(k)) for k, v in layout["tensors"].items() if "_index" not in k}
-    state, _ = State(refs).split()
+    state = State(refs).split()
     plugin = FORMATS.get(layout["plugin"]).module
     while not plugin.claims(state.shapes, {}):
         state = state.inside()
@@ -116,7 +116,7 @@ def test_example_loads_and_gives_features(example):
     assert not found.rivals
     assert not found.lacking
     assert (found.card, found.fingerprint) == (asked.card, asked.fingerprint)
-    shapes = {k: tuple(v) for k, v in read_file(path)[0].split()[0].shapes.items()}
+    shapes = {k: tuple(v) for k, v in read_file(path)[0].split().shapes.items()}
     claims = {n: p.module.claims(shapes, read_file(path)[1]) for n, p in FORMATS.scan().items()}
     assert claims[name] == max(claims.values()) > 0
     encoder = build(asked)
@@ -220,7 +220,7 @@ def test_the_other_network(name, other, tmp_path):
     assert chosen.card == default.card
     assert build(chosen)(torch.randn(1, 3, 64, 64)).image.isfinite().all()
     state, _ = read_file(path)
-    kept = {k for k in state.split()[0] if k not in chosen.reading.dropped}
+    kept = {k for k in state.split() if k not in chosen.reading.dropped}
     assert kept
     assert kept.isdisjoint(k for k in state if k not in default.reading.dropped)
 
