@@ -25,5 +25,8 @@ def claims(shapes, meta) -> int:
 
 def convert(state, meta):
     prefix = state.pick(NETWORKS, is_dino)
-    others = {p: "copy" if role == ROLES[prefix] else role for p, role in ROLES.items() if p != prefix}
-    return vit(state, prefix, drop(state, BESIDE | others), pos_resize="square", **IMAGENET)
+    dropped = drop(state, BESIDE)
+    for other, role in ROLES.items():
+        if other != prefix:
+            dropped |= drop(state, {other: "copy" if role == ROLES[prefix] else role})
+    return vit(state, prefix, dropped, pos_resize="square", **IMAGENET)
