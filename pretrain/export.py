@@ -84,9 +84,8 @@ def export(run: Path, out: Path | None = None, step: int | None = None, which: s
     """
     if which not in (None, *ENDINGS):
         raise UserError(f"--which {which}: it is {' or '.join(ENDINGS)}")
-    steps = checkpoints(Run(run))
     which = which or usual_side(Run(run))
-    path, state = chosen(Run(run), steps, step, out, ENDINGS[which])
+    path, state = chosen(Run(run), step, out, ENDINGS[which])
     if state:
         cfg = config_of(run, state)
         weights, card = portable(state[which], cfg)
@@ -95,10 +94,13 @@ def export(run: Path, out: Path | None = None, step: int | None = None, which: s
     return path
 
 
-def chosen(
-    folder: Run, steps: Mapping[int, Path], step: int | None, out: Path | None, ending: str
-) -> tuple[Path, dict | None]:
-    """The file to write, in a folder that is there, and the checkpoint's state; None for an export that is there."""
+def chosen(folder: Run, step: int | None, out: Path | None, ending: str) -> tuple[Path, dict | None]:
+    """The file to write, in a folder that is there, and the checkpoint's state; None for an export that is there.
+    Raises UserError."""
+    if not folder.config_file.is_file():
+        raise UserError(f"{folder.folder}: no pretraining run is there (it would have a config.yaml)")
+    if not (steps := folder.steps()):
+        raise UserError(f"{folder.folder}: the run has no checkpoint yet")
     if step is not None and step not in steps:
         raise UserError(f"--step {step}: {folder.folder} has checkpoints of the steps {', '.join(map(str, steps))}")
     number = max(steps) if step is None else step
@@ -118,15 +120,6 @@ def chosen(
 def config_of(run: Path, state: Mapping) -> Config:
     """The configuration in a checkpoint."""
     return from_dict(state["config"], (), f"{run}: checkpoint of step {state['step']}")
-
-
-def checkpoints(folder: Run) -> dict[int, Path]:
-    """Checkpoints by step, at least one. Raises UserError."""
-    if not folder.config_file.is_file():
-        raise UserError(f"{folder.folder}: no pretraining run is there (it would have a config.yaml)")
-    if not (found := folder.steps()):
-        raise UserError(f"{folder.folder}: the run has no checkpoint yet")
-    return found
 
 
 def usual_side(folder: Run) -> str:

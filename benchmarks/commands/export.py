@@ -34,7 +34,7 @@ def export(
         raise UserError(f"--format {format}: it is {' or '.join(OFFICIAL)}, or none for our own .safetensors")
     if which not in (None, "teacher"):
         raise UserError(f"--which {which}: the layout of {format} holds both networks, so leave it away")
-    path, state = ours.chosen(Run(run), ours.checkpoints(Run(run)), step, out, f"{format}.pth")
+    path, state = ours.chosen(Run(run), step, out, f"{format}.pth")
     if state:
         write_official(path, state, ours.config_of(run, state), format)
     return path

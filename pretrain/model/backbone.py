@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from timm.layers import PatchEmbed
-from timm.models.swin_transformer import WindowAttention
+from timm.models.swin_transformer import SwinTransformer, WindowAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..common.errors import UserError
 from ..common.positions import resize_positions
 from .heads import init_linear
-from .swin import Swin, build_swin
+from .swin import SHORT_SWIN, SWIN_OPTIONS, Swin, become_swin
 
 # vit_small_patch8 and the like: timm's network of that width at any patch size, also one that timm does not list.
 SHORT = re.compile(r"(vit_(?:tiny|small|base|large))_patch(\d+)")
@@ -46,52 +46,68 @@ def build_backbone(
     """A timm ViT or Swin without classifier and final norm, initialised as the official code does.
 
     name: `vit_{tiny,small,base,large}_patchP` for any P, `swin_{tiny,small,base,large}`, or the name of any ViT or Swin
-    of timm. image_size: side of the square
-    image whose grid the learned positions have. class_token: None leaves the architecture's own choice. drop_path:
-    stochastic depth, per sample, rising linearly from 0 to this over the blocks. mask_token: adds `masked_embed`
-    [1, D], which stands for masked patches. overrides: arguments of timm's constructor (embed_dim, depth ...).
+    of timm. image_size: side of the square images: of a ViT, whose grid the learned positions have, of a Swin, which
+    it will mostly see. class_token: None leaves the architecture's own choice. drop_path: stochastic depth, per sample,
+    rising linearly from 0 to this over the blocks. mask_token: adds `masked_embed` [1, D], which stands for masked
+    patches. overrides: arguments of timm's constructor (embed_dim, depth ...).
     Raises UserError for an unknown name, another kind of network, or an image size that the patch does not divide.
     """
-    if name.startswith("swin"):
-        if class_token or mask_token:
-            lacks = "class token: network.class_token=false" if class_token else "token for masked patches: use a ViT"
-            raise UserError(f"network.backbone={name}: a Swin has no {lacks}")
-        swin = build_swin(name, image_size, drop_path, overrides)
-        check_size(swin, image_size)
-        return swin
+    swin = name.startswith("swin")
+    if swin and (class_token or mask_token):
+        lacks = "class token: network.class_token=false" if class_token else "token for masked patches: use a ViT"
+        raise UserError(f"network.backbone={name}: a Swin has no {lacks}")
     options = {"img_size": image_size, "num_classes": 0, "global_pool": "", "drop_path_rate": drop_path}
-    if class_token is not None:
+    if swin:
+        options |= SWIN_OPTIONS
+    elif class_token is not None:
         options["class_token"] = class_token
-    if short := SHORT.fullmatch(name):
-        name, options["patch_size"] = f"{short[1]}_patch16_224", int(short[2])
-    elif name not in timm.list_models():
-        close = difflib.get_close_matches(name, timm.list_models("*vit*"), 4, 0.4) or ["vit_small_patch16"]
-        near = f"did you mean {', '.join(close)}?"
-        raise UserError(
-            f"network.backbone={name}: neither vit_{{tiny,small,base,large}}_patchP or swin_{{tiny,small,base,large}} "
-            f"nor a ViT or Swin of timm; {near}"
-        )
+    full, given = timm_name(name)
+    options |= given | (overrides or {})
     try:
-        vit = timm.create_model(name, pretrained=False, **(options | (overrides or {})))
+        network = timm.create_model(full, pretrained=False, **options)
     except Exception as error:  # arguments that nobody checked before
-        raise UserError(
-            f"network.backbone={name} cannot be built with {options | (overrides or {})}: {error}"
-        ) from error
-    if not isinstance(vit, VisionTransformer) or not isinstance(vit.patch_embed, PatchEmbed) or vit.pos_embed is None:
-        raise UserError(
-            f"network.backbone={name}: not a plain ViT with learned positions (nor a Swin), the kinds there are"
-        )
+        raise UserError(f"network.backbone={name} cannot be built with {options}: {error}") from error
+    patches = isinstance(getattr(network, "patch_embed", None), PatchEmbed)
+    if patches and type(network) is SwinTransformer:
+        become_swin(network)
+    elif patches and isinstance(network, VisionTransformer) and network.pos_embed is not None:
+        become_vit(network)
+    else:
+        kinds = "not a plain ViT with learned positions, nor a plain Swin"
+        raise UserError(f"network.backbone={name}: {kinds}, the kinds there are")
+    if mask_token:
+        network.masked_embed = nn.Parameter(torch.zeros(1, network.embed_dim))
+    check_size(network, image_size)
+    return network
+
+
+def timm_name(name: str) -> tuple[str, dict[str, Any]]:
+    """A configuration's name -> timm's, and what its constructor is given for it. Raises UserError for neither."""
+    if short := SHORT.fullmatch(name):
+        return f"{short[1]}_patch16_224", {"patch_size": int(short[2])}
+    if name in SHORT_SWIN:
+        return SHORT_SWIN[name], {}
+    if name in timm.list_models():
+        return name, {}
+    if name.startswith("swin"):
+        close = difflib.get_close_matches(name, [*SHORT_SWIN, *timm.list_models("swin_*")], 4, 0.4) or ["swin_tiny"]
+        raise UserError(f"network.backbone={name}: no Swin of timm; did you mean {', '.join(close)}?")
+    close = difflib.get_close_matches(name, timm.list_models("*vit*"), 4, 0.4) or ["vit_small_patch16"]
+    raise UserError(
+        f"network.backbone={name}: neither vit_{{tiny,small,base,large}}_patchP or swin_{{tiny,small,base,large}} "
+        f"nor a ViT or Swin of timm; did you mean {', '.join(close)}?"
+    )
+
+
+def become_vit(vit: VisionTransformer) -> None:
+    """Take norm and classifier off a new ViT, and initialise it as DINO does."""
     vit.stride = vit.patch_embed.patch_size[0]
-    check_size(vit, image_size)
     vit.final_eps = getattr(vit.norm, "eps", 1e-6)
     vit.norm = vit.fc_norm = nn.Identity()
     init_linear(vit)
     for token in (vit.cls_token, vit.reg_token, vit.pos_embed):
         if token is not None:
             nn.init.trunc_normal_(token, std=0.02)
-    if mask_token:
-        vit.masked_embed = nn.Parameter(torch.zeros(1, vit.embed_dim))
-    return vit
 
 
 def check_size(backbone: nn.Module, size: int) -> None:

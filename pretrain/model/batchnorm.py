@@ -34,12 +34,16 @@ class BatchNorm(nn.Module):
             self.num_batches_tracked += 1
         if len(rows) > 1 and not shared():  # the fused kernel
             return F.batch_norm(rows, *own, True, self.momentum, self.eps).view_as(x)
-        y, mean, variance, count = _Normalise.apply(rows, self.weight, self.bias, self.eps)
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        sums, count = total(torch.cat([rows.sum(0), rows.new_tensor([len(rows)])])).split([rows.shape[1], 1])
+        mean = sums / count
+        variance = total((rows - mean).square().sum(0)) / count
         with torch.no_grad():
             self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
             unbiased = variance * (count / (count - 1).clamp(min=1))
             self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)
-        return y.view_as(x)
+        y = (rows - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
+        return y.to(x.dtype).view_as(x)
 
 
 def shared() -> bool:
@@ -47,40 +51,20 @@ def shared() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-class _Normalise(torch.autograd.Function):
-    """rows [R, D], gain and bias [D] -> normalised rows [R, D], and mean, biased variance [D] and number of all rows.
+def total(x: Tensor) -> Tensor:
+    """The sum of x over all processes."""
+    return _Total.apply(x) if shared() else x
 
-    Arithmetic in float32 at least. Every process gets the gradient of the sum of all processes' losses by its own rows.
-    """
 
-    @staticmethod
-    def forward(ctx, rows, weight, bias, eps):
-        x = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        mean = x.mean(0)
-        count, squares = x.new_tensor([len(x)]), (x - mean).square().sum(0)
-        if shared():
-            mine = torch.cat([count, mean, squares])
-            every = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-            dist.all_gather(every, mine)
-            counts, means, squares = torch.stack(every).split([1, len(mean), len(mean)], 1)
-            count = counts.sum(0)
-            mean = (counts * means).sum(0) / count
-            squares = (squares + counts * (means - mean).square()).sum(0)
-        scale = (squares / count + eps).rsqrt()
-        unit = (x - mean) * scale
-        ctx.save_for_backward(unit, weight, scale, count)
-        variance = squares / count
-        ctx.mark_non_differentiable(mean, variance, count)
-        return (unit * weight + bias).to(rows.dtype), mean, variance, count
+class _Total(torch.autograd.Function):
+    # By hand, because torch.distributed.nn.all_reduce, which does the same, is deprecated and warns.
 
     @staticmethod
-    def backward(ctx, grad, *_):
-        unit, weight, scale, count = ctx.saved_tensors
-        kind, grad = grad.dtype, grad.to(unit.dtype)
-        own = torch.stack([grad.sum(0), (grad * unit).sum(0)])  # gradients of bias and gain
-        total = own
-        if shared():
-            total = own.clone()
-            dist.all_reduce(total)
-        by_rows = weight * scale * (grad - (total[0] + unit * total[1]) / count)
-        return by_rows.to(kind), own[1].to(weight.dtype), own[0].to(weight.dtype), None
+    def forward(ctx, x):
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, grad):  # of the sum of all processes' losses
+        return _Total.forward(ctx, grad)

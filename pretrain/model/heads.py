@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..common.errors import UserError
 from .batchnorm import BatchNorm
 
 
@@ -27,40 +26,7 @@ class WeightNormLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[R, in] -> [R, K]"""
-        if x.ndim == 2 and len(x) < x.shape[1]:  # fewer outputs to scale than weights
-            return _ScaledLinear.apply(x, self.weight_v, self.weight_g)
         return F.linear(x, torch._weight_norm(self.weight_v, self.weight_g, 0))
-
-
-class _ScaledLinear(torch.autograd.Function):
-    """z = (x v^T) * g / |v|: the same as a product with normalised weights, without making them.
-
-    With 65536 prototypes and few rows (image vectors), passes over the weights are what a step waits for; here there is
-    one in the forward pass (the norms) and one in the backward pass, which the direction's gradient shares.
-    """
-
-    @staticmethod
-    def forward(ctx, x, v, g):
-        norm = torch.linalg.vector_norm(v, dim=1)  # [K]
-        scale = g[:, 0] / norm
-        y = F.linear(x, v)  # in autocast's precision
-        z = y * scale
-        ctx.save_for_backward(x.to(y.dtype), v, g, norm, scale, z)
-        return z
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, v, g, norm, scale, z = ctx.saved_tensors
-        scaled = (grad * scale).to(x.dtype)
-        along = (grad * z).sum(0)  # [K]: what would only change the length of v, or the gain
-        grad_x = grad_v = grad_g = None
-        if ctx.needs_input_grad[0]:
-            grad_x = scaled @ v.to(x.dtype)
-        if ctx.needs_input_grad[1]:
-            grad_v = (scaled.t() @ x).to(v.dtype).addcmul_(v, (along / norm**2)[:, None], value=-1)
-        if ctx.needs_input_grad[2]:
-            grad_g = (along / g[:, 0])[:, None]
-        return grad_x, grad_v, grad_g
 
 
 class PrototypeHead(nn.Module):
@@ -80,8 +46,6 @@ class PrototypeHead(nn.Module):
         norm_last_layer: bool = True,
     ):
         super().__init__()
-        if min(outputs, hidden, bottleneck, layers) < 1:
-            raise UserError("a prototype head needs at least one output, hidden unit, bottleneck unit and layer")
         widths = [dim, *[hidden] * (layers - 1), bottleneck]
         steps: list[nn.Module] = []
         for i, (a, b) in enumerate(pairwise(widths)):
@@ -104,8 +68,6 @@ class BatchNormMlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int = 4096, outputs: int = 256, layers: int = 2):
         super().__init__()
-        if min(hidden, outputs, layers) < 1:
-            raise UserError("an MLP head needs at least one hidden unit, output and layer")
         widths = [dim, *[hidden] * (layers - 1), outputs]
         steps: list[nn.Module] = []
         for i, (a, b) in enumerate(pairwise(widths)):

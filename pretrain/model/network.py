@@ -14,18 +14,9 @@ from ..geometry import neighbours
 from ..objectives import INPUTS, Aggregated, HeadSpec, Spec
 from ..options import Network as NetworkConfig
 from .backbone import Tokens, build_backbone, tokens
-from .heads import init_linear
-from .readout import ClassAttentionReadout
+from .readout import ClassAttentionReadout, build_readout
 
 Outputs = list[dict[str, Tensor] | None]  # per group: head name -> [V, B, K] or [V, B, N, K]
-
-
-class NormReadout(nn.Module):
-    """The final norm alone: the image vector is the normed class token (`token`) or the mean of normed patches."""
-
-    def __init__(self, dim: int, eps: float = 1e-6):
-        super().__init__()
-        self.norm = nn.LayerNorm(dim, eps=eps)
 
 
 class Network(nn.Module):
@@ -152,24 +143,6 @@ class Network(nn.Module):
             views = x.unflatten(0, shapes[g]).unbind() if spec.bn_scope == "view" else [x]
             made[g] = torch.cat([own(v) for v in views])
         return made
-
-
-def build_readout(cfg: NetworkConfig, backbone: nn.Module) -> nn.Module:
-    """The readout that the configuration names, initialised as the official code does."""
-    if cfg.readout == "class_attention":
-        block = backbone.blocks[-1]
-        ratio = block.mlp.fc1.out_features / backbone.num_features
-        made = ClassAttentionReadout(
-            backbone.num_features, block.attn.num_heads, cfg.readout_depth, ratio, backbone.final_eps
-        )
-        init_linear(made)
-        nn.init.trunc_normal_(made.cls_token, std=0.02)
-        return made
-    if cfg.readout not in ("token", "mean"):
-        raise UserError(f"network.readout={cfg.readout}: it is token, class_attention or mean")
-    if cfg.readout == "token" and backbone.cls_token is None:
-        raise UserError("network.readout=token needs a class token: network.class_token=true")
-    return NormReadout(backbone.num_features, backbone.final_eps)
 
 
 @torch.no_grad()

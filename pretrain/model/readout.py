@@ -1,35 +1,37 @@
-"""From patch tokens to an image vector: the class-attention readout of SelfPatch.
+"""From patch tokens to an image vector: the final norm, or the class-attention readout of SelfPatch.
 
-Source: alinlab/SelfPatch 81aef14, selfpatch_vision_transformer.py; restated in the paper's section 3. Parameter names
-are the official ones, so that released weights load by name.
+Source of the latter: alinlab/SelfPatch 81aef14, selfpatch_vision_transformer.py; restated in the paper's section 3.
+Parameter names are the official ones, so that released weights load by name.
 """
 
 from functools import partial
 
 import torch
 from timm.layers import Mlp
+from timm.models.cait import ClassAttn
 from torch import Tensor, nn
 
 from ..common.card import Card
+from ..common.errors import UserError
+from .heads import init_linear
 
 KeysValues = list[tuple[Tensor, Tensor]]  # per block: keys and values of the patches, [..., N, heads, d] each
 
 
-class ClassAttention(nn.Module):
-    """Multi-head attention with a single query, the class token."""
+class NormReadout(nn.Module):
+    """The final norm alone: the image vector is the normed class token (`token`) or the mean of normed patches."""
 
-    def __init__(self, dim: int, heads: int):
+    def __init__(self, dim: int, eps: float = 1e-6):
         super().__init__()
-        self.heads = heads
-        self.scale = (dim // heads) ** -0.5
-        self.q = nn.Linear(dim, dim)
-        self.k = nn.Linear(dim, dim)
-        self.v = nn.Linear(dim, dim)
-        self.proj = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim, eps=eps)
+
+
+class ClassAttention(ClassAttn):
+    """CaiT's multi-head attention with a single query, the class token, on keys and values that were made before."""
 
     def split(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., heads, D / heads]"""
-        return x.unflatten(-1, (self.heads, -1))
+        return x.unflatten(-1, (self.num_heads, -1))
 
     def forward(self, token: Tensor, keys: Tensor, values: Tensor, valid: Tensor | None = None) -> Tensor:
         """token [..., D] (normed), keys and values [..., n, heads, d] of the patches -> update of the token [..., D].
@@ -54,7 +56,7 @@ class ClassAttentionBlock(nn.Module):
     def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0, eps: float = 1e-6):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=eps)
-        self.attn = ClassAttention(dim, heads)
+        self.attn = ClassAttention(dim, heads, qkv_bias=True)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
@@ -109,6 +111,24 @@ class ClassAttentionReadout(nn.Module):
         for block, (keys, values) in zip(self.cls_blocks, cached or self.keys_values(patches), strict=True):
             token = block(token, keys[rows, index], values[rows, index], valid)
         return self.norm(token)
+
+
+def build_readout(cfg, backbone: nn.Module) -> nn.Module:
+    """The readout that a configuration's `network` names, initialised as the official code does. Raises UserError."""
+    if cfg.readout == "class_attention":
+        block = backbone.blocks[-1]
+        ratio = block.mlp.fc1.out_features / backbone.num_features
+        made = ClassAttentionReadout(
+            backbone.num_features, block.attn.num_heads, cfg.readout_depth, ratio, backbone.final_eps
+        )
+        init_linear(made)
+        nn.init.trunc_normal_(made.cls_token, std=0.02)
+        return made
+    if cfg.readout not in ("token", "mean"):
+        raise UserError(f"network.readout={cfg.readout}: it is token, class_attention or mean")
+    if cfg.readout == "token" and backbone.cls_token is None:
+        raise UserError("network.readout=token needs a class token: network.class_token=true")
+    return NormReadout(backbone.num_features, backbone.final_eps)
 
 
 def readout_of(card: Card) -> ClassAttentionReadout:

@@ -4,21 +4,19 @@ At multiples of 224 pixels (with windows of 7) they compute what the official co
 (SwinTransformer/Transformer-SSL 4510de1, models/swin_transformer.py); at others the blocks' own rule counts.
 """
 
-import difflib
 from functools import partial
-from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, window_partition, window_reverse
 from torch import Tensor, nn
 
 from ..common.card import SIZE_RULES, Card
 from ..common.errors import UserError
 
-SHORT = {f"swin_{size}": f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base", "large")}
+SHORT_SWIN = {f"swin_{size}": f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base", "large")}
+# With always_partition the tables of positions keep the window's size where a stage's grid is smaller.
+SWIN_OPTIONS = {"strict_img_size": False, "always_partition": True}
 
 
 class PaddedSwinBlock(SwinTransformerBlock):
@@ -45,7 +43,7 @@ class PaddedSwinBlock(SwinTransformerBlock):
 
 
 class Swin(SwinTransformer):
-    """timm's network without final norm and classifier; made by `build_swin`.
+    """timm's network without final norm and classifier; made by `become_swin`.
 
     final_eps: of the norms. stride: pixels of a final token. Its width is `num_features`.
     """
@@ -63,33 +61,14 @@ class Swin(SwinTransformer):
         return self.layers(self.patch_embed(x))
 
 
-def build_swin(name: str, image_size: int, drop_path: float = 0.0, overrides: dict[str, Any] | None = None) -> Swin:
-    """A Swin of timm by its name, or swin_{tiny,small,base,large}, initialised as the official one.
-
-    image_size: side of the square images it will mostly see (any other works as well). drop_path: rising linearly from
-    0 to this over the blocks of all stages. overrides: arguments of timm's constructor (embed_dim, depths, window_size
-    ...). Raises UserError for what timm cannot build or is another kind of Swin.
-    """
-    full = SHORT.get(name, name)
-    if full not in timm.list_models():
-        near = ", ".join(difflib.get_close_matches(name, [*SHORT, *timm.list_models("swin_*")], 4, 0.4))
-        raise UserError(f"network.backbone={name}: no Swin of timm; did you mean {near or 'swin_tiny'}?")
-    options = {"img_size": image_size, "num_classes": 0, "global_pool": "", "drop_path_rate": drop_path}
-    # With always_partition the tables keep the window's size where a stage's grid is smaller.
-    options |= {"strict_img_size": False, "always_partition": True} | (overrides or {})
-    try:
-        swin = timm.create_model(full, pretrained=False, **options)
-    except Exception as error:  # arguments that nobody checked before
-        raise UserError(f"network.backbone={name} cannot be built with {options}: {error}") from error
-    if type(swin) is not SwinTransformer or not isinstance(swin.patch_embed, PatchEmbed):
-        raise UserError(f"network.backbone={name}: not a plain Swin, the only kind of hierarchical backbone there is")
+def become_swin(swin: SwinTransformer) -> None:
+    """Make a new Swin of timm, which has the official one's initial values, a `Swin`."""
     swin.__class__ = Swin
     for block in swin.blocks:
-        block.__class__ = PaddedSwinBlock
+        block.__class__ = PaddedSwinBlock  # timm offers no place to pass a block's class
     swin.final_eps = swin.norm.eps
     swin.stride = swin.patch_embed.patch_size[0] * 2 ** (len(swin.layers) - 1)
     swin.norm, swin.head = nn.Identity(), nn.Identity()
-    return swin
 
 
 def timm_swin(card: Card, **kwargs) -> SwinTransformer:
@@ -127,5 +106,5 @@ def timm_swin(card: Card, **kwargs) -> SwinTransformer:
         net.norm = nn.Identity()
     for stage in net.layers:
         for block in stage.blocks:
-            block.__class__ = PaddedSwinBlock  # timm offers no place to pass a block's class
+            block.__class__ = PaddedSwinBlock
     return net

@@ -1,61 +1,23 @@
 """Objectives: what a student learns from its teacher. ONE FILE = ONE OBJECTIVE.
 
 A module `NAME.py` here (or in `objectives/` of a plug-in folder) is the objective NAME. It defines a dataclass `Config`
-of options with defaults, and
+of options with defaults, and a class `Objective`, best a subclass of the one below, which states the contract. The
+trainer knows nothing else, in particular no name of a method.
 
-    class Objective(nn.Module):
-        @staticmethod
-        def spec(cfg, net) -> Spec                  # what it needs; raises UserError for options that cannot work
-        def __init__(self, cfg, net)                # its buffers: centre, queue
-        def forward(self, student, teacher, groups, step) -> (losses, stats)
-        def update(self, stats) -> dict             # after every optimiser step
+A `Spec` declares the heads that an objective wants, by name. A head on both sides starts equal and follows by EMA, as
+does every parameter whose *name* exists in both networks; its input and module may differ between the sides (SelfPatch:
+the student's own patches, the teacher's aggregated ones). An objective that reads a head that another one declares
+takes the head's name as an option and leaves it out of its spec. Objectives of weight 0 are not built, and neither are
+their heads.
 
-`cfg` is a `Config`, `net` a `Net`. The trainer knows nothing else, in particular no name of a method.
-
-* `groups`: the views, one entry per size (methods.md 7.1): x [V, B, 3, S, S], box [V, B, 4], flip [V, B], mask
-  [V, B, h, w] or None. Group 0 holds the global views; all other groups are local ones. Views are numbered through the
-  groups in order.
-* `student`, `teacher`: per group a dict from head name to output, [V, B, K] for an image head and [V, B, N, K] for a
-  patch head; a teacher entry is None for a group that no objective wants it to see. Teacher outputs carry no graph.
-* `step`: a `Step`.
-* `losses`: named scalars with gradient, means over the images at hand; the objective's weight times their sum joins the
-  total. `stats`: detached *sums and counts* over the images at hand, nothing else, because they are added up over
-  micro-steps and processes before `update` sees them; all in the dtype of the losses.
-* `update(stats)` is called once per optimiser step, after the EMA; it moves centres and queues, and returns 0-dim
-  tensors for the log (teacher entropy, KL ...).
-
-`spec` declares heads by name. `HeadSpec.side` says which network owns the head; one on both sides starts equal and
-follows by EMA, as does every parameter whose *name* exists in both networks. `input` may differ between the two sides
-(SelfPatch: the student's own patches, the teacher's aggregated ones), and so may the module (`teacher_factory`). An
-objective that reads a head that another one declares takes the head's name as an option and leaves it out of its spec.
-Objectives of weight 0 are not built, and neither are their heads.
-
-How the other methods fit (numbers in methods.md 3-5, 7.3):
-
-* iBOT (`ibot.py`): `needs_mask=True` gives the student's backbone a `masked_embed`, which the teacher lacks, so EMA by
-  name skips it; groups carry masks, which only the student applies. The class token's term is `dino`; the patch head
-  has groups="global", input "masked" on the student and "patch" on the teacher, whose centre is over all patches, and
-  `shares` the module of dino's head. Row weights 1 / #masked: `weight` of `_prototypes.cross_entropy`.
-* SERE (`sere.py`): two relation heads with input "raw" and `per_group=True` (own instances for global and local
-  views), factory with predictor for the student, `teacher_factory` without; `bn_scope="group"`. Boxes and flips of the
-  groups give the sampling grids (geometry.overlap_grid); features are sampled first, then multiplied.
-* PW-Self (`pwself.py`): one prototype head with input "tokens"; geometry.match of the groups' boxes gives the rows, the
-  centre [1+N, K] is a buffer, its sums are [1+N, K] stats.
-* MoBY (`moby.py`): head "projector" on both sides with input "image", head "predictor" on the student with
-  input "projector" (a head may stand on another head); `bn_scope="view"`: batch statistics per view. Queues are
-  buffers. Keys must be gathered, not added: the stat is a tensor of zeros for the whole global batch into which a
-  process writes the rows of its own share, `step.part` of `step.parts`; the sum over micro-steps and processes is then
-  the gathered batch. EMA before the keys: schedule.ema_shift=1.
-* SelfPatch on MoBY (`moby_patch.py`): the same two heads for patches, the teacher's on the `Aggregated` neighbours.
-
-Batch statistics over processes are our own all-reduced count, mean and M2, inside the head's module (batchnorm.py);
-they are those of one micro-step, so that gradient accumulation is no larger batch to a method that has them.
+Batch statistics, where a head has them, are those of one micro-step over all processes (model/batchnorm.py): gradient
+accumulation is no larger batch to such a method.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..common.errors import UserError
 
@@ -78,6 +40,11 @@ class Net:
     grids: tuple[tuple[int, int], ...]
     heads: int = 1
     masks: bool = False
+
+    @property
+    def pairs(self) -> int:
+        """Number of pairs of views (t, v), t global and v any other view."""
+        return self.counts[0] * (sum(self.counts) - 1)
 
 
 @dataclass(frozen=True)
@@ -158,6 +125,54 @@ class Spec:
     teacher_views: str = "global"
     needs_mask: bool = False
     bn_scope: str | None = None
+
+
+class Objective(nn.Module):
+    """One objective. cfg: its `Config`; net: a `Net`.
+
+    Its own parameters (a predictor) are trained, decayed, clipped and saved like the student's; its buffers (a centre,
+    a queue) are saved.
+    """
+
+    @staticmethod
+    def spec(cfg, net: Net) -> Spec:
+        """What the objective needs. Raises UserError for options that cannot work."""
+        raise NotImplementedError
+
+    def __init__(self, cfg, net: Net):
+        super().__init__()
+        self.cfg = cfg
+
+    def forward(self, student, teacher, groups, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """-> losses, stats.
+
+        student, teacher: per group a dict from head name to output, [V, B, K] of an image head, [V, B, N, K] of a patch
+        head; a teacher's entry is None for a group that no objective wants it to see, and carries no graph. groups: the
+        views, one entry per size (data/group.py): x [V, B, 3, S, S], box [V, B, 4], flip [V, B], mask [V, B, h, w] or
+        None. Group 0 holds the global views; views are numbered through the groups in order.
+        losses: named scalars with gradient, means over the images at hand; the objective's weight times their sum joins
+        the total. stats: detached *sums and counts* over the images at hand, nothing else, because they are added up
+        over micro-steps and processes before `update` sees them; all in the dtype of the losses.
+        """
+        raise NotImplementedError
+
+    def update(self, stats: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Move centres and queues, once per optimiser step, after the EMA; -> 0-dim tensors for the log."""
+        return {}
+
+
+def check_options(objective: str, cfg, **valid: tuple[str, ...]) -> None:
+    """Raise UserError for an option of `cfg` that is none of its valid words."""
+    for name, words in valid.items():
+        if getattr(cfg, name) not in words:
+            listed = f"{', '.join(words[:-1])} or {words[-1]}"
+            raise UserError(f"objective {objective}: {name}={getattr(cfg, name)}: it is {listed}")
+
+
+def check_two_views(objective: str, net: Net) -> None:
+    """Raise UserError where there is a single view."""
+    if sum(net.counts) < 2:
+        raise UserError(f"objective {objective} compares views with one another: it needs two at least")
 
 
 def merge(specs: Mapping[str, Spec]) -> Spec:

@@ -1,14 +1,10 @@
 """What the objectives over keys share: queues, InfoNCE against them, and the log's numbers."""
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import Step
-
-CELLS = {"cpu": 2**20, "cuda": 2**26}  # logits made at a time: what stays in a CPU's cache, or keeps a GPU busy
+from . import Objective, Step
 
 
 class Queues(nn.Module):
@@ -31,6 +27,23 @@ class Queues(nn.Module):
         self.pointer.copy_((self.pointer + keys.shape[1]) % length)
 
 
+class ContrastObjective(Objective):
+    """Base: the numbers for the log, and the update of `queues`, which a subclass makes where it has negatives."""
+
+    @staticmethod
+    def stats(positive: Tensor, keys: Tensor) -> dict[str, Tensor]:
+        """positive: sum of the cosines of the unit keys [..., C] with their queries."""
+        rows = keys.flatten(0, -2)
+        return {"positive": positive, "keys_sum": rows.sum(0), "rows": rows.new_tensor(len(rows))}
+
+    def update(self, stats: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Put the whole batch's `keys`, if there are any, into the queues; -> `positive`, the mean cosine of queries
+        and their keys; `alike`, the length of the mean key, which is 1 when all keys are the same."""
+        if "keys" in stats:
+            self.queues.push(stats["keys"])
+        return {"positive": stats["positive"] / stats["rows"], "alike": (stats["keys_sum"] / stats["rows"]).norm()}
+
+
 def unit(x: Tensor) -> Tensor:
     """[..., C] -> unit length, at least float32"""
     return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
@@ -39,35 +52,12 @@ def unit(x: Tensor) -> Tensor:
 def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
     """Sum over rows of CE(first, softmax([q.k, q.Q] / temperature)): each query against its own key and the queue.
 
-    queries, keys [R, C], queue [C, K], all of unit length -> scalar; gradient for the queries only. In chunks of rows,
-    with the gradient made on the way: nothing of size [R, K] lives until the backward pass.
+    queries, keys [R, C], queue [C, K], all of unit length -> scalar, in the queries' precision whatever autocast says.
     """
-    return _InfoNCE.apply(queries, keys, queue, temperature)
-
-
-class _InfoNCE(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, queries, keys, queue, temperature):
-        total, queue = queries.new_zeros(()), queue.to(queries.dtype)
-        ctx.buffer = torch.empty_like(queries) if ctx.needs_input_grad[0] else None
-        rows = max(1, CELLS.get(queries.device.type, 2**26) // (queue.shape[1] + 1))
-        with torch.autocast(queries.device.type, enabled=False):
-            for a in range(0, len(queries), rows):
-                q, k = queries[a : a + rows], keys[a : a + rows]
-                logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue], 1) / temperature
-                log_p = logits.log_softmax(1)
-                total -= log_p[:, 0].sum()
-                if ctx.buffer is not None:
-                    p = log_p.exp_()
-                    ctx.buffer[a : a + rows] = torch.addmm((p[:, :1] - 1) * k, p[:, 1:], queue.T) / temperature
-        return total
-
-    @staticmethod
-    def backward(ctx, grad):
-        buffer, ctx.buffer = ctx.buffer, None
-        if buffer is None:
-            raise RuntimeError("the gradient of this loss has been handed out already; compute the loss again")
-        return buffer * grad, None, None, None
+    with torch.autocast(queries.device.type, enabled=False):
+        own = (queries * keys).sum(1, keepdim=True)
+        logits = torch.cat([own, queries @ queue.to(queries.dtype)], 1) / temperature
+        return F.cross_entropy(logits, torch.zeros_like(own[:, 0], dtype=torch.long), reduction="sum")
 
 
 def shared_rows(rows: Tensor, step: Step) -> Tensor:
@@ -77,15 +67,3 @@ def shared_rows(rows: Tensor, step: Step) -> Tensor:
     whole = rows.new_zeros(len(rows), step.parts * count, rows.shape[2])
     whole[:, step.part * count : (step.part + 1) * count] = rows
     return whole
-
-
-def likeness(positive: Tensor, keys: Tensor) -> dict[str, Tensor]:
-    """Stats of unit keys [..., C] and of the sum of their cosines with their queries."""
-    rows = keys.flatten(0, -2)
-    return {"positive": positive, "keys_sum": rows.sum(0), "rows": rows.new_tensor(len(rows))}
-
-
-def report(stats: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Numbers for the log: `positive`, mean cosine of queries and their keys; `alike`, length of the mean key, which is
-    1 when all keys are the same."""
-    return {"positive": stats["positive"] / stats["rows"], "alike": (stats["keys_sum"] / stats["rows"]).norm()}

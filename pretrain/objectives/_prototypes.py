@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from .. import optim
 from ..common.ranges import bounded
 from ..model.heads import PrototypeHead
-from . import Step
-
-CHUNK = {True: 2**18, False: 2**26}  # elements to work on at a time: on a CPU, elsewhere
+from . import Net, Objective, Step
 
 
 @dataclass
@@ -47,36 +45,36 @@ def head_factory(cfg: PrototypeConfig) -> Callable[[int], nn.Module]:
     )
 
 
-class PrototypeObjective(nn.Module):
+class PrototypeObjective(Objective):
     """Base: a centre [1, K], the teacher's temperature, and the bookkeeping of both."""
 
-    def __init__(self, cfg: PrototypeConfig):
-        super().__init__()
-        self.cfg = cfg
+    def __init__(self, cfg: PrototypeConfig, net: Net):
+        super().__init__(cfg, net)
         self.register_buffer("centre", torch.zeros(1, cfg.outputs))
 
-    def temperature(self, step: Step) -> float:
-        """The teacher's temperature in that epoch."""
-        c = self.cfg
+    @torch.no_grad()
+    def targets(self, logits: Tensor, step: Step, row: Tensor | int = 0) -> tuple[Tensor, Tensor]:
+        """Teacher logits [..., K] -> softmax((logits - centre) / temperature) [..., K] and its entropies [...] in nats,
+        at least float32. row: which of the centre's, where there are several; for each place of the axis before K."""
+        c, kind = self.cfg, torch.promote_types(logits.dtype, torch.float32)
         start, epochs = c.teacher_temperature_start, c.teacher_temperature_epochs
-        return optim.warm_up(start, c.teacher_temperature, epochs, step.epoch)
-
-    def log_targets(self, logits: Tensor, step: Step, row: Tensor | int = 0) -> Tensor:
-        """Teacher logits [..., K] -> log softmax((logits - centre) / temperature), at least float32; row: which of the
-        centre's, for those that have several."""
-        kind = torch.promote_types(logits.dtype, torch.float32)
-        return ((logits.to(kind) - self.centre[row].to(kind)) / self.temperature(step)).log_softmax(-1)
+        temperature = optim.warm_up(start, c.teacher_temperature, epochs, step.epoch)
+        log_p = ((logits.to(kind) - self.centre[row].to(kind)) / temperature).log_softmax(-1)
+        p = log_p.exp()
+        return p, -log_p.mul_(p).sum(-1)
 
     @staticmethod
-    def stats(loss: Tensor, entropy: Tensor, images: int, centre_sum: Tensor, centre_rows: int) -> dict[str, Tensor]:
-        """The stats of a share of `images`, with mean loss and mean teacher entropy; KL is what is left of the loss."""
+    def stats(loss: Tensor, entropy: Tensor, images: int, centre_sum: Tensor, centre_rows) -> dict[str, Tensor]:
+        """The stats of a share of `images`, with mean loss and mean teacher entropy; KL is what is left of the loss.
+        centre_sum, centre_rows: sum and number of the teacher's outputs, [K] and one or, where there are several
+        centres, [C, K] and [C, 1]."""
         loss = loss.detach()
         return {
             "entropy": entropy * images,
             "kl": (loss - entropy) * images,
             "images": loss.new_tensor(images),
-            "centre_sum": centre_sum.reshape(1, -1),
-            "centre_rows": loss.new_tensor(centre_rows),
+            "centre_sum": centre_sum.view(-1, centre_sum.shape[-1]),
+            "centre_rows": torch.as_tensor(centre_rows, dtype=loss.dtype, device=loss.device),
         }
 
     def update(self, stats: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -86,56 +84,11 @@ class PrototypeObjective(nn.Module):
         return {name: stats[name] / stats["images"] for name in ("entropy", "kl")}
 
 
-def cross_entropy(
-    logits: Tensor,
-    targets: Callable[[int, int], Tensor],
-    temperature: float,
-    mass: float = 1.0,
-    weight: Tensor | None = None,
-) -> Tensor:
-    """Sum over rows of weight_r * CE(target_r, softmax(logits_r / temperature)).
+def cross_entropy(targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
+    """CE(target, softmax(logits / temperature)) = -target . log softmax(logits / temperature), for every row.
 
-    logits [R, K]; targets(a, b) -> rows a..b of the targets, [b - a, K] in at least float32, each summing to `mass`
-    (several teacher views may be added up: CE is linear in the target); weight [R]. -> scalar, at least float32.
-
-    Works in chunks of rows and makes the gradient on the way, softmax - target, so that one buffer of the logits' own
-    dtype is all that lives until the backward pass, instead of several float32 copies of [R, K].
+    targets, logits [..., K] -> [...], at least float32. It is linear in the targets: the sum of several teacher views,
+    or a weighted target, gives the sum, or the weighted term.
     """
-    return _CrossEntropy.apply(logits, targets, temperature, mass, weight)
-
-
-class _CrossEntropy(torch.autograd.Function):
-    # The gradient's buffer holds values of order 1, to which float16 is kind; small factors follow in float32.
-
-    @staticmethod
-    def forward(ctx, logits, targets, temperature, mass, weight):
-        kind = torch.promote_types(logits.dtype, torch.float32)
-        total = torch.zeros((), dtype=kind, device=logits.device)
-        ctx.buffer = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        ctx.temperature = temperature
-        with torch.autocast(logits.device.type, enabled=False):
-            for a, b in chunks(logits):
-                log_p = (logits[a:b].to(kind) / temperature).log_softmax(-1)
-                q = targets(a, b)
-                rows = -(q * log_p).sum(-1)
-                total += (rows if weight is None else rows * weight[a:b]).sum()
-                if ctx.buffer is not None:
-                    difference = log_p.exp_().mul_(mass).sub_(q)
-                    ctx.buffer[a:b] = difference if weight is None else difference.mul_(weight[a:b, None])
-        return total
-
-    @staticmethod
-    def backward(ctx, grad):
-        buffer, ctx.buffer = ctx.buffer, None
-        if buffer is None:
-            raise RuntimeError("the gradient of this cross-entropy has been handed out already; compute the loss again")
-        scale = grad / ctx.temperature
-        for a, b in chunks(buffer):
-            buffer[a:b] = buffer[a:b].to(scale.dtype) * scale
-        return buffer, None, None, None, None
-
-
-def chunks(x: Tensor) -> list[tuple[int, int]]:
-    """Row ranges of x [R, K]: as many elements as stay in a CPU's cache, or as keep a GPU busy."""
-    size = max(1, CHUNK[x.device.type == "cpu"] // x.shape[1])
-    return [(a, min(a + size, len(x))) for a in range(0, len(x), size)]
+    kind = torch.promote_types(logits.dtype, torch.float32)
+    return -(targets * (logits.to(kind) / temperature).log_softmax(-1)).sum(-1)

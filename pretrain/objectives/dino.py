@@ -5,13 +5,10 @@ main_selfpatch.py.
 """
 
 from dataclasses import dataclass
-from functools import partial
 
-import torch
 from torch import Tensor
 
-from ..common.errors import UserError
-from . import HeadSpec, Net, Spec, Step
+from . import HeadSpec, Net, Spec, Step, check_options, check_two_views
 from ._prototypes import PrototypeConfig, PrototypeObjective, cross_entropy, head_factory
 
 
@@ -27,41 +24,25 @@ class Objective(PrototypeObjective):
 
     @staticmethod
     def spec(cfg: Config, net: Net) -> Spec:
-        if cfg.centre_views not in ("global", "all"):
-            raise UserError(f"objective dino: centre_views={cfg.centre_views}: it is global or all")
-        if sum(net.counts) < 2:
-            raise UserError("objective dino compares views with one another: it needs two at least")
+        check_options("dino", cfg, centre_views=("global", "all"))
+        check_two_views("dino", net)
         head = HeadSpec(head_factory(cfg), teacher_groups=cfg.centre_views)
         return Spec({cfg.head: head}, teacher_views=cfg.centre_views)
 
     def __init__(self, cfg: Config, net: Net):
-        super().__init__(cfg)
-        self.pairs = net.counts[0] * (sum(net.counts) - 1)
+        super().__init__(cfg, net)
+        self.pairs = net.pairs
 
     def forward(self, student, teacher, groups, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         head, tau = self.cfg.head, self.cfg.student_temperature
-        with torch.no_grad():
-            log_p = self.log_targets(teacher[0][head], step)  # [G, B, K]
-            p = log_p.exp()
-            count, images = p.shape[:2]
-            entropy = -(p * log_p).sum(-1).mean()
-            del log_p
-            seen = [t[head] for t in (teacher if self.cfg.centre_views == "all" else teacher[:1])]
-            centre_sum = sum(t.sum((0, 1), dtype=p.dtype) for t in seen)
-            every = p.sum(0)  # [B, K]: the targets of a local view, added up
-            others = torch.stack([p[[t for t in range(count) if t != v]].sum(0) for v in range(count)]).flatten(0, 1)
-        total = 0.0
+        p, entropy = self.targets(teacher[0][head], step)  # [G, B, K], [G, B]
+        every, loss = p.sum(0), 0.0
         for g, out in enumerate(student):
-            logits = out[head].flatten(0, 1)  # [V * B, K]
-            if g:
-                total = total + cross_entropy(logits, partial(repeat, every), tau, count)
-            elif count > 1:
-                total = total + cross_entropy(logits, lambda a, b: others[a:b], tau, count - 1)
-        loss = total / (images * self.pairs)
+            targets = every if g else every - p  # a global view is not compared with itself
+            loss = loss + cross_entropy(targets, out[head], tau).sum()
+        images = p.shape[1]
+        loss = loss / (images * self.pairs)
+        seen = [t[head] for t in (teacher if self.cfg.centre_views == "all" else teacher[:1])]
+        centre_sum = sum(t.sum((0, 1), dtype=p.dtype) for t in seen)
         rows = sum(t.shape[0] * t.shape[1] for t in seen)
-        return {"image": loss}, self.stats(loss, entropy, images, centre_sum, rows)
-
-
-def repeat(x: Tensor, a: int, b: int) -> Tensor:
-    """Rows a..b of x [B, K] repeated without end."""
-    return x[torch.arange(a, b, device=x.device) % len(x)]
+        return {"image": loss}, self.stats(loss, entropy.mean(), images, centre_sum, rows)

@@ -8,7 +8,6 @@ adds it to `dino`, whose image vectors of global views come from the masked inpu
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from ..common.errors import UserError
@@ -54,33 +53,20 @@ class Objective(PrototypeObjective):
             head = replace(head, derive=derive)
         return Spec({cfg.head: head}, needs_mask=True)
 
-    def __init__(self, cfg: Config, net: Net):
-        super().__init__(cfg)
-
     def forward(self, student, teacher, groups, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         c, mask = self.cfg, groups[0].mask.flatten(0, 1).flatten(1)  # [V * B, N]
         logits, every = student[0][c.head], teacher[0][c.head].flatten(0, 2)  # [R, K], [V * B * N, K]
         if every.shape[1] != self.centre.shape[1]:
             given = f"{every.shape[1]} of the head {c.shares} that it shares"
             raise UserError(f"objective ibot: outputs={c.outputs} has to be the {given}; or set own_last_layer=true")
-        images = groups[0].x.shape[1]
+        p, entropy = self.targets(every[mask.flatten()], step)  # [R, K], [R]
         masked = mask.sum(1)
-        rows = mask.flatten().nonzero()[:, 0]
-        kind = torch.promote_types(logits.dtype, torch.float32)
-        weight = (1 / (masked.clamp(min=1) * len(mask)).to(kind)).repeat_interleave(masked, output_size=len(rows))
-        entropy = torch.zeros((), dtype=kind, device=logits.device)
-
-        @torch.no_grad()
-        def targets(a: int, b: int) -> Tensor:
-            log_p = self.log_targets(every[rows[a:b]], step)
-            p = log_p.exp()
-            entropy.sub_(((p * log_p).sum(-1) * weight[a:b]).sum())
-            return p
-
-        loss = cross_entropy(logits, targets, c.student_temperature, weight=weight)
-        stats = self.stats(loss, entropy, images, every.sum(0, dtype=kind), len(every))
+        weight = (1 / (masked.clamp(min=1) * len(mask)).to(p)).repeat_interleave(masked, output_size=len(p))
+        loss = (weight * cross_entropy(p, logits, c.student_temperature)).sum()
+        images, centre_sum = groups[0].x.shape[1], every.sum(0, dtype=p.dtype)
+        stats = self.stats(loss, (weight * entropy).sum(), images, centre_sum, len(every))
         # In the log, entropy and divergence are means over the views that have a mask.
-        return {"patch": loss}, stats | {"images": images * (masked > 0).to(kind).mean()}
+        return {"patch": loss}, stats | {"images": images * (masked > 0).to(p).mean()}
 
     def update(self, stats: dict[str, Tensor]) -> dict[str, Tensor]:
         return super().update(stats | {"images": stats["images"].clamp(min=1e-6)})

@@ -7,13 +7,12 @@ Transformers, 2021. The update of the target before its keys are made is schedul
 from dataclasses import dataclass
 from functools import partial
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..common.errors import UserError
 from ..common.ranges import bounded
 from ..model.heads import BatchNormMlp
-from . import HeadSpec, Net, Spec, Step
-from ._contrast import Queues, info_nce, likeness, report, shared_rows, unit
+from . import HeadSpec, Net, Spec, Step, check_two_views
+from ._contrast import ContrastObjective, Queues, info_nce, shared_rows, unit
 
 
 @dataclass
@@ -31,7 +30,7 @@ class Config:
     temperature: float = bounded(0.2, above=0)
 
 
-class Objective(nn.Module):
+class Objective(ContrastObjective):
     """Mean over pairs (t, v), t global, v != t, of the mean over images of CE(first, [q_v . k_t, q_v . Q_t] / tau).
 
     q_v: unit output of the student's predictor; k_t: unit output of the teacher's projector; Q_t: the queue of the keys
@@ -40,31 +39,25 @@ class Objective(nn.Module):
 
     @staticmethod
     def spec(cfg: Config, net: Net) -> Spec:
-        if sum(net.counts) < 2:
-            raise UserError("objective moby compares views with one another: it needs two at least")
+        check_two_views("moby", net)
         return Spec(heads(cfg, teacher_groups="global"), bn_scope="view")
 
     def __init__(self, cfg: Config, net: Net):
-        super().__init__()
-        self.cfg = cfg
-        self.pairs = net.counts[0] * (sum(net.counts) - 1)
+        super().__init__(cfg, net)
+        self.pairs = net.pairs
         self.queues = Queues(net.counts[0], cfg.outputs, cfg.queue)
 
     def forward(self, student, teacher, groups, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         keys = unit(teacher[0][self.cfg.projector])  # [G, B, C]
+        queries = [q for out in student for q in unit(out[self.cfg.predictor])]  # of each view, [B, C]
         loss, positive = 0.0, keys.new_zeros(())
-        for v, query in enumerate(q for out in student for q in unit(out[self.cfg.predictor])):
+        for v, query in enumerate(queries):
             for t, key in enumerate(keys):
                 if t != v:
                     loss = loss + info_nce(query, key, self.queues.keys[t], self.cfg.temperature)
                     positive = positive + (query.detach() * key).sum() * len(keys) / self.pairs
-        stats = likeness(positive, keys) | {"keys": shared_rows(keys, step)}
+        stats = self.stats(positive, keys) | {"keys": shared_rows(keys, step)}
         return {"image": loss / (self.pairs * keys.shape[1])}, stats
-
-    def update(self, stats: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Put the keys of the whole batch into the queues; -> likeness of queries and keys."""
-        self.queues.push(stats["keys"])
-        return report(stats)
 
 
 def heads(cfg, groups: str = "all", **projector) -> dict[str, HeadSpec]:

@@ -9,12 +9,12 @@ shaped as MoBY's. It is the patch objective alone; moby_selfpatch adds it to `mo
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..common.ranges import bounded
 from ..data.views import hashed
 from . import Net, Spec, Step, selfpatch
-from ._contrast import Queues, info_nce, likeness, report, shared_rows, unit
+from ._contrast import ContrastObjective, Queues, info_nce, shared_rows, unit
 from .moby import Config as MobyConfig
 from .moby import heads
 
@@ -36,7 +36,7 @@ class Config(MobyConfig):
     views: str = "all"
 
 
-class Objective(nn.Module):
+class Objective(ContrastObjective):
     """Mean over views, images and patches i of 2 - 2 q_i . y_i, or of CE(first, [q_i . y_i, q_i . Q] / tau).
 
     q_i: unit output of the student's predictor for its own patch; y_i: unit output of the teacher's projector for its
@@ -50,8 +50,7 @@ class Objective(nn.Module):
         return Spec(made, teacher_views=cfg.views, bn_scope="view")
 
     def __init__(self, cfg: Config, net: Net):
-        super().__init__()
-        self.cfg = cfg
+        super().__init__(cfg, net)
         if cfg.negatives:
             self.queues = Queues(1, cfg.outputs, cfg.queue)
 
@@ -70,16 +69,11 @@ class Objective(nn.Module):
             total = info_nce(q, k, self.queues.keys[0], cfg.temperature) if cfg.negatives else 2 * (len(q) - near)
             loss = loss + total * (len(queries) / views / len(q))  # every view weighs the same
             positive = positive + near.detach()
-        stats = likeness(positive, torch.cat([k.flatten(0, 2) for _, k in pairs]))
+        stats = self.stats(positive, torch.cat([k.flatten(0, 2) for _, k in pairs]))
         if cfg.negatives:
-            stats["keys"] = torch.cat([shared_rows(one_each(k, step, g), step) for g, (_, k) in enumerate(pairs)])
+            chosen = [shared_rows(one_each(k, step, g), step) for g, (_, k) in enumerate(pairs)]
+            stats["keys"] = torch.cat(chosen).flatten(0, 1)[None]
         return {"patch": loss}, stats
-
-    def update(self, stats: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Put the chosen targets of the whole batch into the queue; -> likeness of queries and keys."""
-        if self.cfg.negatives:
-            self.queues.push(stats["keys"].flatten(0, 1)[None])
-        return report(stats)
 
 
 def one_each(keys: Tensor, step: Step, group: int) -> Tensor:

@@ -7,11 +7,11 @@ Patch-Wise Self-Supervised Visual Representation Learning: A Fine-Grained Approa
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..common.errors import UserError
 from ..geometry import match
-from . import HeadSpec, Net, Spec, Step
+from . import HeadSpec, Net, Spec, Step, check_options, check_two_views
 from ._prototypes import PrototypeConfig, PrototypeObjective, cross_entropy, head_factory
 
 
@@ -29,46 +29,39 @@ class Objective(PrototypeObjective):
 
     @staticmethod
     def spec(cfg: Config, net: Net) -> Spec:
-        if cfg.centre not in ("position", "kind", "prototype"):
-            raise UserError(f"objective pwself: centre={cfg.centre}: it is position, kind or prototype")
-        if sum(net.counts) < 2:
-            raise UserError("objective pwself compares views with one another: it needs two at least")
+        check_options("pwself", cfg, centre=("position", "kind", "prototype"))
+        check_two_views("pwself", net)
         return Spec({cfg.head: HeadSpec(head_factory(cfg), "tokens")})
 
     def __init__(self, cfg: Config, net: Net):
-        super().__init__(cfg)
-        self.grids = net.grids
-        self.pairs = net.counts[0] * (sum(net.counts) - 1)
+        super().__init__(cfg, net)
+        self.grids, self.pairs = net.grids, net.pairs
         tokens = 1 + net.grids[0][0] * net.grids[0][1]
         count = {"position": tokens, "kind": 2, "prototype": 1}[cfg.centre]
         self.register_buffer("row", torch.arange(tokens).clamp(max=count - 1), persistent=False)  # of a token's centre
         self.register_buffer("centre", torch.zeros(count, cfg.outputs))
 
     def forward(self, student, teacher, groups, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        head = self.cfg.head
-        seen = teacher[0][head]  # [G, B, 1 + N, K]
-        images = seen.shape[1]
-        kind = torch.promote_types(seen.dtype, torch.float32)
-        tokens, centre = seen.flatten(0, 2), self.row.repeat(len(seen) * images)
-        loss, entropy = 0.0, torch.zeros((), dtype=kind, device=seen.device)
+        seen = teacher[0][self.cfg.head]  # [G, B, 1 + N, K]
+        count, images = seen.shape[:2]
+        p, entropies = (x.flatten(0, 2) for x in self.targets(seen, step, self.row))
+        loss, entropy = 0.0, 0.0
         for g, out in enumerate(student):
-            logits = out[head]  # [V, B, 1 + n, K]
-            source, weight = self.partners(groups, g)
-            targets = Targets(self, tokens, centre, source, weight.to(kind), step)
-            total = cross_entropy(logits.flatten(0, 2), targets, self.cfg.student_temperature, weight=targets.mass)
-            loss = loss + total / (images * self.pairs)
-            entropy = entropy + targets.entropy / (images * self.pairs)
-        sums = seen.sum((0, 1), dtype=kind)  # [1 + N, K]
-        stats = self.stats(loss, entropy, images, sums, len(seen) * images)
-        rows = torch.bincount(self.row, minlength=len(self.centre)).to(kind) * len(seen) * images
-        centre_sum = torch.zeros_like(self.centre, dtype=kind).index_add_(0, self.row, sums)
-        return {"tokens": loss}, stats | {"centre_sum": centre_sum, "centre_rows": rows[:, None]}
+            source, weight = self.partners(groups, g, p.dtype)
+            mixed = F.embedding_bag(source, p, mode="sum", per_sample_weights=weight)  # of all teacher's views
+            loss = loss + cross_entropy(mixed, out[self.cfg.head].flatten(0, 2), self.cfg.student_temperature).sum()
+            entropy = entropy + (weight * entropies[source]).sum()
+        loss, entropy = (x / (images * self.pairs) for x in (loss, entropy))
+        sums = seen.sum((0, 1), dtype=p.dtype)  # [1 + N, K]
+        centre_sum = torch.zeros_like(self.centre, dtype=p.dtype).index_add_(0, self.row, sums)
+        rows = torch.bincount(self.row, minlength=len(self.centre)).to(p) * count * images
+        return {"tokens": loss}, self.stats(loss, entropy, images, centre_sum, rows[:, None])
 
     @torch.no_grad()
-    def partners(self, groups, g: int) -> tuple[Tensor, Tensor]:
-        """For every teacher's view and every token of the views of group g, in view-major order: the number of the
-        teacher's token [G, B, 1 + N] at the same place, and the weight of the pair, 1 / (pairs of these two views), 0
-        for no pair. [G, V * B * (1 + n)] each. A token has one partner in another view at most."""
+    def partners(self, groups, g: int, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+        """For every token of the views of group g [V, B, 1 + n] and every teacher's view: the number of the teacher's
+        token [G, B, 1 + N] at the same place, and the weight of the pair, 1 / (pairs of these two views), 0 for no
+        pair. [V * B * (1 + n), G] each. A token has one partner in another view at most."""
         a, b = groups[0], groups[g]
         count, views, images = len(a.box), len(b.box), a.box.shape[1]
         box_a, flip_a = (x[:, None].expand(count, views, *x.shape[1:]).flatten(0, 2) for x in (a.box, a.flip))
@@ -84,34 +77,4 @@ class Objective(PrototypeObjective):
             for x in (i, weight.view(len(i), -1))
         )
         image = torch.arange(count * images, device=i.device).view(count, 1, images, 1)
-        return (image * len(self.row) + partner).flatten(1), share.flatten(1)
-
-
-class Targets:
-    """For student tokens, R = V * B * (1 + n) rows: the targets from all teacher's views, averaged by weight; adds up
-    their entropy, times weight, on the way.
-
-    tokens [G * B * (1 + N), K]: the teacher's logits; centre [G * B * (1 + N)]: row of the centre for each; source,
-    weight [G, R]: which of them belong to a row. mass [R]: sum of the weights.
-    """
-
-    def __init__(
-        self, objective: Objective, tokens: Tensor, centre: Tensor, source: Tensor, weight: Tensor, step: Step
-    ):
-        self.objective, self.step, self.tokens, self.centre = objective, step, tokens, centre
-        self.source, self.weight, self.mass = source, weight, weight.sum(0)
-        self.entropy = 0.0
-
-    @torch.no_grad()
-    def __call__(self, a: int, b: int) -> Tensor:
-        mixed = 0.0
-        for source, weight in zip(self.source[:, a:b], self.weight[:, a:b, None], strict=True):
-            if not weight.any():
-                continue
-            log_p = self.objective.log_targets(self.tokens[source], self.step, self.centre[source])
-            p = log_p.exp()
-            self.entropy = self.entropy - (p * log_p * weight).sum()
-            mixed = mixed + p * weight
-        if isinstance(mixed, float):  # rows without a partner
-            return self.weight.new_zeros(b - a, self.tokens.shape[1])
-        return mixed / self.mass[a:b, None].clamp(min=torch.finfo(self.mass.dtype).tiny)
+        return (image * len(self.row) + partner).flatten(1).T, share.flatten(1).T.to(kind)

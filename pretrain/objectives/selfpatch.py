@@ -7,13 +7,12 @@ the published method adds 0.1 of it to `dino`.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..common.errors import UserError
 from ..common.ranges import bounded
 from ..geometry import neighbours
-from . import Aggregated, HeadSpec, Net, Spec, Step
+from . import Aggregated, HeadSpec, Net, Spec, Step, check_options
 from ._prototypes import PrototypeConfig, PrototypeObjective, cross_entropy, head_factory
 
 
@@ -43,21 +42,16 @@ class Objective(PrototypeObjective):
         head = HeadSpec(head_factory(cfg), "patch", teacher_input=aggregated(cfg, net), groups=cfg.views)
         return Spec({cfg.head: head}, teacher_views=cfg.views)
 
-    def __init__(self, cfg: Config, net: Net):
-        super().__init__(cfg)
-
     def forward(self, student, teacher, groups, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         name = self.cfg.head
         pairs = [(s[name], t[name]) for s, t in zip(student, teacher, strict=True) if t and name in t]
         views = sum(len(s) for s, _ in pairs)
         loss, entropy, centre_sum, rows = 0.0, 0.0, 0.0, 0
-        for s, t in pairs:  # [V, B, N, K] each
-            logits, targets = s.flatten(0, 2), Targets(self, t.flatten(0, 2), step)
-            total = cross_entropy(logits, targets, self.cfg.student_temperature)
-            share = len(s) / views / len(logits)  # every view weighs the same, however many patches it has
-            loss = loss + share * total
-            entropy = entropy + share * targets.entropy
-            centre_sum, rows = centre_sum + targets.sum, rows + len(logits)
+        for s, t in pairs:  # [V, B, N, K] each; every view weighs the same, however many patches it has
+            p, entropies = self.targets(t, step)
+            loss = loss + len(s) / views * cross_entropy(p, s, self.cfg.student_temperature).mean()
+            entropy = entropy + len(s) / views * entropies.mean()
+            centre_sum, rows = centre_sum + t.sum((0, 1, 2), dtype=p.dtype), rows + entropies.numel()
         images = pairs[0][0].shape[1]
         return {"patch": loss}, self.stats(loss, entropy, images, centre_sum, rows)
 
@@ -67,9 +61,7 @@ def aggregated(cfg, net: Net, label: str = "selfpatch") -> Aggregated:
 
     Raises UserError for options that cannot work.
     """
-    for name, valid in (("aggregation", ("class_attention", "mean")), ("views", ("all", "global"))):
-        if getattr(cfg, name) not in valid:
-            raise UserError(f"objective {label}: {name}={getattr(cfg, name)}: it is {' or '.join(valid)}")
+    check_options(label, cfg, aggregation=("class_attention", "mean"), views=("all", "global"))
     if cfg.aggregation == "class_attention" and net.readout != "class_attention":
         raise UserError(
             f"objective {label}: aggregation=class_attention needs network.readout=class_attention, not "
@@ -80,20 +72,3 @@ def aggregated(cfg, net: Net, label: str = "selfpatch") -> Aggregated:
         raise UserError(f"objective {label}: a view of a single patch has no neighbours; make views larger")
     neighbours(*used[0], cfg.radius, cfg.wrap)  # raises for a radius that is none
     return Aggregated(cfg.k, cfg.radius, cfg.wrap, cfg.aggregation)
-
-
-class Targets:
-    """Teacher logits [R, K] as targets, made chunk by chunk; adds up their entropy and the logits on the way."""
-
-    def __init__(self, objective: PrototypeObjective, logits: Tensor, step: Step):
-        self.objective, self.logits, self.step = objective, logits, step
-        self.sum, self.entropy = 0.0, 0.0
-
-    @torch.no_grad()
-    def __call__(self, a: int, b: int) -> Tensor:
-        rows = self.logits[a:b]
-        log_p = self.objective.log_targets(rows, self.step)
-        p = log_p.exp()
-        self.sum = self.sum + rows.sum(0, dtype=log_p.dtype)
-        self.entropy = self.entropy - (p * log_p).sum()
-        return p

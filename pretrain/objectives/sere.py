@@ -5,7 +5,6 @@ Self-Supervised Transformer, TPAMI 2023. It is the two self-relation terms alone
 `dino` and `ibot`, both times (4 - spatial - channel) / 2.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,8 +15,9 @@ from ..common.errors import UserError
 from ..common.ranges import bounded
 from ..geometry import overlap_grid, sampling
 from ..model.batchnorm import BatchNorm
-from . import HeadSpec, Net, Spec, Step
-from ._prototypes import CHUNK
+from . import HeadSpec, Net, Spec, Step, check_options, check_two_views
+from . import Objective as Base
+from ._prototypes import cross_entropy
 
 
 @dataclass
@@ -54,7 +54,7 @@ class RelationHead(nn.Module):
         return self.predictor(self.projection(x))
 
 
-class Objective(nn.Module):
+class Objective(Base):
     """Means over pairs (t, v), t global, v != t, images and rows of CE(softmax(R_t / tau), softmax(R_v)).
 
     spatial: R = X X^T / sqrt(d) for every attention head, X its d features at points of the views' overlap; a row is a
@@ -63,13 +63,10 @@ class Objective(nn.Module):
 
     @staticmethod
     def spec(cfg: Config, net: Net) -> Spec:
-        for name, valid in (("border", ("zeros", "repeat")), ("no_overlap", ("constant", "drop"))):
-            if getattr(cfg, name) not in valid:
-                raise UserError(f"objective sere: {name}={getattr(cfg, name)}: it is {' or '.join(valid)}")
+        check_options("sere", cfg, border=("zeros", "repeat"), no_overlap=("constant", "drop"))
         if not cfg.spatial + cfg.channel:
             raise UserError("objective sere: the weights spatial and channel must not both be 0")
-        if sum(net.counts) < 2:
-            raise UserError("objective sere compares views with one another: it needs two at least")
+        check_two_views("sere", net)
         head = HeadSpec(
             partial(RelationHead, predict=True),
             "raw",
@@ -80,21 +77,18 @@ class Objective(nn.Module):
         return Spec({n: head for n in ("spatial", "channel") if getattr(cfg, n)}, bn_scope="group")
 
     def __init__(self, cfg: Config, net: Net):
-        super().__init__()
-        self.cfg, self.grids, self.heads = cfg, net.grids, net.heads
-        self.pairs = net.counts[0] * (sum(net.counts) - 1)
+        super().__init__(cfg, net)
+        self.grids, self.heads, self.pairs = net.grids, net.heads, net.pairs
 
     def forward(self, student, teacher, groups, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         losses, stats = {}, {}
         images = groups[0].x.shape[1]
         for name, term in (("spatial", self.spatial), ("channel", self.channel)):
-            weight = getattr(self.cfg, name)
-            if weight:
+            if weight := getattr(self.cfg, name):
                 mean = term([s[name] for s in student], teacher[0][name], groups) / images
                 losses[name] = weight * mean
-                stats[f"{name}_sum"] = mean.detach() * images
-        first = next(iter(losses.values()))
-        return losses, stats | {"images": first.detach().new_tensor(images)}
+                stats |= {f"{name}_sum": mean.detach() * images, "images": mean.detach().new_tensor(images)}
+        return losses, stats
 
     def update(self, stats: dict[str, Tensor]) -> dict[str, Tensor]:
         """-> the terms before their weights."""
@@ -102,111 +96,50 @@ class Objective(nn.Module):
 
     def channel(self, student: list[Tensor], teacher: Tensor, groups) -> Tensor:
         """Sum over images. student: per group [V, B, n, D]; teacher [G, B, N, D]."""
-        count, tau = len(teacher), self.cfg.channel_temperature
-        seen, scale = teacher.permute(1, 0, 3, 2), 1 / (teacher.shape[2] * tau)  # [B, G, D, N]
-
-        def every(a: int, b: int) -> Tensor:  # a local view has all global ones as its targets
-            return relation(seen[a:b], scale).softmax(-1).sum(1, keepdim=True)
-
-        def others(a: int, b: int) -> Tensor:
-            p = relation(seen[a:b], scale).softmax(-1)
-            return p.sum(1, keepdim=True) - p if count > 2 else p.flip(1)
-
-        total = 0.0
+        scale = 1 / (teacher.shape[2] * self.cfg.channel_temperature)
+        p = relation(teacher.transpose(2, 3), scale).softmax(-1)  # [G, B, D, D]
+        every, loss = p.sum(0), 0.0
         for g, q in enumerate(student):
-            mass = count if g else count - 1
-            if mass:
-                rows = q.permute(1, 0, 3, 2)
-                total = total + relation_cross_entropy(rows, every if g else others, 1 / q.shape[2], mass)
-        return total / (self.pairs * teacher.shape[3])
+            own = relation(q.transpose(2, 3), 1 / q.shape[2])  # [V, B, D, D]
+            targets = every if g else every - p  # a global view is not compared with itself
+            loss = loss + cross_entropy(targets, own, 1).sum()
+        return loss / (self.pairs * teacher.shape[3])
 
     def spatial(self, student: list[Tensor], teacher: Tensor, groups) -> Tensor:
         """Sum over images. student: per group [V, B, n, D]; teacher [G, B, N, D]."""
-        found = [self.aligned(q, teacher, groups, g) for g, q in enumerate(student)]
-        found = [x for x in found if x is not None]
-        valid = sum(v.sum(1) for *_, v in found)  # [B]: pairs that overlap
-        width = teacher.shape[3] // self.heads
-        total = 0.0
-        for q, z, overlap in found:
+        scale = (teacher.shape[3] // self.heads) ** -0.5
+        terms, overlaps = [], []
+        for g, views in enumerate(student):
+            if g == 0 and len(views) == 1:  # no other view in the group
+                continue
+            z, q, overlap = self.aligned(views, teacher, groups, g)
+            p = relation(z, scale / self.cfg.spatial_temperature).softmax(-1)
+            terms.append(cross_entropy(p, relation(q, scale), 1).mean((2, 3)))  # over heads and points: [P, B]
+            overlaps.append(overlap)
+        loss, overlap = torch.cat(terms), torch.cat(overlaps)  # [pairs, B]
+        if self.cfg.no_overlap == "drop":
+            return (loss * overlap / overlap.sum(0).clamp(min=1)).sum()
+        return loss.sum() / self.pairs
 
-            def targets(a: int, b: int, z=z) -> Tensor:
-                return relation(z[a:b], width**-0.5 / self.cfg.spatial_temperature).softmax(-1)
+    def aligned(self, student: Tensor, teacher: Tensor, groups, g: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Teacher's views [G, B, N, D] and student's [V, B, n, D] of group g, sampled where they overlap.
 
-            share = 1 / (q.shape[2] * self.heads)
-            weight = torch.full_like(overlap, share / self.pairs)
-            if self.cfg.no_overlap == "drop":
-                weight = overlap * share / valid.clamp(min=1)[:, None]
-            weight = weight.repeat_interleave(self.heads, 1)
-            total = total + relation_cross_entropy(q, targets, width**-0.5, 1.0, weight)
-        return total
-
-    def aligned(self, student: Tensor, teacher: Tensor, groups, g: int) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Student's views [V, B, n, D] of group g and the teacher's [G, B, N, D], sampled where they overlap.
-
-        -> [B, P * H, s * s, d] each, for P pairs and H attention heads, and whether the pairs overlap [B, P] (1 or 0).
-        None if there are no pairs.
+        -> the teacher's and the student's features [P, B, H, s * s, d], for P pairs and H attention heads, and whether
+        the pairs overlap [P, B] (1 or 0).
         """
         pairs = [(t, v) for t in range(len(teacher)) for v in range(len(student)) if g or v != t]
-        if not pairs:
-            return None
-        (a, b), images = (groups[0], groups[g]), teacher.shape[1]
-        boxes = [
-            torch.cat(x) for x in zip(*((a.box[t], a.flip[t], b.box[v], b.flip[v]) for t, v in pairs), strict=True)
-        ]
+        a, b, (t, v) = groups[0], groups[g], map(list, zip(*pairs, strict=True))
+        boxes = (x.flatten(0, 1) for x in (a.box[t], a.flip[t], b.box[v], b.flip[v]))
         *grids, valid = overlap_grid(*boxes, self.cfg.local_samples if g else self.cfg.samples)
-        made = []
-        for x, side, hw, grid in ((student, 1, self.grids[g], grids[1]), (teacher, 0, self.grids[0], grids[0])):
+        found = []
+        for x, hw, grid in ((teacher[t], self.grids[0], grids[0]), (student[v], self.grids[g], grids[1])):
             # Where nothing overlaps all points are alike, zeros or a repeated corner: even relations, no gradient.
-            matrix = sampling(grid, hw, self.cfg.border == "repeat", x.dtype)
-            parts, views = matrix.split(images), x.unbind()
-            points = [part @ views[pair[side]] for part, pair in zip(parts, pairs, strict=True)]  # [B, s * s, D] each
-            made.append(torch.stack(points, 1).unflatten(-1, (self.heads, -1)).transpose(2, 3).flatten(1, 2))
-        kind = torch.promote_types(student.dtype, torch.float32)
-        return *made, valid.view(-1, images).t().to(kind)
+            matrix = sampling(grid, hw, self.cfg.border == "repeat", x.dtype).unflatten(0, x.shape[:2])
+            found.append((matrix @ x).unflatten(-1, (self.heads, -1)).transpose(2, 3))
+        return *found, valid.view(x.shape[:2])
 
 
 def relation(x: Tensor, scale: float) -> Tensor:
     """Features [..., n, f] -> scaled products of all pairs of rows [..., n, n], at least float32."""
     y = x @ x.transpose(-1, -2)
     return y.to(torch.promote_types(y.dtype, torch.float32)) * scale
-
-
-def relation_cross_entropy(
-    features: Tensor, targets: Callable[[int, int], Tensor], scale: float, mass: float, weight: Tensor | None = None
-) -> Tensor:
-    """Sum over images, blocks and rows of weight * CE(target row, softmax(row of features features^T * scale)).
-
-    features [B, P, n, f]; targets(a, b) -> rows of images a..b, [b - a, P or 1, n, n], each summing to `mass`; weight
-    [B, P] -> scalar, at least float32. Relations are made some images at a time, and the gradient on the way: what
-    lives until the backward pass is of the features' size, linear in n.
-    """
-    return _RelationCrossEntropy.apply(features, targets, scale, mass, weight)
-
-
-class _RelationCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, features, targets, scale, mass, weight):
-        kind = torch.promote_types(features.dtype, torch.float32)
-        total = torch.zeros((), dtype=kind, device=features.device)
-        buffer = torch.empty(features.shape, dtype=kind, device=features.device) if ctx.needs_input_grad[0] else None
-        images, blocks, rows = features.shape[:3]
-        step = max(1, CHUNK[features.device.type == "cpu"] // (blocks * rows**2))
-        for a in range(0, images, step):
-            x, q = features[a : a + step], targets(a, min(a + step, images))
-            log_p = relation(x, scale).log_softmax(-1)
-            w = None if weight is None else weight[a : a + step, :, None, None]
-            every = q * log_p
-            total -= (every if w is None else every * w).sum()
-            if buffer is not None:
-                difference = log_p.exp_().mul_(mass).sub_(q)
-                made = (difference + difference.transpose(-1, -2)).to(x.dtype) @ x
-                buffer[a : a + step] = made if w is None else made * w  # small factors in float32
-        ctx.buffer, ctx.scale, ctx.kind = buffer, scale, features.dtype
-        return total
-
-    @staticmethod
-    def backward(ctx, grad):
-        buffer, ctx.buffer = ctx.buffer, None
-        if buffer is None:
-            raise RuntimeError("the gradient of this cross-entropy has been handed out already; compute the loss again")
-        return buffer.mul_(grad * ctx.scale).to(ctx.kind), None, None, None, None

@@ -1,6 +1,7 @@
 """Plain implementations for the tests of pretraining: sequences written out, loops over pairs, autograd throughout."""
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -80,12 +81,40 @@ def gradients(loss, module):
     return {n: g for (n, _), g in zip(named, grads, strict=True)}
 
 
+class Tokens(NamedTuple):
+    cls: torch.Tensor | None
+    patch: torch.Tensor
+    hw: tuple[int, int]
+
+
+def vit_tokens(vit, x, mask=None):
+    """A ViT as published: patches, positions (DINO's rule), class token, timm's blocks. x [M, 3, H, W], mask [M, h, w]
+    -> raw class token [M, D] or None, patches [M, N, D], and (h, w)"""
+    conv = vit.patch_embed.proj
+    y = F.conv2d(x, conv.weight, conv.bias, stride=conv.stride)
+    h, w = hw = y.shape[2:]
+    y = y.flatten(2).transpose(1, 2)
+    if mask is not None:
+        y = torch.where(mask.flatten(1)[..., None], vit.masked_embed, y)
+    own = 0 if vit.cls_token is None else 1
+    positions, side = vit.pos_embed[:, own:], math.isqrt(vit.pos_embed.shape[1] - own)
+    if hw != (side, side):
+        grid, scale = positions.transpose(1, 2).unflatten(2, (side, side)), ((h + 0.1) / side, (w + 0.1) / side)
+        positions = F.interpolate(grid, scale_factor=scale, mode="bicubic").flatten(2).transpose(1, 2)
+    y = y + positions
+    if own:
+        y = torch.cat([(vit.cls_token + vit.pos_embed[:, :1]).expand(len(y), -1, -1), y], 1)
+    for block in vit.blocks:
+        y = block(y)
+    return Tokens(y[:, 0] if own else None, y[:, own:], hw)
+
+
 def class_attention(readout, patches):
     """The readout's blocks as published: class token and patches as one sequence. patches [M, n, D] -> token [M, D]"""
     token = readout.cls_token.expand(len(patches), -1, -1)
     for block in readout.cls_blocks:
         a, u = block.attn, block.norm1(torch.cat([token, patches], 1))
-        q, k, v = (x.unflatten(-1, (a.heads, -1)).transpose(1, 2) for x in (a.q(u[:, :1]), a.k(u), a.v(u)))
+        q, k, v = (x.unflatten(-1, (a.num_heads, -1)).transpose(1, 2) for x in (a.q(u[:, :1]), a.k(u), a.v(u)))
         weight = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1)
         token = token + a.proj((weight @ v).transpose(1, 2).flatten(2))
         token = token + block.mlp(block.norm2(token))
@@ -157,9 +186,20 @@ def relative(a, b):
     return float((a - b).abs().max() / b.abs().max())
 
 
-def parts_add_up(whole, parts, groups, label: str) -> tuple[dict, dict]:
-    """Two equal learners, one given 6 images, the other three shares of them: loss, gradient, log and the objective's
-    centre agree (float64, 1e-11). -> the whole one's losses and log."""
+def assert_same_gradients(ours, theirs, module, bound=1e-10):
+    """Of two losses, by every trained parameter that the second depends on; to `bound` of the largest of all. -> the
+    second's"""
+    found = gradients(ours, module)
+    wanted = {k: v for k, v in gradients(theirs, module).items() if v is not None}
+    biggest = max(float(v.abs().max()) for v in wanted.values())
+    for name, grad in wanted.items():
+        assert float((found[name] - grad).abs().max()) < bound * biggest, name
+    return wanted
+
+
+def parts_add_up(whole, parts, groups) -> tuple[dict, dict]:
+    """Two equal learners, one given 6 images, the other three shares of them: losses are means and stats are sums, so
+    loss, gradient, log and centres agree (float64). -> the whole one's losses and log."""
     total, losses, stats = whole(groups, Step())
     shares = [parts([v.rows(slice(i, i + 2)) for v in groups], Step(part=i // 2, parts=3)) for i in (0, 2, 4)]
     mean = sum(s[0] for s in shares) / 3
@@ -170,5 +210,6 @@ def parts_add_up(whole, parts, groups, label: str) -> tuple[dict, dict]:
     logged = whole.finish_step(stats, 1.0)
     summed = parts.finish_step({k: sum(s[2][k] for s in shares) for k in stats}, 1.0)
     assert all(relative(summed[name], value) < 1e-11 for name, value in logged.items())
-    assert relative(parts.objectives[label].centre, whole.objectives[label].centre) < 1e-12
+    for name, objective in whole.objectives.items():
+        assert relative(parts.objectives[name].centre, objective.centre) < 1e-12
     return losses, logged

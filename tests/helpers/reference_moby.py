@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from selfpatch_bench.pretrain.model.backbone import tokens
+from plain_pretrain import vit_tokens
 
 
 def plain_head(head):
@@ -45,7 +45,7 @@ class PlainMoby:
 
     def image(self, network, x):
         """One view -> image vectors: the mean of normed tokens, or the class token"""
-        found = tokens(network.backbone, x)
+        found = vit_tokens(network.backbone, x)
         if network.cfg.readout == "token":
             return network.readout.norm(found.cls)
         return network.readout.norm(found.patch).mean(1)

@@ -9,33 +9,19 @@ methods.md 1.3, 1.4, 2.3 and 2.4; only the transformer blocks themselves (timm's
 import torch
 import torch.nn.functional as F
 
+from plain_pretrain import class_attention, vit_tokens, window
 from selfpatch_bench.pretrain.data.group import normalise
-from selfpatch_bench.pretrain.geometry import neighbours
-from selfpatch_bench.pretrain.model.backbone import set_fused_attention, tokens
 from selfpatch_bench.pretrain.optim import param_groups
-
-
-def class_attention(readout, x):
-    """Sequences x [M, n, D] -> normed class tokens [M, D]"""
-    c = readout.cls_token.expand(len(x), -1, -1)
-    for block in readout.cls_blocks:
-        u = block.norm1(torch.cat([c, x], 1))
-        q = block.attn.split(block.attn.q(u[:, :1])).transpose(1, 2) * block.attn.scale  # [M, heads, 1, d]
-        k, v = (block.attn.split(layer(u)).transpose(1, 2) for layer in (block.attn.k, block.attn.v))
-        mixed = (q @ k.transpose(-1, -2)).softmax(-1) @ v
-        c = c + block.attn.proj(mixed.transpose(1, 2).flatten(2))
-        c = c + block.mlp(block.norm2(c))
-    return readout.norm(c)[:, 0]
 
 
 def aggregate(readout, x, hw, k=4):
     """Raw patches x [M, N, D] -> summaries of each patch's k nearest of its 8 neighbours on the torus [M, N, D]"""
-    index = neighbours(*hw, 1, True, x.device)[0]  # [N, 8]
+    index = torch.tensor(window(*hw, 1, True), device=x.device)  # [N, 8]
     unit = F.normalize(x.float(), dim=-1)
     near = (unit[:, index] * unit[:, :, None]).sum(-1).topk(k, -1)[1]  # [M, N, k]
     own = index.expand(len(x), -1, -1).gather(2, near)
     chosen = x[torch.arange(len(x))[:, None, None], own]  # [M, N, k, D]
-    return class_attention(readout, chosen.flatten(0, 1)).view_as(x)
+    return readout.norm(class_attention(readout, chosen.flatten(0, 1))).view_as(x)
 
 
 def head(module, x):
@@ -52,9 +38,9 @@ def run(network, views, teacher):
     patch_head = heads.pop("p_head", None)
     (image_head,) = heads.values()
     for x in views:
-        found = tokens(network.backbone, x.flatten(0, 1), None, network.cfg.positions)
+        found = vit_tokens(network.backbone, x.flatten(0, 1))
         attention = hasattr(network.readout, "cls_blocks")
-        vector = class_attention(network.readout, found.patch) if attention else network.readout.norm(found.cls)
+        vector = network.readout.norm(class_attention(network.readout, found.patch) if attention else found.cls)
         image += head(image_head, vector).split(x.shape[1])
         if patch_head is None:
             patch += [None] * len(x)
@@ -75,7 +61,9 @@ class Plain:
     def __init__(self, learner, precision="float32"):
         self.learner, self.cfg = learner, learner.cfg
         self.cast = {"bf16": torch.bfloat16}.get(precision)
-        set_fused_attention([learner.student, learner.teacher], False)
+        for part in learner.modules():
+            if hasattr(part, "fused_attn"):
+                part.fused_attn = False
         self.optimiser = torch.optim.AdamW(param_groups(learner.student.named_parameters()))
         self.all_views = any(getattr(e.options, "centre_views", "") == "all" for e in self.cfg.objectives)
 

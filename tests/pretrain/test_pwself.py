@@ -12,8 +12,8 @@ import reference_views as reference
 from conftest import golden_cases
 from plain_pretrain import (  # noqa: F401
     TINY,
+    assert_same_gradients,
     cross_entropy,
-    gradients,
     groups,
     heads,
     one_thread,
@@ -240,10 +240,7 @@ def test_pwself_is_the_plain_one(centre):
     terms = plain(learner, g, ROWS[centre])
     assert len(terms) == 8 * 3
     assert relative(total, terms.mean()) < 1e-12
-    ours, theirs = gradients(total, learner.student), gradients(terms.mean(), learner.student)
-    biggest = max(float(v.abs().max()) for v in theirs.values())
-    for name, grad in theirs.items():
-        assert float((ours[name] - grad).abs().max()) < 1e-10 * biggest, name
+    assert_same_gradients(total, terms.mean(), learner.student)
     assert torch.equal(losses["pwself.tokens"], total.detach())
 
 
@@ -275,7 +272,7 @@ def test_number_of_pairs(local, terms):
 
 def test_parts_of_a_batch_add_up_and_the_log():
     whole = tiny()
-    losses, logged = parts_add_up(whole, tiny(), placed(whole, batch=6), "pwself")
+    losses, logged = parts_add_up(whole, tiny(), placed(whole, batch=6))
     assert relative(logged["pwself.entropy"] + logged["pwself.kl"], losses["pwself.tokens"]) < 1e-12
     assert 0.01 < logged["pwself.entropy"] < np.log(20) - 0.01
 
