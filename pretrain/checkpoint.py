@@ -45,9 +45,9 @@ class Run:
         if self.config_file.exists():
             with contextlib.ExitStack() as held:
                 self.claim(held)  # that another process works on it is the better answer
-        self._check_empty()
+        self._check_content()
 
-    def _check_empty(self) -> None:
+    def _check_content(self) -> None:
         try:
             full = self.folder.exists() and any(p.name not in (JOBS, LOCK) for p in self.folder.iterdir())
         except OSError as error:
@@ -65,31 +65,26 @@ class Run:
             todo = f"wait for it or stop it, then go on with --resume {self.folder}"
             raise UserError(f"{self.folder} is in use by {busy.who}: {todo}", busy.status) from None
 
-    def create(self, cfg: Config, held: contextlib.ExitStack | None = None) -> None:
+    def create(self, cfg: Config, held: contextlib.ExitStack) -> None:
         """Make the folder of a new run, claimed until `held` closes. Raises UserError if it cannot be made or holds
         something."""
         self.check_empty()
-        with contextlib.ExitStack() as briefly:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self.claim(held or briefly)
-                self._check_empty()  # another run may have begun meanwhile
-                self.write_config(cfg)
-                self.checkpoints.mkdir()
-            except OSError as error:
-                raise UserError(f"{self.folder} cannot be made: {error.strerror or error}") from None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.claim(held)
+            self._check_content()  # another run may have begun meanwhile
+            self.write_config(cfg)
+            self.checkpoints.mkdir()
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be made: {error.strerror or error}") from None
 
     def write_config(self, cfg: Config) -> None:
         write_atomic(self.config_file, OmegaConf.to_yaml(OmegaConf.create(to_dict(cfg))))
 
     def steps(self) -> dict[int, Path]:
-        """Checkpoints by the number of steps done, oldest first."""
-        found = {}
-        if self.checkpoints.is_dir():
-            for path in self.checkpoints.iterdir():
-                if match := NAME.fullmatch(path.name):
-                    found[int(match[1])] = path
-        return dict(sorted(found.items()))
+        """Stored states by the number of steps done, oldest first."""
+        names = [(NAME.fullmatch(path.name), path) for path in self.checkpoints.glob("step-*.pt")]
+        return dict(sorted((int(match[1]), path) for match, path in names if match))
 
     def clean(self) -> None:
         """Remove what a killed process left half written; for the process that has claimed the folder."""

@@ -88,8 +88,8 @@ class Ranks:
             self.joined = True
         return self
 
-    def __exit__(self, kind, *_) -> None:
-        if self.joined and kind is None:  # after an error the others may be waiting for us, and leaving would wait too
+    def __exit__(self, error, *_) -> None:
+        if self.joined and error is None:  # after an error the others may be waiting for us, and leaving would wait too
             leave()
         self.joined = False
 
@@ -102,16 +102,14 @@ class Ranks:
         if not self.joined:
             return work()
         answer: list = [None]
-        if self.main:
-            try:
+        try:
+            if self.main:
                 answer = [work()]
-            except UserError as error:
-                answer = [Reported(str(error), error.status)]
-                raise
-            finally:
-                dist.broadcast_object_list(answer, src=0, device=self.device)
-            return answer[0]
-        dist.broadcast_object_list(answer, src=0, device=self.device)
+        except UserError as error:
+            answer = [Reported(str(error), error.status)]
+            raise
+        finally:
+            dist.broadcast_object_list(answer, src=0, device=self.device)
         if isinstance(answer[0], Reported):
             raise answer[0]
         return answer[0]
@@ -129,8 +127,8 @@ class Ranks:
         if not self.joined:
             return dict(values)
         added = {}
-        for kind in sorted({v.dtype for v in values.values()}, key=str):
-            mine = {k: v for k, v in values.items() if v.dtype == kind}
+        for dtype in sorted({v.dtype for v in values.values()}, key=str):
+            mine = {k: v for k, v in values.items() if v.dtype == dtype}
             flat = torch.cat([v.reshape(-1) for v in mine.values()])
             dist.all_reduce(flat)
             parts = flat.split([v.numel() for v in mine.values()])

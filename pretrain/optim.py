@@ -113,11 +113,15 @@ def set_schedule(optimiser: torch.optim.Optimizer, lr: float, weight_decay: floa
 
 
 @torch.no_grad()
-def clip_per_tensor(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
-    """Scale every gradient tensor down to an L2 norm of `limit` of its own; -> the norms before, [tensors].
+def clip(parameters: Iterable[nn.Parameter], limit: float | None, mode: str = "per_tensor") -> Tensor:
+    """Scale gradients down to an L2 norm of `limit` (None: measure only); -> the norms before, [tensors] or [1].
 
-    By the factor limit / (norm + 1e-6) where that is below 1 (facebookresearch/dino 7c446df, utils.py: clip_gradients).
+    mode: global, all together, or per_tensor, each by the factor limit / (norm + 1e-6) where that is below 1
+    (facebookresearch/dino 7c446df, utils.py: clip_gradients).
     """
+    limit = float("inf") if limit is None else limit
+    if mode == "global":
+        return nn.utils.clip_grad_norm_(list(parameters), limit).reshape(1)
     grads = [p.grad for p in parameters if p.grad is not None]
     if not grads:
         return torch.zeros(0)
@@ -130,14 +134,6 @@ def clip_per_tensor(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     else:
         torch._foreach_mul_(grads, list(factors.unbind()))
     return norms
-
-
-def clip(parameters: Iterable[nn.Parameter], limit: float | None, mode: str = "per_tensor") -> Tensor:
-    """Clip in the configured way (options.Optim); -> gradient norms before, [tensors] or [1]."""
-    parameters = list(parameters)
-    if mode == "per_tensor":
-        return clip_per_tensor(parameters, float("inf") if limit is None else limit)
-    return nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit).reshape(1)
 
 
 def freeze(named: Named, patterns: Sequence[str], epochs: int, epoch: int) -> None:

@@ -60,9 +60,9 @@ class Learner(nn.Module):
         )
         self.patch = patch
         active = [e for e in cfg.objectives if e.weight]
-        kinds = {e.name: OBJECTIVES.get(e.name).module.Objective for e in active}
+        classes = {e.name: OBJECTIVES.get(e.name).module.Objective for e in active}
         self.weights = {e.name: e.weight for e in active}
-        spec = merge({e.name: kinds[e.name].spec(e.options, net) for e in active})
+        spec = merge({e.name: classes[e.name].spec(e.options, net) for e in active})
         self.teacher_views = spec.teacher_views
         self.student, self.teacher = (
             Network(cfg.network, spec, side, sizes[0], len(sizes), cfg.seed) for side in ("student", "teacher")
@@ -71,7 +71,7 @@ class Learner(nn.Module):
         self.objectives = nn.ModuleDict()
         for entry in active:
             with own_stream(cfg.seed, f"objectives.{entry.name}"):
-                self.objectives[entry.name] = kinds[entry.name](entry.options, net)
+                self.objectives[entry.name] = classes[entry.name](entry.options, net)
         self.ema = optim.Ema(self.student, self.teacher)
         self.ema.copy()
 
@@ -98,25 +98,19 @@ class Learner(nn.Module):
         """uint8 pixels -> what the networks take; others pass."""
         if group.x.dtype != torch.uint8:
             return group
-        kind = next(self.student.parameters()).dtype
-        return replace(group, x=normalise(group.x, self.cfg.data.mean, self.cfg.data.std, kind))
+        dtype = next(self.student.parameters()).dtype
+        return replace(group, x=normalise(group.x, self.cfg.data.mean, self.cfg.data.std, dtype))
 
     @torch.no_grad()
     def finish_step(self, stats: dict[str, Tensor], momentum: float) -> dict[str, Tensor]:
         """After the optimiser's step: EMA, then the objectives' updates from the added-up stats; -> numbers for the log
         under OBJECTIVE.NAME, 0-dim tensors."""
         self.ema.update(momentum)
-        found = {}
+        numbers = {}
         for name, objective in self.objectives.items():
             own = {k.removeprefix(f"{name}."): v for k, v in stats.items() if k.startswith(f"{name}.")}
-            found |= {f"{name}.{k}": v for k, v in (objective.update(own) or {}).items()}
-        return found
-
-    def set_attention(self, device: str, low_precision: bool, fused: bool | None = None) -> None:
-        """Choose the attention kernels for a device type ("cpu", "cuda") and precision; `fused` overrules."""
-        if fused is None:
-            fused = device != "cpu" or not low_precision
-        set_fused_attention([self.student, self.teacher], fused)
+            numbers |= {f"{name}.{k}": v for k, v in (objective.update(own) or {}).items()}
+        return numbers
 
 
 class NotFinite(Exception):
@@ -126,7 +120,7 @@ class NotFinite(Exception):
 class Outcome(NamedTuple):
     """What a step did, over the global batch.
 
-    numbers: by their names in the log, 0-dim tensors on the device or plain: the loss (weighted sum), its parts, what
+    numbers: by their names in the log, 0-dim tensors on the device or numbers: the loss (weighted sum), its parts, what
     the objectives report (teacher entropy, KL), grad_norm: largest gradient norm of a tensor (or the global one) before
     clipping, and the schedules' values. flag: the largest of `flag` over processes.
     """
@@ -160,7 +154,10 @@ class Trainer:
         if self.precision == "float64":
             self.learner.double()
         self.learner.to(self.device)
-        self.learner.set_attention(self.device.type, self.precision in LOW, loop.fused_attention)
+        fused = loop.fused_attention
+        if fused is None:  # on CPUs it is slower in low precision
+            fused = self.device.type != "cpu" or self.precision not in LOW
+        set_fused_attention([self.learner.student, self.learner.teacher], fused)
         self.named = self.learner.trained()
         self.optimiser = optim.build_optimiser(self.named, cfg.optim)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
@@ -236,7 +233,7 @@ class Trainer:
         return {"loss": total.detach()} | {f"loss {k}": v for k, v in losses.items()} | stats
 
     def state(self) -> dict:
-        """Everything that a step changes, and the configuration: dicts of tensors and plain values."""
+        """Everything that a step changes, and the configuration: dicts of tensors and numbers."""
         learner = self.learner
         return {
             "version": VERSION,

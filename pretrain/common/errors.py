@@ -4,7 +4,7 @@
 class UserError(Exception):
     """Bad input. The message is one clear line: what is wrong, where, and what to do about it.
 
-    The command line prints it without a traceback and exits with `status` (2 unless told otherwise).
+    The command line prints it without a traceback and exits with `status` (2 for bad input).
     """
 
     def __init__(self, message: str, status: int = 2):

@@ -89,9 +89,9 @@ def context(preload: str | None = None) -> multiprocessing.context.BaseContext:
         resource_tracker.ensure_running()
     if preload is None or "forkserver" not in multiprocessing.get_all_start_methods():
         return _Spawn()
-    made = _ForkServer()
-    made.set_forkserver_preload([preload])
-    return made
+    server = _ForkServer()
+    server.set_forkserver_preload([preload])
+    return server
 
 
 def refuse_in_child() -> None:

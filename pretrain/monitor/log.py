@@ -35,7 +35,12 @@ class Log:
         for line in cut(run.log_file, start):
             signs.look(line)
         self.path, self.total, self.signs = run.log_file, total, signs
-        self.events = event_writer(run.folder / "tensorboard", start) if tensorboard else None
+        self.events = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # What its files hold of later steps is hidden.
+            self.events = SummaryWriter(os.fspath(run.folder / "tensorboard"), purge_step=start + 1)
         self.reporter = Reporter(title, Console(stderr=True))
 
     def __enter__(self) -> "Log":
@@ -141,11 +146,3 @@ def check_tensorboard() -> None:
         raise UserError(
             "log.tensorboard=true needs tensorboard: pip install 'selfpatch-bench[track]', or set it to false"
         ) from None
-
-
-def event_writer(folder: Path, start: int):
-    """TensorBoard's writer; what its files hold of later steps is hidden."""
-    check_tensorboard()
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(os.fspath(folder), purge_step=start + 1)

@@ -1,5 +1,6 @@
 """From a run to the evaluation: exports read back to the very network, official layouts, `selfpatch run RUN`."""
 
+import contextlib
 from argparse import Namespace
 
 import pytest
@@ -49,7 +50,8 @@ def make_run(folder, recipe="selfpatch", values=(), steps=(100,), width=NARROW):
     options = SMALL + list(width) + (PATCH if recipe == "selfpatch" else []) + list(values)
     cfg = load_recipe(recipe, options)
     run, trainer = Run(folder), Trainer(cfg, 10, Ranks("cpu"))
-    run.create(cfg)
+    with contextlib.ExitStack() as held:
+        run.create(cfg, held)
     noise = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for trainer.step in steps:
@@ -235,7 +237,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path):
 def test_mistakes_are_named(tmp_path):
     with pytest.raises(UserError, match="no pretraining run is there"):
         export(tmp_path)
-    Run(tmp_path / "run").create(load_recipe("dino", SMALL + NARROW))
+    with contextlib.ExitStack() as held:
+        Run(tmp_path / "run").create(load_recipe("dino", SMALL + NARROW), held)
     with pytest.raises(UserError, match="no checkpoint yet"):
         export(tmp_path / "run")
     with pytest.raises(UserError, match="no checkpoint yet"):
