@@ -59,38 +59,23 @@ def _sheltered() -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class _Spawned(multiprocessing.context.SpawnProcess):
+class _Process(multiprocessing.context.ForkServerProcess):
     def start(self) -> None:
         with _sheltered():
             super().start()
 
 
-class _Spawn(multiprocessing.context.SpawnContext):
-    Process = _Spawned
-
-
-class _Served(multiprocessing.context.ForkServerProcess):
-    def start(self) -> None:
-        with _sheltered():
-            super().start()
-
-
-class _ForkServer(multiprocessing.context.ForkServerContext):
-    Process = _Served
+class _Context(multiprocessing.context.ForkServerContext):
+    Process = _Process
 
 
 def context(preload: str | None = None) -> multiprocessing.context.BaseContext:
-    """For pools whose work is all in importable modules: new interpreters, or with `preload` forks of a server that has
-    imported this module and run nothing, where the system has such a thing.
-
-    None forks this process: threads of torch, OpenCV and CUDA do not survive that.
-    """
+    """For pools whose work is all in importable modules: forks of a server that has imported the module `preload` and
+    run nothing. This process is never forked: threads of torch, OpenCV and CUDA do not survive that."""
     with safe_path():
         resource_tracker.ensure_running()
-    if preload is None or "forkserver" not in multiprocessing.get_all_start_methods():
-        return _Spawn()
-    server = _ForkServer()
-    server.set_forkserver_preload([preload])
+    server = _Context()
+    server.set_forkserver_preload([preload] if preload else [])
     return server
 
 

@@ -86,6 +86,7 @@ class Log:
 
     def write(self, values: dict) -> None:
         """Write a line, of which `step` is one value; a `warning` is also said."""
+        values = {k: json_value(v) for k, v in values.items()}
         if text := values.get("warning"):
             self.reporter.console.print(f"step {values['step']}: warning: {text}", highlight=False, soft_wrap=True)
         try:
