@@ -1,19 +1,106 @@
-"""A pretraining run as a Slurm job that goes on by itself.
+"""`--slurm partition=...,nodes=...`: work as a Slurm job, which is queued again when its time is up.
 
-Shortly before its time is up the job gets a signal; the loop finishes the step and saves (loop.Stop), then submitit
-queues the job again, which finds the run's folder and resumes.
+Needs submitit (extra `slurm`). Shortly before its time is up the job gets a signal. A pretraining run then finishes the
+step and saves (loop.Stop); the job that is queued again finds the run's folder and resumes.
 """
 
+import contextlib
+import importlib.util
+import shlex
+import sys
 from pathlib import Path
 
 from .checkpoint import JOBS, Run
-from .common import slurm
+from .common.errors import UserError
+from .common.keyvalue import key_value
+from .common.processes import safe_path
 from .config import Config, from_dict, to_dict
 from .train import Hooks, run
 
+# submitit's own names; others are Slurm's and get its prefix, as in partition -> slurm_partition.
+GENERAL = ("nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "mem_gb", "timeout_min", "name")
+TIMEOUTS = 1000  # times that a job is queued again
 
-class Job(slurm.Job):
-    """A run in a folder."""
+
+class SlurmJob:
+    """What Slurm starts in every process of a job, each time that the job is queued: `work() -> exit status`."""
+
+    def work(self) -> int:
+        raise NotImplementedError
+
+    def __call__(self) -> int:
+        from submitit.helpers import TorchDistributedEnvironment
+
+        # The variables that torchrun would set. The processes of a node see all of its GPUs and take one each.
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        return self.work()
+
+    def again(self) -> "SlurmJob":
+        """What is to be started when the job is queued again."""
+        return self
+
+    def checkpoint(self):
+        """Called by submitit before it queues the job again."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self.again())
+
+
+def queue(job: SlurmJob, folder: Path, options: str, name: str):
+    """Hand a job to Slurm; -> submitit's Job. folder: for submitit's files. options: `key=value,...`, submitit's or
+    Slurm's names; cluster=local runs the job here. Raises UserError."""
+    parameters = parse(options)
+    import submitit
+
+    parameters["tasks_per_node"] = tasks_per_node(parameters)
+    cluster = parameters.pop("cluster", "slurm")
+    python = f"{shlex.quote(sys.executable)} -P"  # no module comes from the folder that the job starts in
+    try:
+        if cluster == "local":  # directly: it then takes fractions of a minute
+            executor = submitit.LocalExecutor(folder, max_num_timeout=TIMEOUTS, python=python)
+        else:
+            executor = submitit.AutoExecutor(folder, cluster, slurm_max_num_timeout=TIMEOUTS, slurm_python=python)
+            parameters = {k if k in GENERAL else f"slurm_{k}": v for k, v in parameters.items()}
+            parameters.setdefault("name", name)
+        executor.update_parameters(**parameters)
+        with safe_path():
+            return executor.submit(job)
+    except (AssertionError, NameError, TypeError, ValueError, RuntimeError, OSError) as error:
+        raise UserError(f"--slurm {options}: {error}") from error
+
+
+def processes(options: str) -> int:
+    """Of all nodes together. Raises UserError."""
+    parameters = parse(options)
+    return tasks_per_node(parameters) * int(parameters.get("nodes", 1))
+
+
+def tasks_per_node(parameters: dict) -> int:
+    """A process for each GPU, unless the user says another number. Raises UserError."""
+    key = "tasks_per_node" if "tasks_per_node" in parameters else "gpus_per_node"
+    value = parameters.get(key, 1)
+    if not isinstance(value, int):
+        raise UserError(f"--slurm {key}={value}: it is a whole number")
+    return value
+
+
+def parse(options: str) -> dict:
+    """`partition=gpu,nodes=2` -> {"partition": "gpu", "nodes": 2}. Raises UserError, also where submitit is not
+    installed."""
+    if importlib.util.find_spec("submitit") is None:
+        raise UserError("--slurm needs submitit: pip install 'selfpatch-bench[slurm]'")
+    found = {}
+    for part in options.split(","):
+        key, value = key_value(part, f"--slurm {options}", "partition=gpu,nodes=2")
+        for number in (int, float, str):
+            with contextlib.suppress(ValueError):
+                found[key] = number(value)
+                break
+    return found
+
+
+class Job(SlurmJob):
+    """A pretraining run in a folder."""
 
     def __init__(self, config: dict, folder: str, resume: bool, hooks: Hooks):
         self.config, self.folder, self.resume, self.hooks = config, folder, resume, hooks
@@ -28,7 +115,7 @@ class Job(slurm.Job):
 
 
 def submit(cfg: Config, run: Run, options: str, resume: bool, hooks: Hooks) -> int:
-    """Hand a run to Slurm; -> exit status 0 once it is queued. options: as in `slurm.queue`. Raises UserError."""
+    """Hand a run to Slurm; -> exit status 0 once it is queued. options: as in `queue`. Raises UserError."""
     job = start(cfg, run, options, resume, hooks)
     print(f"job {job.job_id}: {run.folder}; its output is in {job.paths.folder}")
     return 0
@@ -36,8 +123,8 @@ def submit(cfg: Config, run: Run, options: str, resume: bool, hooks: Hooks) -> i
 
 def start(cfg: Config, run: Run, options: str, resume: bool, hooks: Hooks):
     """`submit`, -> submitit's Job."""
-    slurm.parse(options)
+    parse(options)
     if not resume:
         run.check_empty()
     folder = run.folder.absolute()
-    return slurm.queue(Job(to_dict(cfg), str(folder), resume, hooks), folder / JOBS, options, f"pretrain-{cfg.recipe}")
+    return queue(Job(to_dict(cfg), str(folder), resume, hooks), folder / JOBS, options, f"pretrain-{cfg.recipe}")

@@ -7,7 +7,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from ...pretrain.common import slurm
+from ...pretrain import slurm
 from ...pretrain.common.keyvalue import split
 from .options import Options
 from .plan import gather, plan
@@ -16,7 +16,7 @@ from .runner import run_command
 JOBS = "jobs"  # submitit's files, below --out
 
 
-class Job(slurm.Job):
+class Job(slurm.SlurmJob):
     """The command, with the plug-ins of whoever submits it."""
 
     def __init__(self, models: list[str], tasks: list[str], options: Options, plugins: str):

@@ -10,7 +10,6 @@ from selfpatch_bench.benchmarks.commands.pretrain import HOOKS
 from selfpatch_bench.pretrain import slurm, train
 from selfpatch_bench.pretrain.checkpoint import Run
 from selfpatch_bench.pretrain.common.errors import UserError
-from selfpatch_bench.pretrain.common.slurm import parse, processes
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.train import settle
 from training import DINO, final, lines, pictures, same
@@ -19,14 +18,16 @@ from training import one_thread as one_thread
 
 def test_options():
     pytest.importorskip("submitit", reason="submitit (extra `slurm`) is not installed")
-    assert parse("partition=gpu, nodes=2,mem_gb=1.5") == {"partition": "gpu", "nodes": 2, "mem_gb": 1.5}
-    assert [processes(x) for x in ("partition=gpu", "nodes=2,gpus_per_node=8", "gpus_per_node=8,tasks_per_node=1")] == [
+    assert slurm.parse("partition=gpu, nodes=2,mem_gb=1.5") == {"partition": "gpu", "nodes": 2, "mem_gb": 1.5}
+    assert [
+        slurm.processes(x) for x in ("partition=gpu", "nodes=2,gpus_per_node=8", "gpus_per_node=8,tasks_per_node=1")
+    ] == [
         *(1, 16, 1),
     ]
     with pytest.raises(UserError, match="written as key=value"):
-        parse("gpu")
+        slurm.parse("gpu")
     with pytest.raises(UserError, match="gpus_per_node=a100:8: it is a whole number"):
-        processes("gpus_per_node=a100:8")
+        slurm.processes("gpus_per_node=a100:8")
 
 
 @pytest.mark.parametrize(
