@@ -1,4 +1,4 @@
-"""The folder of a run and its checkpoints: written whole or not at all, read without running anything in them.
+"""The folder of a run and its stored states: written whole or not at all, read without running anything in them.
 
 RUN/config.yaml                     the full configuration
 RUN/log.jsonl                       see monitor/log.py
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 NAME = re.compile(r"step-(\d{8,})\.pt")
 JOBS = "slurm"  # sub-folder of a job's files
 LOCK = ".lock"  # held by the first process of a run as long as it works
-FALLBACKS = 2  # newest checkpoints that are always kept: should one be damaged, there is the one before
+FALLBACKS = 2  # newest states that are always kept: should one be damaged, there is the one before
 # Options that a resumed run may change: what it computes stays the same.
 SAFE = ("data.path", "data.root", "data.workers", "data.prefetch", "loop.device", "checkpoint.", "log.", "watch.")
 
@@ -93,7 +93,7 @@ class Run:
                 path.unlink(missing_ok=True)
 
     def newest(self) -> tuple[Path, dict] | None:
-        """The newest checkpoint that can be read, and its content; a damaged one is named in a warning and passed over.
+        """The newest stored state that can be read, and its file; a damaged one is named in a warning and passed over.
 
         None if there is none yet. Raises UserError if all are damaged.
         """
@@ -108,8 +108,8 @@ class Run:
         return None
 
     def save(self, state: dict, keep_every: int) -> Path:
-        """Write a checkpoint and remove those that are not to be kept: all but the newest two and, if `keep_every`,
-        those at the end of every so many epochs. Raises UserError; older checkpoints are then untouched."""
+        """Store a state and remove those that are not to be kept: all but the newest two and, if `keep_every`, those
+        at the end of every so many epochs. Raises UserError; older states are then untouched."""
         path = self.checkpoints / f"step-{state['step']:08d}.pt"
         try:
             write_atomic(path, lambda file: torch.save(state, file))
@@ -121,7 +121,7 @@ class Run:
         return path
 
     def prune(self, per_epoch: int, keep_every: int) -> None:
-        """Remove the checkpoints that are not to be kept, see `save`."""
+        """Remove the states that are not to be kept, see `save`."""
         for step, old in list(self.steps().items())[:-FALLBACKS]:
             if not (keep_every and step % per_epoch == 0 and step // per_epoch % keep_every == 0):
                 old.unlink(missing_ok=True)
@@ -134,7 +134,7 @@ class Run:
         return from_dict(read_options(self.config_file, where), overrides, where)
 
     def check_config(self, wanted: Config, state: dict | None) -> None:
-        """Raise UserError where a configuration would change the result of the run (of its checkpoint, or of its
+        """Raise UserError where a configuration would change the result of the run (of its state, or of its
         config.yaml while there is none): only SAFE options may differ."""
         before = from_dict(state["config"], (), f"{self.folder}: checkpoint") if state else self.config([])
         old, new = flat(to_dict(before)), flat(to_dict(wanted))
@@ -156,7 +156,7 @@ def flat(value, key: str = "") -> dict[str, object]:
 
 
 def read(path: Path) -> dict:
-    """A checkpoint, on the CPU. Raises UserError for a file that is damaged or no checkpoint of a run."""
+    """A stored state, on the CPU. Raises UserError for a file that is damaged or holds no state of a run."""
     try:
         state = load_state(path)
     except UserError as error:
@@ -167,7 +167,7 @@ def read(path: Path) -> dict:
 
 
 def identity(source) -> dict:
-    """What a checkpoint remembers of the data: number of images and a hash of their names."""
+    """What a state remembers of the data: number of images and a hash of their names."""
     digest = hashlib.sha256(source.names.text.numpy().tobytes())
     digest.update(source.names.ends.numpy().tobytes())
     return {"images": len(source), "names": digest.hexdigest()}

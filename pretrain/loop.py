@@ -140,7 +140,7 @@ class Loop:
 
 
 def not_finite(error: NotFinite, batch: Batch, trainer: Trainer, run: Run) -> UserError:
-    """The error that names the step's images, of all processes, and the last good checkpoint."""
+    """The error that names the step's images, of all processes, and the last good state."""
     names = [name for part in trainer.ranks.gather(batch.names) for name in part]
     if not trainer.ranks.main:
         return Reported("see the first process", status=1)

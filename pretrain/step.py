@@ -19,7 +19,7 @@ from .model.backbone import build_backbone, check_size, set_fused_attention
 from .model.network import Network, own_stream
 from .objectives import Net, Step, merge
 
-VERSION = 1  # of a checkpoint's layout
+VERSION = 1  # of a stored state's layout
 _NOISE = 0x6E6F697365  # apart from the keys of views and of the order of images
 LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

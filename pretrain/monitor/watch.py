@@ -3,7 +3,7 @@
 k-NN and DAVIS go into a line of log.jsonl: step, epoch, watch.epochs (finished), watch.knn.top1 and so on, in per cent,
 and watch.knn.k where fewer images vote than the protocol's; pictures into RUN/watch/step-XXXXXXXX/. All of it also into
 TensorBoard. Training is left exactly as it would have been without: the network is a copy, no random number is taken,
-and nothing of it is in a checkpoint. An evaluation that a kill or a signal cut short is made when the run is resumed.
+and nothing of it is in a stored state. An evaluation that a kill or a signal cut short is made when the run is resumed.
 """
 
 import errno

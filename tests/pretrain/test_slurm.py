@@ -2,6 +2,8 @@
 
 import importlib
 import pickle
+import subprocess
+import sys
 import time
 
 import pytest
@@ -52,11 +54,15 @@ def test_time_out(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     options = [*DINO, f"data.path={pictures(tmp_path / 'pictures')}", "log.every=10"]
     began = time.monotonic()
+    subprocess.run([sys.executable, "-c", f"import submitit, {slurm.__name__}"], check=True)
+    start = 12 + 2 * (time.monotonic() - began)  # s after which each start is told to stop, whatever else runs here
+    began = time.monotonic()
     assert train.run(settle(load_recipe("dino", [*options, "loop.epochs=20"])), tmp_path / "short", False) == 0
-    epochs = int(20 * 25 / (time.monotonic() - began))  # 25 s of work, and each start is told to stop after 12
+    epochs = int(20 * 2 * start / (time.monotonic() - began))  # work for twice as long
     cfg = settle(load_recipe("dino", [*options, f"loop.epochs={max(20, epochs)}"]))
     run, whole = Run(tmp_path / "run"), Run(tmp_path / "whole")
-    job = slurm.start(cfg, run, "cluster=local,timeout_min=0.4,signal_delay_s=12", resume=False, hooks=HOOKS)
+    limits = f"cluster=local,timeout_min={(start + 12) / 60:.2f},signal_delay_s=12"
+    job = slurm.start(cfg, run, limits, resume=False, hooks=HOOKS)
     assert job.result() == 0
     assert "this job is timed-out" in job.stderr()
     assert f"{run.folder}: from step" in job.stderr()
