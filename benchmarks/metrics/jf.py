@@ -2,7 +2,7 @@
 
 Source: davisvideochallenge/davis2017-evaluation, commit ac7c43f (`davis2017/metrics.py`, `utils.py`, `evaluation.py`),
 semi-supervised task. Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation",
-CVPR 2016, section 5. Only numpy and OpenCV are needed, so that scoring processes start without torch.
+CVPR 2016, section 5.
 
 Why it is fast: an object is scored on its bounding box only (a dilated boundary is never looked at outside the box of
 both boundaries), and boundaries are dilated as rows of bits, 64 pixels to a word.

@@ -7,10 +7,11 @@ whose scores are on disk is not computed again.
 """
 
 import json
+import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -21,8 +22,7 @@ from ...pretrain.common.errors import UserError
 from ...pretrain.common.ranges import bounded, bounds
 from ..datasets.davis import Sequence, Videos, open_davis, read_result
 from ..datasets.masks import write_mask
-from ..metrics.jf import global_scores, summarize
-from ..metrics.scoring import ScorePool
+from ..metrics.jf import frame_scores, global_scores, summarize
 from . import PICTURES, Data, Flag, Metric, Task, TaskConfig
 from ._protocol import one_of
 
@@ -72,8 +72,8 @@ class Davis(Task):
         scores: dict[str, dict] = {}
         unfinished: list[tuple[Sequence, list[Future]]] = []
         (out / "scores").mkdir(parents=True, exist_ok=True)
-        # One process keeps up with any network; without one there is nothing to do but to score.
-        with ScorePool(None if encoder is None else 1) as pool, ThreadPoolExecutor(3) as threads:
+        scorers = 1 if encoder is not None else min(8, os.cpu_count() or 1)  # one keeps up with any network
+        with ThreadPoolExecutor(scorers) as pool, ThreadPoolExecutor(3) as threads:
             for sequence in sequences:
                 if (known := _known(out, sequence)) is not None:
                     scores[sequence.name] = known
@@ -83,8 +83,7 @@ class Davis(Task):
                     unfinished.append((sequence, futures))
                     for i, mask in enumerate(masks):
                         if 0 < i < len(sequence.frames) - 1:  # the first and the last frame do not count
-                            one = replace(sequence, frames=[], masks=[sequence.masks[i]])  # all that scoring needs
-                            futures.append(pool.submit(read_pair, mask, one, sequence.objects, cfg.protocol.bound))
+                            futures.append(pool.submit(score, mask, sequence, i, cfg.protocol.bound))
                         cfg.progress(before + i + 1, total, f"{sequence.name} {i + 1}/{len(sequence.frames)}")
                     while len(unfinished) > 1:  # the scores of the latest one are still coming
                         scores |= _finish(out, *unfinished.pop(0))
@@ -108,12 +107,11 @@ class Davis(Task):
         return in_force(encoder, cfg, self.protocol_id)
 
 
-def read_pair(prediction: np.ndarray | Path, one: Sequence) -> tuple[np.ndarray, np.ndarray]:
-    """Labels uint8 [H, W] of a prediction (an array, or a mask file of any method) and of its annotation, the first of
-    `one`. Raises UserError for an unreadable file."""
+def score(prediction: np.ndarray | Path, sequence: Sequence, i: int, bound: float) -> tuple[np.ndarray, np.ndarray]:
+    """J and F of every object of frame i. prediction: labels uint8 [H, W], or a mask file of any method."""
     if not isinstance(prediction, np.ndarray):
-        prediction = read_result(prediction, one.objects)
-    return prediction, one.truth(0)
+        prediction = read_result(prediction, sequence.objects)
+    return frame_scores(prediction, sequence.truth(i), sequence.objects, bound)
 
 
 def _masks(encoder, cfg: TaskConfig, content: Videos, sequence: Sequence, out: Path, threads) -> Iterator:

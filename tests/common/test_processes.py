@@ -73,7 +73,7 @@ def selfpatch(tmp_path):
     return run
 
 
-def test_scoring_processes(trap, selfpatch, place, tmp_path):
+def test_an_evaluation(trap, selfpatch, place, tmp_path):
     done = selfpatch(
         *("run", place / "net.safetensors", "--task", "davis", "--data", place / "videos", "--out", tmp_path / "out"),
         *("--device", "cpu", "size=64", "multiple=8"),

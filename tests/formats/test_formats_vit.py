@@ -24,12 +24,10 @@ from selfpatch_bench.benchmarks.checkpoints.stated import heads_from
 from selfpatch_bench.benchmarks.commands.inspect import report
 from selfpatch_bench.benchmarks.formats import _sincos
 from selfpatch_bench.benchmarks.hub.open import open_checkpoint
-from selfpatch_bench.benchmarks.metrics.scoring import ScorePool
 from selfpatch_bench.benchmarks.results import record
 from selfpatch_bench.benchmarks.run.opened import describe
 from selfpatch_bench.benchmarks.run.runner import Options, plan, run
 from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
-from selfpatch_bench.benchmarks.tasks import davis as davis_task
 from selfpatch_bench.pretrain.common.card import Card
 from selfpatch_bench.pretrain.common.positions import resize_positions
 
@@ -389,12 +387,6 @@ def test_the_small_files_positions_are_recognised(file):
         pytest.skip("no sine-cosine positions")
     pos = load(file.with_suffix(".pth"), heads=3).vit.pos_embed
     assert _sincos.order(pos) == {"mae": "columns", "mocov3": "rows"}[file.stem]
-
-
-@pytest.fixture(autouse=True)
-def _score_here(monkeypatch):
-    """No processes for scoring three small frames."""
-    monkeypatch.setattr(davis_task, "ScorePool", lambda *_: ScorePool(0))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ Formula: davisvideochallenge/davis2017-evaluation, commit ac7c43f, `davis2017/me
 
 import json
 import math
-import os
 
 import cv2
 import numpy as np
@@ -68,28 +67,6 @@ def frame_scores(prediction, truth, objects, bound=0.008, dilate=dilate_by_openc
     pairs = [(prediction == label, truth == label) for label in range(1, objects + 1)]
     f = [boundary_measure(*pair, bound, dilate) for pair in pairs]
     return np.array([region_similarity(*pair) for pair in pairs]), np.array(f)
-
-
-def as_they_are(prediction, truth):
-    """A `read` of label maps."""
-    return prediction, truth
-
-
-def read_arrays(prediction, truth):
-    """A `read` for scoring processes: .npy files -> label maps. This module imports no torch and no pytest."""
-    return np.load(prediction), np.load(truth)
-
-
-def read_and_die(prediction, truth):
-    """A `read` whose process ends at once, like one that the system kills."""
-    os._exit(3)
-
-
-def read_pid(prediction, truth):
-    """A `read` that hides its process id in the score: J = 1 / pid."""
-    masks = np.zeros((2, 1, os.getpid()), np.uint8)
-    masks[0, 0, 0], masks[1] = 1, 1
-    return masks
 
 
 def blobs(rng: np.random.Generator, shape, labels: int, smooth: float) -> np.ndarray:

@@ -1,16 +1,8 @@
-"""J and F equal the plain formula bit for bit and the official evaluator's recorded values, also from processes."""
+"""J and F equal the plain formula bit for bit and the official evaluator's recorded values."""
 
-import contextlib
 import json
-import os
-import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,17 +10,16 @@ from PIL import Image
 import reference_jf as plain
 from conftest import REPO, SHARED, golden_cases, shared_cases
 from official_runs import videos_of
-from selfpatch_bench.benchmarks.metrics import jf, scoring
+from selfpatch_bench.benchmarks.metrics import jf
 from selfpatch_bench.pretrain.common.errors import UserError
 
 TESTS = REPO / "tests"
 OFFICIAL = 1e-9  # the recorded values are float64; those of golden/*/scores.json per frame are rounded to 9 digits
 
 
-def _scores(frames, objects, bound=jf.BOUND, pool=None, read=plain.as_they_are):
-    """Scores of a sequence: of all frames but the first and the last, in a pool's processes where there is one."""
-    with pool or scoring.ScorePool(0) as pool:
-        return jf.summarize([f.result() for f in [pool.submit(read, *pair, objects, bound) for pair in frames[1:-1]]])
+def _scores(frames, objects, bound=jf.BOUND):
+    """Scores of a sequence: of all frames but the first and the last."""
+    return jf.summarize([jf.frame_scores(*pair, objects, bound) for pair in frames[1:-1]])
 
 
 def _f(prediction, truth, bound=jf.BOUND):
@@ -287,159 +278,3 @@ def test_clear_errors():
             empty()
     with pytest.raises(UserError, match="no sequence"):
         jf.global_scores({})
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_comes_with_its_frame(workers):
-    good, bad = np.zeros((4, 5), np.uint8), np.full((4, 5), 9, np.uint8)
-    with scoring.ScorePool(workers) as pool:
-        futures = [pool.submit(plain.as_they_are, mask, good, 1) for mask in (good, bad, good)]
-        with pytest.raises(UserError, match=r"^the prediction has label 9"):
-            futures[1].result()
-        assert futures[0].result()[0] == futures[2].result()[0] == 1  # and the pool still works
-
-
-# ---------------------------------------------------------------- processes
-
-
-def test_import_is_light():
-    """A scoring process imports this module: torch would cost it seconds and hundreds of megabytes."""
-    code = "import sys, selfpatch_bench.benchmarks.metrics.jf; print(*sys.modules)"
-    modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    assert "cv2" in modules
-    assert not {"torch", "torchvision", "timm", "pandas", "scipy", "skimage"} & set(modules)
-
-
-def test_pool_equals_serial(tmp_path):
-    rng, frames, paths = np.random.default_rng(3), [], []
-    for i in range(12):
-        truth = plain.blobs(rng, (120, 161), 3, 6.0)
-        frames.append((np.roll(truth, i, 1), truth))
-        paths.append((tmp_path / f"p{i}.npy", tmp_path / f"t{i}.npy"))
-        for path, labels in zip(paths[-1], frames[-1], strict=True):
-            np.save(path, labels)
-    serial = _scores(frames, 3)
-    assert 0 < serial["1"]["J"]["mean"] < 1
-    assert _scores(paths, 3, pool=scoring.ScorePool(2), read=plain.read_arrays) == serial
-    with scoring.ScorePool(2) as pool:
-        futures, reused = [], np.empty_like(frames[0][0])
-        for prediction, truth in frames[1:-1]:  # as a propagation does, one frame after the other
-            reused[:] = prediction
-            futures.append(pool.submit(plain.as_they_are, reused, truth, 3))
-        assert jf.summarize([f.result() for f in futures]) == serial
-
-
-def test_a_dead_worker_is_a_clear_error():
-    mask = np.zeros((4, 5), np.uint8)
-    with scoring.ScorePool(1) as pool:
-        with pytest.raises(UserError, match="scoring process died"):
-            pool.submit(plain.read_and_die, "a", "b", 1).result()
-        with pytest.raises(UserError, match="scoring process died"):
-            pool.submit(plain.as_they_are, mask, mask, 1).result()
-
-
-def test_a_reader_of_the_main_module_is_refused(monkeypatch):
-    """Scoring processes do not import it, so they could not find the function."""
-    monkeypatch.setattr(plain.read_arrays, "__module__", "__main__")
-    with scoring.ScorePool(1) as pool:
-        with pytest.raises(ValueError, match="read is a function of the main module"):
-            pool.submit(plain.read_arrays, "a", "b", 1).result()
-        assert not pool._executor._processes
-
-
-def _running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
-
-
-def _wait_for_end(pids: list[int]) -> bool:
-    """Whether all end; the limit only keeps a failing test from hanging."""
-    for _ in range(300):
-        if not any(map(_running, pids)):
-            return True
-        time.sleep(0.1)
-    return False
-
-
-def test_an_exception_ends_the_processes():
-    pool = scoring.ScorePool(1)
-    try:
-        with pool:
-            pid = round(1 / pool.submit(plain.read_pid, None, None, 1).result()[0][0])
-            assert _running(pid)
-            futures = [pool.submit(plain.read_pid, None, None, 1) for _ in range(500)]
-            raise ZeroDivisionError
-    except ZeroDivisionError:
-        pass
-    assert _wait_for_end([pid])
-    assert all(f.done() for f in futures)
-    assert any(f.cancelled() for f in futures)  # it did not wait for all that was submitted
-
-
-SCRIPT = """
-import reference_jf, sys
-from selfpatch_bench.benchmarks.metrics import jf, scoring
-
-if __name__ == "__main__":
-    with scoring.ScorePool(1) as pool:
-        future = pool.submit(reference_jf.read_pid, None, None, 1)
-        if sys.argv[1] == "started":
-            print(round(1 / future.result()[0][0]), flush=True)
-        else:
-            print(*pool._executor._processes, flush=True)
-        while True:
-            pool.submit(reference_jf.read_pid, None, None, 1).result()
-"""
-
-
-@pytest.fixture
-def start(tmp_path):
-    """start(when) -> a process that scores for ever, leader of its own group, and the id of its scoring process."""
-    script, started = tmp_path / "script.py", []
-    script.write_text(SCRIPT)
-    path = os.pathsep.join(filter(None, [str(TESTS / "helpers"), os.environ.get("PYTHONPATH")]))
-
-    def start(when: str) -> tuple[subprocess.Popen, int]:
-        process = subprocess.Popen(
-            [sys.executable, str(script), when],
-            env={**os.environ, "PYTHONPATH": path},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-        return process, int(process.stdout.readline())
-
-    yield start
-    for process in started:
-        with contextlib.suppress(ProcessLookupError):  # the whole group: a failing test leaves nothing behind either
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-@pytest.mark.parametrize("when", ["starting", "started"])
-def test_ctrl_c_ends_everything_with_one_traceback(start, when):
-    process, worker = start(when)
-    blocked = re.search(r"^SigBlk:\s*(\w+)", Path(f"/proc/{worker}/status").read_text(), re.MULTILINE)[1]
-    assert int(blocked, 16) & 1 << (signal.SIGINT - 1)  # or its own traceback appears, depending on the moment
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: parent and worker both get it
-    errors = process.communicate(timeout=60)[1]
-    assert process.returncode == -signal.SIGINT
-    assert errors.count("Traceback") == errors.count("\nKeyboardInterrupt") == 1, errors
-    assert _wait_for_end([worker])
-
-
-def test_killing_the_parent_leaves_no_process(start):
-    process, worker = start("started")
-    assert _running(worker)
-    process.kill()
-    process.wait(timeout=60)
-    assert _wait_for_end([worker])
-
-
-def test_workers_use_one_thread():
-    with scoring.ScorePool(1) as pool:
-        assert pool._executor.submit(cv2.getNumThreads).result() == 1

@@ -13,7 +13,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "helpers"))
 import reference_jf as plain
-from selfpatch_bench.benchmarks.metrics import jf, scoring
+from selfpatch_bench.benchmarks.metrics import jf
 
 SHAPE = (480, 854)
 ROUNDS, FRAMES = 9, 12
@@ -40,11 +40,6 @@ def milliseconds(function, *arguments) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def score(pool: scoring.ScorePool, frames: list) -> None:
-    for future in [pool.submit(plain.as_they_are, *pair, 3) for pair in frames]:
-        future.result()
-
-
 def main():
     cases = {
         "one small object": [(40, 25)],
@@ -64,16 +59,6 @@ def main():
         ]
         (j, f), (a, b) = (x.mean() for x in fast), np.min(times, axis=1).mean(0)
         print(f"{name:24}{j:7.2f}{f:7.2f}{a:9.2f}{b:9.2f}{a / b:8.1f}")
-
-    frames = ellipses(cases["three objects"]) * 8
-    print(f"\n{'three objects':24}{'parent CPU':>16}{'wall':>16}")
-    for workers in (0, 1, 2):
-        with scoring.ScorePool(workers) as pool:
-            score(pool, frames[:9])  # starts the processes
-            cpu = time.process_time()
-            wall = milliseconds(score, pool, frames) / len(frames)
-            cpu = 1e3 * (time.process_time() - cpu) / len(frames)
-        print(f"{f'pool of {workers}':24}{cpu:16.2f}{wall:16.2f}")
 
 
 if __name__ == "__main__":

@@ -27,12 +27,10 @@ from selfpatch_bench.benchmarks.checkpoints import open as loading
 from selfpatch_bench.benchmarks.cli.app import app
 from selfpatch_bench.benchmarks.datasets.imagenet import open_classes
 from selfpatch_bench.benchmarks.hub.open import open_checkpoint
-from selfpatch_bench.benchmarks.metrics.scoring import ScorePool
 from selfpatch_bench.benchmarks.results import record
 from selfpatch_bench.benchmarks.run.models import Entry
 from selfpatch_bench.benchmarks.run.runner import Options, plan, run
 from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
-from selfpatch_bench.benchmarks.tasks import davis as davis_task
 from selfpatch_bench.benchmarks.tasks._features import Crop, image_vector
 from selfpatch_bench.pretrain.common.card import Card
 from selfpatch_bench.pretrain.common.weights import save_weights
@@ -190,9 +188,8 @@ def cases(test) -> set[str]:
 DAVIS = {True: cases(test_formats_vit.test_davis_runs_on_every_vit_format), False: cases(test_conv.test_davis)}
 
 
-def test_davis_on_the_formats_that_no_other_file_runs(example_of, tmp_path, monkeypatch):
+def test_davis_on_the_formats_that_no_other_file_runs(example_of, tmp_path):
     """With those of test_formats_vit.py (ViTs) and test_conv.py, every format has been through the whole task."""
-    monkeypatch.setattr(davis_task, "ScorePool", lambda *_: ScorePool(0))  # no process for scoring one small frame
     everything = [example_of(name) for name in NAMES]
     rest = [e for e in everything if e.name not in DAVIS[e.card.family == "vit"]]
     assert len(rest) < len(everything) / 2, "most formats are tested elsewhere: have the tests there been renamed?"
