@@ -40,7 +40,7 @@ def open_ade20k(
     if classes not in (None, ANY) and classes > MOST:
         raise UserError(f"classes={classes}: at most {MOST}, for labels of 8 bits")
     splits = ("train", "val") if train else ("val",)
-    parts = [f"{kind}/{SPLITS[split]}" for split in splits for kind in ("images", "annotations")]
+    parts = [f"{folder}/{SPLITS[split]}" for split in splits for folder in ("images", "annotations")]
     advice = "give ADEChallengeData2016, the folder with images/ and annotations/"
     root = find_layout(root, "ADE20K", parts, advice, inside="ADEChallengeData2016")  # as its archive unpacks
     names = _names(root, classes)

@@ -40,15 +40,15 @@ def look_at_picture(path: Path) -> dict:
     try:
         with open(path, "rb") as file:
             with Image.open(file, formats=["JPEG", "PNG"]) as image:
-                (width, height), kind = image.size, image.format
-                turned = kind == "JPEG" and _orientation(image) > 4
+                (width, height), encoding = image.size, image.format
+                turned = encoding == "JPEG" and _orientation(image) > 4
             size = os.path.getsize(path)
             file.seek(max(0, size - 1024))
             tail = file.read()
     except _DAMAGED as error:
         reason = "no JPEG or PNG" if isinstance(error, Image.UnidentifiedImageError) else error
         raise UserError(f"{path}: cannot be read as a picture: {reason}") from None
-    whole = (b"IEND" if kind == "PNG" else b"\xff\xd9") in tail or _decodes(path)
+    whole = (b"IEND" if encoding == "PNG" else b"\xff\xd9") in tail or _decodes(path)
     return {"size": [width, height] if turned else [height, width], "bytes": size, "whole": whole}
 
 

@@ -40,12 +40,12 @@ def _damage(data: bytes) -> str | None:
         return "it is empty" if not data else "it is no PNG file"
     at = len(_SIGNATURE)
     while at + 12 <= len(data):
-        kind, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4], "big")
+        chunk, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4], "big")
         if end > len(data):
             break
         if zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
-            return f"the checksum of its {kind.decode('latin-1')} chunk is wrong"
-        if kind == b"IEND":
+            return f"the checksum of its {chunk.decode('latin-1')} chunk is wrong"
+        if chunk == b"IEND":
             return None
         at = end
     return "it is truncated"
@@ -100,7 +100,7 @@ def write_mask(path: Path | str, labels: np.ndarray) -> None:
     """Write labels uint8 [H, W] as an indexed PNG with the DAVIS palette.
 
     A killed process leaves the old file or the whole new one (temporary name, rename). There is no fsync: masks can be
-    made again, a run writes thousands, and after a power cut `read_mask` refuses a damaged one.
+    computed again, a run writes thousands, and after a power cut `read_mask` refuses a damaged one.
     """
     if labels.dtype != np.uint8 or labels.ndim != 2:
         raise ValueError(f"labels must be uint8 [H, W], not {labels.dtype} {list(labels.shape)}")

@@ -32,34 +32,34 @@ def environment_roots(names: Iterable[str]) -> dict[str, Path]:
 
 
 def split_roots(values: list[str]) -> tuple[str | None, dict[str, str]]:
-    """The values of `--data` -> (the one plain root, else None; name -> root).
+    """The values of `--data` -> (the one root without a name, else None; name -> root).
 
     Several are NAME=ROOT each; a value that exists as a path is a path even with '=' in it. Raises UserError.
     """
-    plain, named = [], {}
+    unnamed, named = [], {}
     for value in values or []:
         name, root = split(value) or ("", value)
         if Path(value).expanduser().exists() or not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
-            plain.append(value)
+            unnamed.append(value)
         elif name in named:
             raise UserError(f"--data {value}: {name} is given twice")
         elif not root:
             raise UserError(f"--data {value}: no root after '='")
         else:
             named[name] = root
-    if len(plain) > 1 or (plain and named):
-        raise UserError(f"--data {plain[-1]}: with several data sets each is given as NAME=ROOT")
-    return plain[0] if plain else None, named
+    if len(unnamed) > 1 or (unnamed and named):
+        raise UserError(f"--data {unnamed[-1]}: with several data sets each is given as NAME=ROOT")
+    return unnamed[0] if unnamed else None, named
 
 
 def data_roots(values: list[str], task_dataset: str) -> Path:
     """The root of one data set (davis2017, coco, ade20k, imagenet ...) from the values of `--data`.
 
-    One plain root serves the task; several are NAME=ROOT each. Without one for this data set, SELFPATCH_DATA: a folder
-    with these names, or a yaml file from names to roots.
+    One root without a name serves the task; several are NAME=ROOT each. Without one for this data set, SELFPATCH_DATA:
+    a folder with these names, or a yaml file from names to roots.
     """
-    plain, named = split_roots(values)
-    given = named.get(task_dataset) if plain is None else plain
+    single, named = split_roots(values)
+    given = named.get(task_dataset) if single is None else single
     if given is not None:
         root = Path(given).expanduser()
         source = f"--data {given}"

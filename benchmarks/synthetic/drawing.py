@@ -144,20 +144,20 @@ def _ground(rng: np.random.Generator, size: tuple[int, int], margin: int) -> tup
     texture, and one or two hills in front of it."""
     h, short = size[0], min(size)
     big = (h + 2 * margin, size[1] + 2 * margin)
-    kinds = rng.permutation(len(STUFF))
+    surfaces = rng.permutation(len(STUFF))
     colours = [palette(rng)]
-    ground = texture(rng, STUFF[kinds[0]], *big, colours[0], short * rng.uniform(0.05, 0.1))
-    stuff = np.full(big, kinds[0], np.uint8)
+    ground = texture(rng, STUFF[surfaces[0]], *big, colours[0], short * rng.uniform(0.05, 0.1))
+    stuff = np.full(big, surfaces[0], np.uint8)
     for k in range(1, int(rng.integers(2, 4))):
         colours.append(palette(rng))
         level = h * (0.35 + 0.3 * k) - h * rng.uniform(0, 0.25) + margin
         edge = level + h * 0.35 * (noise(rng, 2, big[1], short * 0.9, 3)[0] - 0.5)
         below = np.arange(big[0], dtype=np.float32)[:, None] - edge[None]
         soft = np.clip(below + 0.5, 0, 1)[..., None]
-        hill = texture(rng, STUFF[kinds[k]], *big, colours[k], short * rng.uniform(0.04, 0.09))
+        hill = texture(rng, STUFF[surfaces[k]], *big, colours[k], short * rng.uniform(0.04, 0.09))
         hill = hill * (0.75 + 0.25 * np.clip(below / (0.12 * h), 0, 1))[..., None]
         ground = (ground * (1 - soft) + hill * soft).astype(np.uint8)
-        stuff[below >= 0] = kinds[k]
+        stuff[below >= 0] = surfaces[k]
     return ground, stuff, colours
 
 

@@ -19,7 +19,10 @@ from .outlines import outlines, run_lengths
 
 COCO_CLASSES = ("round", "polygon", "star")  # by the outline of the cut-out
 COCO_IDS = (1, 2, 4)  # with a gap, as COCO's have: whoever takes an id for an index is found out
-ADE_CLASSES = (*(f"{kind} ground" for kind in STUFF), *COCO_CLASSES)  # labels 1, 2 ...; 0 is the rim of every object
+ADE_CLASSES = (
+    *(f"{surface} ground" for surface in STUFF),
+    *COCO_CLASSES,
+)  # labels 1, 2 ...; 0 is the rim of every object
 _CLASS_OF_SHAPE = {"blob": 0, "ellipse": 0, "polygon": 1, "star": 2}
 _VERSION = 1  # of what is drawn here: part of what makes two sets the same
 _SEEN = 9  # pixels: of an object that is hidden but for less, nobody could say what it is
@@ -125,25 +128,25 @@ def _scene(seed: int, family: int, split: int, i: int, size: tuple[int, int]) ->
 def _objects(scene: Scene, frame: Frame, crowd: bool) -> list[dict]:
     """Annotations of one picture; with `crowd`, up to three objects of its commonest class are taken as one crowd."""
     seen = [(_class(scene, k), frame.labels == k + 1) for k in range(len(scene.things))]
-    seen = [(kind, mask) for kind, mask in seen if mask.sum() >= _SEEN]
+    seen = [(label, mask) for label, mask in seen if mask.sum() >= _SEEN]
     found = []
     if crowd and seen:
-        common = Counter(kind for kind, _ in seen).most_common(1)[0][0]
-        taken = [k for k, (kind, _) in enumerate(seen) if kind == common][:3]
+        common = Counter(label for label, _ in seen).most_common(1)[0][0]
+        taken = [k for k, (label, _) in enumerate(seen) if label == common][:3]
         if len(taken) > 1:
             found.append(_annotation(np.any([seen[k][1] for k in taken], 0), common, True))
             seen = [one for k, one in enumerate(seen) if k not in taken]
-    return [_annotation(mask, kind, False) for kind, mask in seen] + found
+    return [_annotation(mask, label, False) for label, mask in seen] + found
 
 
-def _annotation(mask: np.ndarray, kind: int, crowd: bool) -> dict:
+def _annotation(mask: np.ndarray, label: int, crowd: bool) -> dict:
     """One entry of `annotations` but for its ids. A crowd is run lengths, as in COCO; anything with a hole is too."""
     y, x = np.nonzero(mask)
     box = [int(x.min()), int(y.min()), int(np.ptp(x)) + 1, int(np.ptp(y)) + 1]
     polygons = None if crowd else outlines(mask)
     shape = run_lengths(mask) if polygons is None else [p.ravel().tolist() for p in polygons]
     where = {"bbox": [float(v) for v in box], "area": float(mask.sum()), "segmentation": shape}
-    return {"category_id": COCO_IDS[kind], "iscrowd": int(crowd), **where}
+    return {"category_id": COCO_IDS[label], "iscrowd": int(crowd), **where}
 
 
 def label_map(scene: Scene, frame: Frame) -> np.ndarray:

@@ -36,7 +36,7 @@ def _sharp(wave: np.ndarray, by: float) -> np.ndarray:
     return np.clip(wave * by * 0.5 + 0.5, 0, 1)
 
 
-def texture(rng: np.random.Generator, kind: str, h: int, w: int, colours: np.ndarray, size: float) -> np.ndarray:
+def texture(rng: np.random.Generator, surface: str, h: int, w: int, colours: np.ndarray, size: float) -> np.ndarray:
     """A texture, uint8 RGB [h, w, 3], whose features are about `size` pixels wide."""
     y, x = np.mgrid[:h, :w].astype(np.float32)
     angle = rng.uniform(0, math.pi)
@@ -44,20 +44,20 @@ def texture(rng: np.random.Generator, kind: str, h: int, w: int, colours: np.nda
     bend_x, bend_y = (size * (noise(rng, h, w, 4 * size, 2) - 0.5) for _ in range(2))
     u = cos * x + sin * y + bend_x
     v = cos * y - sin * x + bend_y
-    if kind == "cloud":
+    if surface == "cloud":
         tone = noise(rng, h, w, 3 * size, 5)
-    elif kind == "stripes":
+    elif surface == "stripes":
         tone = _sharp(np.sin(np.pi * u / size), 4)
-    elif kind == "checks":
+    elif surface == "checks":
         tone = _sharp(np.sin(np.pi * u / size) * np.sin(np.pi * v / size), 6)
-    elif kind == "cells":
+    elif surface == "cells":
         seeds = np.ones((h, w), np.uint8)
         many = max(4, int(h * w / (1.6 * size) ** 2))
         seeds[rng.integers(0, h, many), rng.integers(0, w, many)] = 0
         far, cell = cv2.distanceTransformWithLabels(seeds, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
         tone = np.clip(0.25 + 0.75 * rng.random(many + 1, np.float32)[cell] - 0.28 * far / size, 0, 1)
         tone = cv2.GaussianBlur(tone, (3, 3), 0)
-    elif kind == "dots":
+    elif surface == "dots":
         row = np.floor(v / (1.5 * size))
         du = np.mod(u + row * 0.75 * size, 1.5 * size) - 0.75 * size
         dv = np.mod(v, 1.5 * size) - 0.75 * size

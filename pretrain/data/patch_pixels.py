@@ -15,10 +15,8 @@ def recolour(image: np.ndarray, colours: PatchColours) -> np.ndarray:
     p, n = colours.size, image.shape[0] // colours.size
     x = np.ascontiguousarray(image.reshape(n, p, n, p, 3).swapaxes(1, 2)).reshape(n * n, p, p, 3)
     for turn in range(4):
-        operation = np.where(colours.jitter, colours.order[:, turn], -1)
         for k, name in enumerate(OPERATIONS):
-            if k not in colours.skip:
-                change(x, operation == k, _JITTER[name], colours.factors[:, k])
+            change(x, colours.order[:, turn] == k, _JITTER[name], colours.factors[:, k])
     change(x, colours.gray, lambda part: luma(part)[..., None])
     change(x, colours.blur > 0, blur, colours.blur)
     change(x, colours.solarize < 256, solarize, colours.solarize)
@@ -40,11 +38,11 @@ def luma(x: np.ndarray) -> np.ndarray:
 def blend(x: np.ndarray, other: np.ndarray | float, factor: np.ndarray) -> np.ndarray:
     """Away from `other`, in float32 and truncated."""
     other = np.float32(other)
-    made = x.astype(np.float32)
-    made -= other
-    made *= factor.astype(np.float32)
-    made += other
-    return np.clip(made, 0, 255, out=made).astype(np.uint8)
+    blended = x.astype(np.float32)
+    blended -= other
+    blended *= factor.astype(np.float32)
+    blended += other
+    return np.clip(blended, 0, 255, out=blended).astype(np.uint8)
 
 
 def brightness(x: np.ndarray, factor: np.ndarray) -> np.ndarray:
@@ -67,13 +65,18 @@ def hue(x: np.ndarray, factor: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(hsv.reshape(-1, *x.shape[2:]), cv2.COLOR_HSV2RGB_FULL).reshape(x.shape)
 
 
-def blur(x: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """Pillow's GaussianBlur, three extended box filters along each axis (see pixels.blur), as one matrix a patch."""
-    n, size = len(x), x.shape[1]
-    r = radius.reshape(n)
-    variance = r * r / 3
+def extended_box(radius: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+    """Pillow's Gaussian blur is three extended box filters (Gwosdek et al., SSVM 2011): the number of whole pixels on
+    either side of a pixel, and the weight of the one beyond them."""
+    variance = np.square(radius) / 3
     inner = ((np.sqrt(12 * variance + 1) - 1) / 2).astype(int)
-    edge = (2 * inner + 1) * (inner * (inner + 1) - 3 * variance) / (6 * (variance - (inner + 1) ** 2))
+    return inner, (2 * inner + 1) * (inner * (inner + 1) - 3 * variance) / (6 * (variance - (inner + 1) ** 2))
+
+
+def blur(x: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    """Pillow's GaussianBlur along each axis, as one matrix a patch."""
+    n, size = len(x), x.shape[1]
+    inner, edge = extended_box(radius.reshape(n))
     box = np.zeros((n, size, size))
     rows = np.arange(size)
     for offset in range(-int(inner.max()) - 1, int(inner.max()) + 2):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from .patch_pixels import recolour
+from .patch_pixels import extended_box, recolour
 from .views import View
 
 _LUMA = np.array([19595, 38470, 7471]) / 65536  # Pillow's weights of R, G, B (ITU-R 601)
@@ -79,10 +79,8 @@ def grayscale(image: np.ndarray) -> np.ndarray:
 
 
 def blur(image: np.ndarray, radius: float) -> np.ndarray:
-    """Pillow's GaussianBlur: three extended box filters (Gwosdek et al., SSVM 2011), the border repeated each time."""
-    variance = radius * radius / 3
-    inner = int((np.sqrt(12 * variance + 1) - 1) / 2)
-    edge = (2 * inner + 1) * (inner * (inner + 1) - 3 * variance) / (6 * (variance - (inner + 1) ** 2))
+    """Pillow's GaussianBlur: three extended box filters, the border repeated each time."""
+    inner, edge = extended_box(radius)
     kernel = np.full(2 * inner + 3, 1 / (2 * inner + 1 + 2 * edge), np.float32)
     kernel[[0, -1]] *= edge
     for _ in range(3):

@@ -175,16 +175,13 @@ class View:
 class PatchColours:
     """What was drawn for the colours of the N square patches of `size` pixels of one view, in row-major order.
 
-    jitter bool [N]; order int [N, 4]: numbers of OPERATIONS in the order of application; factors [N, 4]: by number of
-    the operation; skip: operations that are left out; gray bool [N]; blur [N], radius, 0 for none; solarize [N],
-    threshold, 256 for none.
+    order int [N, 4]: numbers of OPERATIONS in the order of application, -1 for none; factors [N, 4]: by number of the
+    operation; gray bool [N]; blur [N], radius, 0 for none; solarize [N], threshold, 256 for none.
     """
 
     size: int
-    jitter: np.ndarray
     order: np.ndarray
     factors: np.ndarray
-    skip: tuple[int, ...]
     gray: np.ndarray
     blur: np.ndarray
     solarize: np.ndarray
@@ -273,13 +270,12 @@ def draw_patches(spec: ViewSpec, size: int, numbers: np.ndarray) -> PatchColours
     """The colours of N patches from N rows of `uniforms`, by the places of `draw`."""
     u = numbers
     low, high = spec.blur_radius
-    factors = np.stack([_factor(k, spec.jitter[k], u[:, 2 + k]) for k in range(4)], 1)
+    order = u[:, 6:10].argsort(1, kind="stable")
+    used = np.array(spec.jitter) > 0
     return PatchColours(
         size=size,
-        jitter=u[:, 1] < spec.jitter_p,
-        order=u[:, 6:10].argsort(1, kind="stable"),
-        factors=factors,
-        skip=tuple(k for k in range(4) if not spec.jitter[k] > 0),
+        order=np.where(used[order] & (u[:, 1:2] < spec.jitter_p), order, -1),
+        factors=np.stack([_factor(k, spec.jitter[k], u[:, 2 + k]) for k in range(4)], 1),
         gray=u[:, 10] < spec.gray_p,
         blur=np.where(u[:, 11] < spec.blur_p, low + (high - low) * u[:, 12], 0.0),
         solarize=np.where(u[:, 13] < spec.solarize_p, spec.solarize_threshold, 256),

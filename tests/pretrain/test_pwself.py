@@ -367,8 +367,7 @@ def test_a_patch_is_drawn_as_a_view_is():
 
 def jitter_of(colours, n):
     names = ("brightness", "contrast", "saturation", "hue")
-    used = [k for k in colours.order[n] if k not in colours.skip]
-    return tuple((names[k], colours.factors[n, k]) for k in used) if colours.jitter[n] else ()
+    return tuple((names[k], colours.factors[n, k]) for k in colours.order[n] if k >= 0)
 
 
 def test_patches_are_recoloured_as_pillow_does_one_by_one():
