@@ -4,13 +4,11 @@ Source: davisvideochallenge/davis2017-evaluation, commit ac7c43f (`davis2017/met
 semi-supervised task. Perazzi et al., "A Benchmark Dataset and Evaluation Methodology for Video Object Segmentation",
 CVPR 2016, section 5.
 
-Why it is fast: an object is scored on its bounding box only (a dilated boundary is never looked at outside the box of
-both boundaries), and boundaries are dilated as rows of bits, 64 pixels to a word.
+An object is scored on its bounding box only: a dilated boundary is never looked at outside the box of both.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import cv2
@@ -20,8 +18,6 @@ from ...pretrain.common.errors import UserError
 
 BOUND = 0.008  # width of the tolerance band, as a part of the image diagonal
 VOID = 255  # annotators' "do not know"; the official semi-supervised evaluation turns it into background
-_WORD = 64  # bits of one word of a packed row
-_UINT = np.arange(_WORD + 1, dtype=np.uint64)  # shifts: a Python integer would have to be converted every time
 
 
 def frame_scores(
@@ -41,7 +37,9 @@ def frame_scores(
     Raises:
         UserError: the sizes differ, or the prediction has a label above `objects`. The caller names the file.
     """
-    prediction, truth = _checked(prediction, truth)
+    if prediction.shape != truth.shape:
+        sizes = ["x".join(map(str, labels.shape)) for labels in (prediction, truth)]
+        raise UserError(f"the prediction is {sizes[0]}, the annotation {sizes[1]} (height x width): they must be equal")
     if not 1 <= objects < VOID:
         raise UserError(f"{objects} objects to score: the first mask must hold labels from 1 to {VOID - 1}")
     if (highest := int(prediction.max(initial=0))) > objects:
@@ -117,112 +115,51 @@ def bound_radius(shape: tuple[int, int], bound: float = BOUND) -> int:
     return int(bound if bound >= 1 else np.ceil(bound * np.linalg.norm(shape)))
 
 
-def _mask_scores(prediction: np.ndarray, truth: np.ndarray, radius: int) -> tuple[float, float]:
-    """J and F of two masks, uint8 [h, w] as `_crop` leaves them."""
-    radius = min(radius, sum(truth.shape))  # no two pixels are farther apart
-    bits = _pack(prediction, truth, radius)
-    return _overlap(bits), _boundary_f(_boundaries(bits, truth.shape[1]), radius)
-
-
-def _checked(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both as contiguous uint8 arrays of one shape."""
-    if np.shape(prediction) != np.shape(truth):
-        sizes = ["x".join(map(str, np.shape(a))) for a in (prediction, truth)]
-        raise UserError(f"the prediction is {sizes[0]}, the annotation {sizes[1]} (height x width): they must be equal")
-    for mask in (prediction, truth):
-        if mask.dtype not in (np.uint8, np.bool_):
-            raise TypeError(f"masks are bool or uint8 arrays, got {mask.dtype}")
-    return np.ascontiguousarray(prediction).view(np.uint8), np.ascontiguousarray(truth).view(np.uint8)
-
-
 def _crop(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both masks on the bounding box of their union plus one pixel on every side that the image has.
 
     That pixel holds the boundary left of and above the object, and makes the box's own border empty wherever it is not
-    the image's, which is the condition under which `_boundaries` may take it for the image's.
+    the image's, which is the condition under which `_boundary` may take it for the image's.
     """
     x, y, w, h = cv2.boundingRect(cv2.bitwise_or(prediction, truth))
     box = np.s_[max(y - 1, 0) : y + h + 1, max(x - 1, 0) : x + w + 1]  # a single pixel if both are empty
     return prediction[box], truth[box]
 
 
-def _pack(prediction: np.ndarray, truth: np.ndarray, radius: int) -> np.ndarray:
-    """Masks [h, w] as bits: uint64 [2, h + 1, words], leftmost lowest; zeros in the last row and `radius` last bits."""
-    h, w = truth.shape
-    packed = np.zeros((2, h + 1, -(-(w + radius) // _WORD) * 8), np.uint8)
-    for i, mask in enumerate((prediction, truth)):
-        packed[i, :h, : -(-w // 8)] = np.packbits(mask, axis=1, bitorder="little")
-    return packed.view("<u8")
-
-
-def _overlap(bits: np.ndarray) -> float:
-    union = _count(bits[0] | bits[1])
-    return _count(bits[0] & bits[1]) / union if union else 1.0
-
-
-def _boundaries(bits: np.ndarray, w: int) -> np.ndarray:
-    """Boundary pixels [2, h, words] of packed masks [2, h + 1, words] that are `w` pixels wide.
-
-    A pixel is a boundary pixel if its right, lower or lower right neighbour differs. The official special cases for the
-    last row and column are those of an image whose last row and column are repeated once.
-    """
-    bits = bits.copy()
-    last = (bits[:, :, (w - 1) // _WORD] >> _UINT[(w - 1) % _WORD]) & _UINT[1]
-    bits[:, :, w // _WORD] |= last << _UINT[w % _WORD]
-    bits[:, -1] = bits[:, -2]
-    right = bits >> _UINT[1]
-    flat = right.reshape(-1)
-    flat[:-1] |= bits.reshape(-1)[1:] << _UINT[_WORD - 1]
-    here = bits[:, :-1]
-    boundary = (here ^ right[:, :-1]) | (here ^ bits[:, 1:]) | (here ^ right[:, 1:])
-    boundary[:, :, w // _WORD] &= np.uint64((1 << w % _WORD) - 1)  # the repeated column is no pixel
-    boundary[:, :, w // _WORD + 1 :] = 0  # nor is the next row's first pixel, shifted to this row's end
-    return boundary
-
-
-def _boundary_f(boundary: np.ndarray, radius: int) -> float:
-    n_prediction, n_truth = map(_count, boundary)
+def _mask_scores(prediction: np.ndarray, truth: np.ndarray, radius: int) -> tuple[float, float]:
+    """J and F of two masks, uint8 [h, w] of 0 and 1 as `_crop` leaves them."""
+    union = cv2.countNonZero(prediction | truth)
+    j = cv2.countNonZero(prediction & truth) / union if union else 1.0
+    boundaries = _boundary(prediction), _boundary(truth)
+    n_prediction, n_truth = map(cv2.countNonZero, boundaries)
     if not n_prediction or not n_truth:
         # One boundary alone has no match: precision and recall are 1 and 0, F is 0. Two absent ones agree.
-        return float(n_prediction == n_truth)
-    matched = boundary & _dilate(boundary, radius)[::-1]
-    precision, recall = _count(matched[0]) / n_prediction, _count(matched[1]) / n_truth
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+        return j, float(n_prediction == n_truth)
+    precision = _near(*boundaries, radius) / n_prediction
+    recall = _near(*boundaries[::-1], radius) / n_truth
+    return j, 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def _dilate(bits: np.ndarray, radius: int) -> np.ndarray:
-    """Dilation of packed rows [2, h, words] by the disk dx^2 + dy^2 <= radius^2; `radius` spare bits end every row."""
-    wide, reach, result = bits, 0, np.zeros_like(bits)
-    # From the disk's tips to its middle: `wide` is `bits` dilated within the rows by the half-width at distance dy.
-    for dy, half_width in _half_widths(radius):
-        while reach < half_width:
-            step = min(half_width - reach, 2 * reach + 1, _WORD - 1)
-            wide = _widened(wide, step)
-            reach += step
-        if not dy:
-            result |= wide
-        elif dy < bits.shape[1]:
-            result[:, dy:] |= wide[:, :-dy]
-            result[:, :-dy] |= wide[:, dy:]
-    return result
+def _boundary(mask: np.ndarray) -> np.ndarray:
+    """Boundary pixels uint8 [h, w]: those whose right, lower or lower right neighbour differs.
+
+    The official special cases for the last row and column are those of an image that repeats them once.
+    """
+    more = cv2.copyMakeBorder(mask, 0, 1, 0, 1, cv2.BORDER_REPLICATE)
+    return (mask ^ more[:-1, 1:]) | (mask ^ more[1:, :-1]) | (mask ^ more[1:, 1:])
 
 
-@lru_cache
-def _half_widths(radius: int) -> list[tuple[int, int]]:
-    """(dy, largest dx of the disk in that row), dy from `radius` down to 0."""
-    return [(dy, math.isqrt(radius**2 - dy**2)) for dy in range(radius, -1, -1)]
+def _near(boundary: np.ndarray, other: np.ndarray, radius: int) -> int:
+    """Number of pixels of a boundary that the other one covers, dilated by the disk dx^2 + dy^2 <= radius^2."""
+    if radius <= 20:
+        covered = cv2.dilate(other, _disk(radius))
+    else:  # slower for small disks, but as fast for any; float32 distances are exact enough for radii below 2048
+        distance = cv2.distanceTransform(1 - other, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        covered = (distance <= radius).view(np.uint8)
+    return cv2.countNonZero(boundary & covered)
 
 
-def _widened(bits: np.ndarray, by: int) -> np.ndarray:
-    """Union of the bits and of them moved left and right by 0 < `by` < 64; what leaves a row lands in spare bits."""
-    flat, n, rest = bits.reshape(-1), _UINT[by], _UINT[_WORD - by]
-    result = flat << n
-    result |= flat >> n
-    result |= flat
-    result[1:] |= flat[:-1] >> rest
-    result[:-1] |= flat[1:] << rest
-    return result.reshape(bits.shape)
-
-
-def _count(bits: np.ndarray) -> int:
-    return int(cv2.norm(bits.view(np.uint8), cv2.NORM_HAMMING))
+@cache
+def _disk(radius: int) -> np.ndarray:
+    offsets = np.arange(-radius, radius + 1)
+    return (offsets[:, None] ** 2 + offsets**2 <= radius**2).astype(np.uint8)
