@@ -75,19 +75,10 @@ def open_coco(root: Path | str, limit: int | None = None, classes: int | str | N
     differs = share_of_splits(counts, IMAGES)
     if categories != _OFFICIAL:
         differs.append(f"{len(categories)} classes of its own")
-    differs = differs or share_of_splits(
-        {s: one["annotations"] for s, one in facts.items()}, ANNOTATIONS, "annotations"
-    )
-    return Data(
-        "coco",
-        root,
-        known.fingerprint(used),
-        not differs,
-        ", ".join(differs),
-        summary_of_splits(counts, len(categories)),
-        notes,
-        tuple(name for _, name in categories),
-    )
+    annotations = {split: one["annotations"] for split, one in facts.items()}
+    differs = ", ".join(differs or share_of_splits(annotations, ANNOTATIONS, "annotations"))
+    summary, names = summary_of_splits(counts, len(categories)), tuple(name for _, name in categories)
+    return Data("coco", root, known.fingerprint(used), not differs, differs, summary, notes, names)
 
 
 def _check_categories(path: Path, categories: list[list], classes: int | str | None) -> None:

@@ -320,6 +320,18 @@ def test_damaged_frames(root):
     _refused(path, root=root)
 
 
+def test_frames_are_looked_at_as_opencv_decodes_them(root):
+    """Turned by their EXIF orientation, and whole with much of other data behind the end."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = _frame(root, "b", 1)
+    Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    with open(path, "ab") as file:
+        file.write(bytes(9000))
+    assert read_frame(path).shape == (H, W, 3)
+    assert open_davis(root).content.sequences[1].size == (H, W)
+
+
 def test_frames_as_png(root):
     for i in range(5):
         Image.open(_frame(root, "b", i)).save(_frame(root, "b", i).with_suffix(".png"))
