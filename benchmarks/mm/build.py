@@ -200,8 +200,8 @@ def _classes(cfg: Config, recipe: Recipe, names: list[str]) -> None:
         if recipe.dataset == "ade20k":  # ADE20KDataset knows no other names than its 150
             loader.dataset.type, loader.dataset.reduce_zero_label = "BaseSegDataset", True
             loader.dataset.img_suffix, loader.dataset.seg_map_suffix = ".jpg", ".png"
-    for part in walk(cfg.model):
-        if "num_classes" in part:
+    for _, part in walk(cfg.model):
+        if isinstance(part, dict) and "num_classes" in part:
             part["num_classes"] = len(names)
 
 
@@ -218,7 +218,8 @@ def _amp(cfg: Config, asked: str, device: str) -> str:
 
 def _norms(cfg: Config, device: str) -> str | None:
     """SyncBN -> BN where there is no GPU (torch's refuses CPU tensors). -> the kinds of batch norm in force"""
-    found = [part for part in walk(cfg.model) if part.get("type") in ("SyncBN", "BN")]
+    parts = (part for _, part in walk(cfg.model) if isinstance(part, dict))
+    found = [part for part in parts if part.get("type") in ("SyncBN", "BN")]
     if not device.startswith("cuda"):
         for part in found:
             part["type"] = "BN"

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterator
+from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
@@ -29,19 +30,12 @@ DERIVED = {
 }
 
 
-def walk(node) -> Iterator[dict]:
-    """Every dict below a part of a config."""
-    if isinstance(node, dict):
-        yield node
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ():
-        yield from walk(child)
-
-
-def _keys(node, prefix: str = "") -> Iterator[str]:
+def walk(node, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything below a part of a config."""
     pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
     for key, child in pairs:
-        yield f"{prefix}{key}"
-        yield from _keys(child, f"{prefix}{key}.")
+        yield f"{prefix}{key}", child
+        yield from walk(child, f"{prefix}{key}.")
 
 
 def override(cfg: Config, key: str, value) -> None:
@@ -57,19 +51,17 @@ def override(cfg: Config, key: str, value) -> None:
         last = int(last) if isinstance(node, list) else last
         old = node[last]
     except (KeyError, IndexError, ValueError, TypeError, AttributeError):
-        near = difflib.get_close_matches(key, [*OWN, *_keys(cfg._cfg_dict)], 1, 0)
+        near = difflib.get_close_matches(key, [*OWN, *dict(walk(cfg._cfg_dict))], 1, 0)
         raise UserError(f"the config of this recipe has no {key}; did you mean {near[0]}?") from None
     node[last] = _like(old, value, key)
 
 
 def _like(old, value, key: str):
-    """The value in the kind of the one it replaces."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(old, float) and number:
-        return float(value)
-    kinds = {bool: bool, int: int, str: str, dict: dict, list: list, tuple: list}
-    kind = next((new for k, new in kinds.items() if isinstance(old, k)), None)
-    if isinstance(old, float) or (kind and (not isinstance(value, kind) or (kind is int and isinstance(value, bool)))):
+    """The value in the type of the one it replaces. Raises UserError for one of another type."""
+    wanted, given = _type(old), _type(value)
+    if (wanted, given) == (float, int):
+        value, given = float(value), float
+    if wanted not in (None, given):
         raise UserError(f"{key}={value}: it replaces {old!r}, a value of another kind")
     if isinstance(value, dict):
         return ConfigDict(value)
@@ -78,6 +70,11 @@ def _like(old, value, key: str):
         if old and all(isinstance(v, tuple) for v in old):  # mm tells a list of sizes from a size by the type
             value = [tuple(v) if isinstance(v, list) else v for v in value]
     return tuple(value) if isinstance(old, tuple) else value
+
+
+def _type(value):
+    """One of the types that the command line can give; None for any other value."""
+    return next((one for one in (bool, int, float, str, dict, list | tuple) if isinstance(value, one)), None)
 
 
 def for_record(value):

@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
         if arguments == ["--check"]:
             return check(json.load(sys.stdin))
         path = Path(arguments[0])
-        return start(path, Training.from_json(path))
+        return start(path, Training(**json.loads(path.read_text(encoding="utf-8"))))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.status

@@ -19,9 +19,10 @@ from mmengine.fileio import load
 from mmseg.evaluation.metrics import IoUMetric
 from mmseg.registry import METRICS as SEGMENTATION
 
-KINDS = {"bbox": "bb", "segm": "mk"}
+SHORT = {"bbox": "bb", "segm": "mk"}  # the COCO API's IoU types, as metrics are called
 _AP, _AR = ("", "_50", "_75", "_s", "_m", "_l"), ("_1", "_10", "_100", "_s", "_m", "_l")
-_CLASS_CUTS = ((None, 0), (0, 0), (5, 0), (None, 1), (None, 2), (None, 3))  # of _AP: index of the IoU and of the area
+_ALL = slice(None)
+_CLASS_CUTS = ((_ALL, 0), (0, 0), (5, 0), (_ALL, 1), (_ALL, 2), (_ALL, 3))  # of _AP: index of the IoU and of the area
 
 
 def _percent(value: float) -> float | None:
@@ -49,11 +50,11 @@ class SelfpatchCocoMetric(FasterCocoMetric):
         proposal_nums: Sequence[int] = (1, 10, 100),
         **kwargs,
     ):
-        kinds = [metric] if isinstance(metric, str) else list(metric)
-        if unknown := [kind for kind in kinds if kind not in KINDS]:
-            raise ValueError(f"metric={unknown[0]}: it is {' or '.join(KINDS)}")
+        iou_types = [metric] if isinstance(metric, str) else list(metric)
+        if unknown := [name for name in iou_types if name not in SHORT]:
+            raise ValueError(f"metric={unknown[0]}: it is {' or '.join(SHORT)}")
         with contextlib.redirect_stdout(io.StringIO()):  # the COCO API tells how it is getting on
-            super().__init__(ann_file=ann_file, metric=kinds, proposal_nums=proposal_nums, **kwargs)
+            super().__init__(ann_file=ann_file, metric=iou_types, proposal_nums=proposal_nums, **kwargs)
         self.limit = limit
         self.parts: dict = {}
 
@@ -70,28 +71,29 @@ class SelfpatchCocoMetric(FasterCocoMetric):
         self.cat_ids, self.img_ids = truth.getCatIds(catNms=self.dataset_meta["classes"]), images
         if len(self.cat_ids) != len(self.dataset_meta["classes"]):
             raise RuntimeError(f"{len(self.dataset_meta['classes'])} classes, of which the set has {len(self.cat_ids)}")
-        figures, classes, recall = {}, {truth.cats[i]["name"]: {} for i in sorted(self.cat_ids)}, {}
+        names = [truth.cats[i]["name"] for i in sorted(self.cat_ids)]  # the evaluator sorts the ids too
+        figures, classes, recall = {}, {name: {} for name in names}, {}
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
             files = self.results2json(found, self.outfile_prefix or str(Path(folder, "results")))
-            for kind in self.metrics:
-                if kind not in files:
-                    raise RuntimeError(f"the network gave no masks, and metric has '{kind}'")
-                evaluation = self._evaluate(kind, load(files[kind]))
-                short, stats = KINDS[kind], evaluation.stats
+            for iou_type in self.metrics:
+                if iou_type not in files:
+                    raise RuntimeError(f"the network gave no masks, and metric has '{iou_type}'")
+                evaluation = self._evaluate(iou_type, load(files[iou_type]))
+                short, stats = SHORT[iou_type], evaluation.stats
                 figures |= {f"AP_{short}{end}": _percent(v) for end, v in zip(_AP, stats[:6], strict=True)}
                 recall |= {f"AR_{short}{end}": _percent(v) for end, v in zip(_AR, stats[6:12], strict=True)}
                 precision = evaluation.eval["precision"]  # [IoU, recall, class, area, detections]; -1: not defined
-                for k, values in enumerate(classes.values()):  # the evaluator has sorted the ids too
+                for k, name in enumerate(names):
                     for end, (iou, area) in zip(_AP, _CLASS_CUTS, strict=True):
-                        part = precision[slice(None) if iou is None else iou, :, k, area, -1]
+                        part = precision[iou, :, k, area, -1]
                         part = part[part > -1]
-                        values[f"AP_{short}{end}"] = _percent(part.mean() if part.size else -1)
+                        classes[name][f"AP_{short}{end}"] = _percent(part.mean() if part.size else -1)
         self.parts = {"classes": classes, "AR": recall}
         return {name: value for name, value in figures.items() if value is not None}
 
-    def _evaluate(self, kind: str, predictions: list[dict]) -> COCOeval_faster:
+    def _evaluate(self, iou_type: str, predictions: list[dict]) -> COCOeval_faster:
         truth = self._coco_api
-        if kind == "segm":
+        if iou_type == "segm":
             for one in predictions:  # else the COCO API sorts detections into small and large by the box, not the mask
                 del one["bbox"]
         if predictions:
@@ -100,7 +102,7 @@ class SelfpatchCocoMetric(FasterCocoMetric):
             found = type(truth)()
             found.dataset = {**{k: truth.dataset[k] for k in ("images", "categories")}, "annotations": []}
             found.createIndex()
-        evaluation = COCOeval_faster(truth, found, kind, print_function=lambda *_: None)
+        evaluation = COCOeval_faster(truth, found, iou_type, print_function=lambda *_: None)
         evaluation.params.catIds, evaluation.params.imgIds = self.cat_ids, self.img_ids
         evaluation.params.maxDets, evaluation.params.iouThrs = list(self.proposal_nums), self.iou_thrs
         evaluation.run()

@@ -8,7 +8,7 @@ import contextlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from difflib import SequenceMatcher, get_close_matches
+from difflib import get_close_matches
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -195,7 +195,7 @@ def check_family(recipe: Recipe, card: Card) -> None:
         with contextlib.suppress(UserError):  # a broken recipe of the user's is no candidate
             others.append(read(plugin.path))
     fit = [r.name for r in others if (r.family, r.dataset) == (card.family, recipe.dataset)]
-    fit.sort(key=lambda name: -SequenceMatcher(None, name, recipe.name).ratio())
+    fit = get_close_matches(recipe.name, fit, len(fit) or 1, 0)  # the most alike first
     use = f"use --task {' or '.join(fit)}" if fit else f"there is no {recipe.dataset} recipe for it"
     raise UserError(f"{recipe.name} takes a {recipe.family}, and this checkpoint is a {card.family}: {use}")
 

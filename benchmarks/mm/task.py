@@ -17,7 +17,7 @@ from ...pretrain.common.keyvalue import key_value
 from ..tasks import PICTURES, Crash, Data, Flag, Task, TaskConfig
 from . import recipe
 from .processes import ask, tail, wait_for_earlier, work
-from .training import ERROR, EXPORT, LOG, PROGRESS, RESULT, Training, read_json
+from .training import ERROR, EXPORT, LOG, PROGRESS, RESULT, Training, read_json, write_json
 
 MACHINE = ("workers", "per_gpu", "with_cp")  # change no number; of per_gpu, what does is in `micro_batch`
 FLAGS = (
@@ -163,7 +163,7 @@ class MMTask(Task):
             wait_for_earlier(out)
             for name in (ERROR, PROGRESS):
                 (out / name).unlink(missing_ok=True)
-        training.to_json(path)
+        write_json(path, dataclasses.asdict(training))
         work(path, out, cfg)
         if not first:
             return {}

@@ -1,7 +1,7 @@
 """What the parent tells the processes that train, and where both leave things in the result's folder. No mm here."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...pretrain.common.atomic import write_atomic
@@ -40,14 +40,6 @@ class Training:
     eval_only: str | None = None
     pictures: bool = False
     classes: list[str] | None = None
-
-    def to_json(self, path: Path) -> None:
-        """Write it as a whole."""
-        write_json(path, asdict(self))
-
-    @classmethod
-    def from_json(cls, path: Path) -> "Training":
-        return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
 
 
 def write_json(path: Path, content: dict, sync: bool = False) -> None:

@@ -361,7 +361,7 @@ def check_step(name, losses, metrics):
     assert metrics <= {m.name for m in recipe.read(CONFIGS / f"{name}.py").metrics}
 
 
-@every
+@pytest.mark.parametrize("name", [n for n in NAMES if not n.endswith("heads8")])  # which differs in the card alone
 def test_one_step_of_training_and_one_of_testing(name, small):
     """Drawn pictures through the recipe's own pipelines, losses, optimiser and evaluation, at a reduced size."""
     check_step(name, *one_step(name, small[name.partition("_")[0]], f"classes={CLASSES[name]}"))
@@ -374,23 +374,6 @@ def test_one_step_of_training_and_one_of_testing(name, small):
 def test_one_step_on_real_pictures(name, data, need):
     """COCO's 80 classes, crowds included, and label maps of up to 150."""
     check_step(name, *one_step(name, need(data), limit=2))
-
-
-def test_weights_of_an_export(tmp_path):
-    """They arrive in the model: strictly, all of them, and unchanged by mm's own initialisation."""
-    from selfpatch_bench.benchmarks.backbones.encoder import Encoder
-    from selfpatch_bench.pretrain.common.weights import save_weights
-
-    card = Card("vit", patch=16, dim=48, depth=12, heads=6, class_token=False, final_norm=False, **STATS)
-    torch.manual_seed(0)
-    weights = {k: torch.randn_like(v) for k, v in Encoder(card).vit.state_dict().items()}
-    save_weights(tmp_path / "backbone.safetensors", weights, card, {})
-    cfg, _ = configured("coco_maskrcnn_1x", card=card, world=1, device="cpu", export=tmp_path / "backbone.safetensors")
-    model = model_of(cfg)
-    model.init_weights()
-    assert model.backbone.accounting.startswith(f"{len(weights)}/{len(weights)} tensors loaded")
-    found = model.backbone.encoder.vit.state_dict()
-    assert all(torch.equal(found[k], v) for k, v in weights.items())
 
 
 # --- resuming --------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -206,8 +206,8 @@ def test_what_a_launcher_started_is_known(monkeypatch):
 
 def test_a_file_says_what_it_said(tmp_path):
     training = Training("a.py", "x.safetensors", "/data", "/out", ["a=1"], 3, 7, 2, "cuda", True, "m.pth", True, ["a"])
-    training.to_json(tmp_path / "job.json")
-    assert Training.from_json(tmp_path / "job.json") == training
+    write_json(tmp_path / "job.json", asdict(training))
+    assert Training(**read_json(tmp_path / "job.json")) == training
     (tmp_path / "half.json").write_text('{"done": 1')
     assert read_json(tmp_path / "half.json") is None
     assert read_json(tmp_path / "absent.json") is None
@@ -249,7 +249,7 @@ def child(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "MODULE", "stand_in")
 
     def work(what: str) -> list:
-        Training("", "", "", str(tmp_path), [what]).to_json(tmp_path / "job.json")
+        write_json(tmp_path / "job.json", {"out": str(tmp_path), "overrides": [what]})
         seen = []
         cfg = TaskConfig(None, progress=lambda *facts: seen.append(facts))
         processes.work(tmp_path / "job.json", tmp_path, cfg)
@@ -288,7 +288,7 @@ processes.work(Path(sys.argv[1]), Path(sys.argv[1]).parent, TaskConfig(None))
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_are_passed_on_and_end_the_parent_too(tmp_path, number):
     (tmp_path / "stand_in.py").write_text(CHILD.replace("signal.signal(signal.SIGTERM", f"signal.signal({int(number)}"))
-    Training("", "", "", str(tmp_path), ["wait"]).to_json(tmp_path / "job.json")
+    write_json(tmp_path / "job.json", {"out": str(tmp_path), "overrides": ["wait"]})
     line = [sys.executable, "-c", PARENT, str(tmp_path / "job.json")]
     parent = subprocess.Popen(line, env=os.environ | {"PYTHONPATH": str(tmp_path)}, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 60
