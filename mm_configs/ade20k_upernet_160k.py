@@ -33,10 +33,13 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type="TimmViT",
+        blocks=None,
         rescale=True,
         drop_path=0.1,
+        pos_resize=None,
         img_size=512,  # the positions are stored for pictures of this size
         norm_cfg=dict(type="SyncBN", requires_grad=True),
+        with_cp=False,
         norm_names=("norm1", "norm2"),
     ),
     decode_head=dict(in_channels=None),

@@ -91,10 +91,10 @@ def config(training: Training, card: Card, world: int, device: str) -> tuple[Con
         "std": card.std,
         "limit": training.limit,
         "overrides": for_record(own | dotted),
-        "config": protocol,
     }
     if card.family == "vit":
         effective |= {"heads": card.heads, "pos_rule": _positions(cfg, card), "blocks": cfg.model.backbone.blocks}
+    effective["config"] = protocol
     _finish(cfg, training)
     return cfg, json.loads(json.dumps(effective))
 

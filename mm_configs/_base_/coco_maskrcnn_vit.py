@@ -6,9 +6,12 @@ model = dict(
     backbone=dict(
         _delete_=True,
         type="TimmViT",
+        blocks=None,
         rescale=True,
         drop_path=0.05,
+        pos_resize=None,
         norm_cfg=dict(type="SyncBN", requires_grad=True),
+        with_cp=False,
         norm_names=("norm1", "norm2"),
     ),
     neck=dict(in_channels=None),
