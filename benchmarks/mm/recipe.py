@@ -28,8 +28,6 @@ METRICS = {
     "coco": tuple(f"AP_{of}{end}" for of in ("bb", "mk") for end in ("", "_50", "_75", "_s", "_m", "_l")),
     "ade20k": ("mIoU", "aAcc", "mAcc"),
 }
-
-
 # `key=value` on the command line that every recipe understands, and of what kind the value is. Any other key is a
 # dotted one of the mm config (see build.py). Iterations are optimiser steps.
 OWN = {
@@ -88,17 +86,10 @@ def read(path: str | Path) -> Recipe:
     for key in ("version", "family", "published"):
         if key not in found:
             raise UserError(f"{path}: harness lacks {key}=")
-    names = found.get("metrics", ())
-    dataset = found.get("dataset") or next((d for d, given in METRICS.items() if {given[0]} & {*names}), None)
-    for key, value, choices in (
-        ("family", found["family"], FAMILIES),
-        ("amp", found.get("amp", "off"), AMP),
-        ("dataset", dataset, tuple(METRICS)),
-    ):
-        if value not in choices:
-            raise UserError(f"{path}: harness: {key}={value!r}: it is one of {', '.join(choices)}")
-    names, noise = tuple(names) or METRICS[dataset], found.get("noise", {})
     try:
+        names, noise = tuple(found.get("metrics", ())), found.get("noise", {})
+        dataset = found.get("dataset") or next((d for d, given in METRICS.items() if {given[0]} & {*names}), None)
+        names = names or METRICS.get(dataset, ())
         bands = dict(noise) if isinstance(noise, Mapping) else dict.fromkeys(names, noise)
         metrics = tuple(Metric(name, noise=float(bands.pop(name, 0.0))) for name in names)
         published = tuple((str(task), str(protocol)) for task, protocol in found["published"])
@@ -106,6 +97,10 @@ def read(path: str | Path) -> Recipe:
         blocks = tuple(int(b) for b in found["blocks"]) if found.get("blocks") else None
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: harness cannot be read: {error}") from None
+    given = {"family": found["family"], "amp": found.get("amp", "off"), "dataset": dataset}
+    for key, choices in (("family", FAMILIES), ("amp", AMP), ("dataset", tuple(METRICS))):
+        if given[key] not in choices:
+            raise UserError(f"{path}: harness: {key}={given[key]!r}: it is one of {', '.join(choices)}")
     if bands:
         raise UserError(f"{path}: harness: noise names {next(iter(bands))}, which is none of its metrics")
     return Recipe(

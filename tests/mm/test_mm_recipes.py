@@ -130,6 +130,8 @@ def test_reading_needs_no_mm():
         ("harness = dict(version=1, family='vit', metrics=('mIoU',), published=(), noise={'AP': 1})", "AP"),
         ("harness = dict(version=1, family='vit', metrics=('mIoU',), published=(), amp='fp8')", "fp8"),
         ("harness = dict(version=1, family='vit', metrics=('top1',), published=())", "dataset"),
+        ("harness = dict(version=1, family='vit', metrics=3, published=())", "cannot be read"),
+        ("harness = dict(version=1, family='vit', dataset=['coco'], published=())", r"dataset=\('coco',\)"),
         ("harness = dict(", "cannot be read"),
     ],
 )
@@ -138,6 +140,12 @@ def test_a_bad_harness_block_is_named(tmp_path, text, complaint):
     path.write_text(text)
     with pytest.raises(UserError, match=complaint):
         recipe.read(path)
+
+
+def test_metrics_that_are_not_named_are_the_evaluators(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text("harness = dict(version=1, family='vit', dataset='ade20k', noise=0.5, published=())")
+    assert [(m.name, m.noise) for m in recipe.read(path).metrics] == [("mIoU", 0.5), ("aAcc", 0.5), ("mAcc", 0.5)]
 
 
 def test_the_least_harness_block(tmp_path):
