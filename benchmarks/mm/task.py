@@ -14,6 +14,7 @@ from pathlib import Path
 from ...pretrain.common.card import Card
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.keyvalue import key_value
+from ..datasets.base import ANY
 from ..tasks import PICTURES, Crash, Data, Flag, Task, TaskConfig
 from . import recipe
 from .processes import ask, tail, wait_for_earlier, work
@@ -99,24 +100,18 @@ class MMTask(Task):
 
         ops.require()
         own, _ = recipe.parse(f"{k}={v}" for k, v in cfg.protocol.overrides.items())
-        classes = own.get("classes")
-        return self._open()(cfg.root, cfg.limit, classes, train=cfg.eval_only is None)
+        return self._open(cfg.root, cfg.limit, own.get("classes"), train=cfg.eval_only is None)
 
     def check_data(self, root: Path) -> Data:
         """The data set, to the last file, with whatever classes it has; the extra `mm` is not needed for that."""
-        from ..datasets.base import ANY
+        return self._open(root, classes=ANY)
 
-        return self._open()(root, classes=ANY)
-
-    def _open(self):
-        """The function that opens and checks the recipe's kind of data set."""
+    def _open(self, root: Path, *asked, **more) -> Data:
         if self.recipe.dataset == "coco":
-            from ..datasets.coco import open_coco
-
-            return open_coco
-        from ..datasets.ade20k import open_ade20k
-
-        return open_ade20k
+            from ..datasets.coco import open_coco as opened
+        else:
+            from ..datasets.ade20k import open_ade20k as opened
+        return opened(root, *asked, **more)
 
     def check_model(self, cfg: TaskConfig, card: dict) -> None:
         """Build the configuration for this card in a process of its own. Raises UserError with its complaint."""
