@@ -70,7 +70,7 @@ def config(training: Training, card: Card, world: int, device: str) -> tuple[Con
         override(cfg, key, value)
     lr, scale = schedule.set_rate(cfg, recipe, own, training.scale_lr)
     per_gpu, accumulate = schedule.set_batch(cfg, recipe, own, world)
-    # The protocol's own numbers; what the other processes and the device change is told beside them.
+    # The protocol's own numbers; what the other processes and the device change stands beside them.
     protocol = for_record({k: v for k, v in cfg.items() if k not in ("visualizer", "env_cfg", "log_level")})
     if accumulate > 1:
         schedule.count_micro_batches(cfg, accumulate)
@@ -119,9 +119,9 @@ def widths(card: Card) -> tuple[int, ...]:
 
 
 def strides(card: Card, rescale: bool) -> tuple[float, ...]:
-    """Pixels between neighbours of the maps, as the heads are told.
+    """Pixels between neighbours of the maps, as the heads' configuration says.
 
-    Without rescale layers the heads are told 4 to 32 although all maps have the patch's: the released config's oddity.
+    Without rescale layers it says 4 to 32 although all maps have the patch's: the released config's oddity.
     """
     return tuple(s * card.patch / 16 for s in STRIDES) if rescale and card.patch not in (8, 16) else STRIDES
 
@@ -139,7 +139,7 @@ def _network(cfg: Config, recipe: Recipe, card: Card, own: dict, export: str) ->
         net.blocks = check_blocks(blocks, card.depth)
         # rotary positions follow from the picture's size, no rule resizes them
         net.pos_resize = None if card.pos == "rotary" else own.get("pos_resize", recipe.pos_resize)
-        _tell_strides(model, strides(card, net.get("rescale", True)))
+        _set_strides(model, strides(card, net.get("rescale", True)))
     channels = list(widths(card))
     for part in (model.get("neck"), model.get("decode_head")):
         if part is not None and part.get("in_channels", 0) is None:
@@ -151,7 +151,7 @@ def _network(cfg: Config, recipe: Recipe, card: Card, own: dict, export: str) ->
     model.data_preprocessor.std = [round(255 * v, 6) for v in card.std]
 
 
-def _tell_strides(model: ConfigDict, found: tuple[float, ...]) -> None:
+def _set_strides(model: ConfigDict, found: tuple[float, ...]) -> None:
     """For patches that make other strides than 4 to 32, where boxes would be off. Anchors keep their pixels."""
     if found == STRIDES or model.type != "MaskRCNN":
         return

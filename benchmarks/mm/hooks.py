@@ -88,7 +88,7 @@ class RepeatableDataset(Dataset):
 
 
 def without_classes(value):
-    """Tensors, numbers, texts and containers of them, of whatever class, as plain ones; other values as their text."""
+    """Tensors, numbers, texts and their containers, of whatever class, as Python's own; other values as their text."""
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
     if isinstance(value, np.generic | np.ndarray):
@@ -96,11 +96,8 @@ def without_classes(value):
     if isinstance(value, Mapping):
         return {without_classes(k): without_classes(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return (
-            type(value)(map(without_classes, value))
-            if type(value) in (list, tuple)
-            else [without_classes(v) for v in value]
-        )
+        items = [without_classes(v) for v in value]
+        return tuple(items) if type(value) is tuple else items
     if value is None or type(value) in (bool, int, float, complex, str, bytes):
         return value
     return str(value)
@@ -110,8 +107,8 @@ def without_classes(value):
 class LatestCheckpoint(CheckpointHook):
     """mmengine's hook of checkpoints, which keeps the latest one only, as OUT/last.pth.
 
-    The file holds tensors and plain containers alone, so that it can be read without unpickling arbitrary classes, and
-    takes the place of its predecessor when it is complete.
+    The file holds tensors, numbers, texts, lists and dicts alone, so that it can be read without unpickling arbitrary
+    classes, and takes the place of its predecessor when it is complete.
     """
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
@@ -131,7 +128,7 @@ class LatestCheckpoint(CheckpointHook):
 @CheckpointLoader.register_scheme(prefixes=SCHEME)
 def read_own(filename: str, map_location=None, **_):
     """A checkpoint of `LatestCheckpoint`. mmengine's own loader would unpickle whatever a file asks for; this one takes
-    tensors and plain containers only, should somebody else have put the file into the results' folder."""
+    no other class, should somebody else have put the file into the results' folder."""
     path = filename.removeprefix(SCHEME)
     try:
         return load_state(path)

@@ -1,6 +1,6 @@
 """What an mm recipe declares: the literal `harness = dict(...)` of `mm_configs/NAME.py`, read without mm.
 
-The rest of the file is a plain mm config; `build.py` joins the two with a checkpoint's card.
+The rest of the file is an mm config; `build.py` joins the two with a checkpoint's card.
 """
 
 import ast
@@ -196,7 +196,7 @@ def check_family(recipe: Recipe, card: Card) -> None:
 
 
 def parse(overrides: Iterable[str]) -> tuple[dict, dict]:
-    """`key=value` texts -> (values of OWN keys, values of dotted keys of the mm config), both as plain Python.
+    """`key=value` texts -> (values of OWN keys, values of dotted keys of the mm config), both as Python values.
 
     Raises UserError for a text that is neither, or a value of the wrong kind. Whether a dotted key exists is seen when
     the config is built.
