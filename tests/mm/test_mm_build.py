@@ -1,9 +1,12 @@
 """Building a recipe: overrides, what the machine and the card decide, and one real step of every recipe."""
 
+import itertools
 import json
 import math
 import os
+import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -399,3 +402,48 @@ def test_a_state_is_read_without_running_what_it_holds(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"last\.pth: .*system"):
         CheckpointLoader.load_checkpoint(f"{SCHEME}last.pth", map_location="cpu")
     assert os.listdir() == ["last.pth"]
+
+
+# --- the images of a training ----------------------------------------------------------------------------------------
+
+
+class Noted(torch.utils.data.Dataset):
+    """Three images, each an index and what was drawn for it."""
+
+    metainfo = "facts"
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return index, np.random.random(), random.random()
+
+    def get_data_info(self, index):
+        return {"index": index}
+
+
+def test_what_is_drawn_for_an_image_depends_on_seed_epoch_and_image():
+    build()
+    from mmengine.registry import DATASETS
+
+    from selfpatch_bench.benchmarks.mm.hooks import EpochSampler, RepeatableDataset
+
+    DATASETS.register_module(module=Noted, force=True)
+    data = RepeatableDataset({"type": "Noted"}, seed=1)
+    epochs = EpochSampler(data, {"type": "DefaultSampler", "shuffle": True}, seed=0)
+    assert sorted(epochs) == [0, 1, 2]
+    epochs.set_epoch(2)
+    assert sorted(epochs) == [6, 7, 8]
+    assert data[7] == data[7]
+    assert (data[7][0], data.get_data_info(7), data.metainfo) == (1, {"index": 1}, "facts")
+    other = RepeatableDataset({"type": "Noted"}, seed=2)
+    assert len({data[1], data[4], data[7], data[8], other[7]}) == 5
+    assert len({drawn for _, *both in (data[1], data[4], data[7], data[8], other[7]) for drawn in both}) == 10
+
+    def endless():
+        return EpochSampler(data, {"type": "InfiniteSampler"}, seed=0)
+
+    numbers, resumed = list(itertools.islice(endless(), 7)), endless()
+    assert [n // 3 for n in numbers] == [0, 0, 0, 1, 1, 1, 2]
+    resumed.skip(4)
+    assert list(itertools.islice(resumed, 3)) == numbers[4:]
