@@ -80,9 +80,8 @@ def test_a_zoo_by_one_command_is_recorded_as_by_hand(place, monkeypatch):
     by_hand |= go(place, [zoo / "dino.pth"], "hand", name="DINO", **given)
     by_hand |= go(place, [zoo / "dino.pth"], "hand", name="DINO student", weights="student", **given)
     for name, one in found.items():
-        assert {k: one[k] for k in ("key", "model", "metrics")} == {
-            k: by_hand[name][k] for k in one.keys() & {"key", "model", "metrics"}
-        }
+        other = by_hand[name]
+        assert (one.key, one.model, one.metrics) == (other.key, other.model, other.metrics)
     assert found["DINO"].model.overrides == {"heads": 2}
     assert found["DINO student"].model.overrides == {"heads": 2, "weights": "student"}
     assert found["bare"].model.overrides["format"] == "timm"
