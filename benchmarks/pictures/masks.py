@@ -5,13 +5,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from ...pretrain.common.atomic import write_atomic
 from ..datasets.files import read_frame
 from ..datasets.masks import VOID, davis_palette, read_mask
-
-_INK, _PAPER = (40, 40, 40), (255, 255, 255)
+from .sheet import INK, PAPER, save, sheet, write_text
 
 
 def _labels(path: Path) -> np.ndarray:
@@ -51,17 +49,6 @@ def _tile(frame: Path, mask: Path, width: int) -> np.ndarray:
     return overlay(picture, cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST))
 
 
-def _write(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: float, **how) -> None:
-    draw.text(at, text, font=ImageFont.load_default(size), **how)
-
-
-def _save(image: Image.Image, out: Path | str, **how) -> Path:
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, lambda file: image.save(file, **how), sync=False)
-    return out
-
-
 def _spread(count: int, most: int) -> list[int]:
     """At most `most` of `count` indices, evenly spread, the first and the last among them."""
     return np.unique(np.linspace(0, count - 1, min(count, max(2, most))).round().astype(int)).tolist()
@@ -82,21 +69,9 @@ def contact_sheet(
     """
     _paired(frames, masks)
     chosen = _spread(len(frames), tiles)
-    columns = min(columns, len(chosen))
-    gap, head, foot = 8, 34, 20
-    sheet, draw = None, None
-    for k, i in enumerate(chosen):
-        tile = Image.fromarray(_tile(Path(frames[i]), Path(masks[i]), 320))
-        if sheet is None:
-            (w, h), rows = tile.size, -(-len(chosen) // columns)
-            sheet = Image.new("RGB", (columns * (w + gap) + gap, head + rows * (h + foot + gap)), _PAPER)
-            draw = ImageDraw.Draw(sheet)
-            _write(draw, (gap, head / 2), title, 18, fill=_INK, anchor="lm")
-            _write(draw, (sheet.width - gap, head / 2), f"{len(frames)} frames", 13, fill=_INK, anchor="rm")
-        x, y = gap + k % columns * (w + gap), head + k // columns * (h + foot + gap)
-        sheet.paste(tile, (x, y))
-        _write(draw, (x, y + h + foot / 2), Path(frames[i]).stem, 13, fill=_INK, anchor="lm")
-    return _save(sheet, out, format="PNG")
+    panels = ((Path(frames[i]).stem, Image.fromarray(_tile(Path(frames[i]), Path(masks[i]), 320))) for i in chosen)
+    whole = sheet(panels, len(chosen), min(columns, len(chosen)), title, f"{len(frames)} frames")
+    return save(whole, out, format="PNG")
 
 
 def animation(
@@ -112,9 +87,9 @@ def animation(
     film = []
     for i in chosen:
         tile = Image.fromarray(_tile(Path(frames[i]), Path(masks[i]), width))
-        how = {"fill": _PAPER, "stroke_width": 2, "stroke_fill": _INK}
-        _write(ImageDraw.Draw(tile), (8, 6), Path(frames[i]).stem, 13, **how)
+        how = {"fill": PAPER, "stroke_width": 2, "stroke_fill": INK}
+        write_text(ImageDraw.Draw(tile), (8, 6), Path(frames[i]).stem, 13, **how)
         film.append(tile)
     length = round(1000 / rate * len(frames) / len(chosen))
     how = {"duration": length, "loop": 0, "quality": 75, "method": 2}
-    return _save(film[0], out, format="WEBP", save_all=True, append_images=film[1:], **how)
+    return save(film[0], out, format="WEBP", save_all=True, append_images=film[1:], **how)

@@ -1,6 +1,4 @@
-"""Pictures of detections and of segmentations beside the ground truth, from plain arrays. No import of mm here;
-`draw_pictures` asks an mmengine Runner for the arrays.
-"""
+"""Pictures of detections and of segmentations beside the ground truth, from arrays: mm/gallery.py has those of mm."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +9,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..datasets.files import read_frame
-from .masks import _INK, _PAPER, _save, _write
+from .sheet import FOOT, GAP, INK, PAPER, save, sheet, write_text
 
-_GAP, _HEAD, _FOOT = 8, 34, 20
-_IGNORED = 255
+IGNORED = 255
 
 
 @dataclass(frozen=True)
@@ -62,27 +58,10 @@ def _paint(picture: np.ndarray, labels: np.ndarray, strength: float) -> np.ndarr
 
 def _fit(image: np.ndarray, width: int) -> tuple[tuple[int, int], np.ndarray]:
     """(W, H) of a panel and the picture at that size."""
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"a picture must be uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
     h, w = image.shape[:2]
     size = (width, max(1, round(h * width / w)))
     how = cv2.INTER_AREA if width < w else cv2.INTER_CUBIC
     return size, cv2.resize(image, size, interpolation=how)
-
-
-def _sheet(panels: Sequence[tuple[str, Image.Image]], title: str, right: str, below: int = 0) -> Image.Image:
-    """Panels of one size in a row with a line of text under each, `below` pixels left free at the bottom."""
-    w, h = panels[0][1].size
-    size = (len(panels) * (w + _GAP) + _GAP, _HEAD + h + _FOOT + _GAP + below)
-    sheet = Image.new("RGB", size, _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    _write(draw, (_GAP, _HEAD / 2), title, 18, fill=_INK, anchor="lm")
-    _write(draw, (sheet.width - _GAP, _HEAD / 2), right, 13, fill=_INK, anchor="rm")
-    for k, (text, panel) in enumerate(panels):
-        x = _GAP + k * (w + _GAP)
-        sheet.paste(panel, (x, _HEAD))
-        _write(draw, (x, _HEAD + h + _FOOT / 2), text, 13, fill=_INK, anchor="lm")
-    return sheet
 
 
 def _painted(
@@ -115,7 +94,7 @@ def _painted(
         if objects.scores is not None:
             text += f" {float(objects.scores[k]):.2f}"
         at = (min(left[k] + 2, w - 8), min(top[k] + 1, h - 14))
-        _write(draw, at, text, 12, fill=_PAPER, stroke_width=2, stroke_fill=_INK)
+        write_text(draw, at, text, 12, fill=PAPER, stroke_width=2, stroke_fill=INK)
     return panel
 
 
@@ -134,14 +113,8 @@ def detections(
 
     image: uint8 RGB [H, W, 3]; truth, found: in its pixels. Only detections with a score of at least `least` are
     painted, the `most` best of them. On the right, the ground truth is the white outline: that of the masks, or of the
-    boxes where there are none. Each panel is `width` pixels wide. ValueError: arrays that do not belong together.
+    boxes where there are none. Each panel is `width` pixels wide.
     """
-    for objects in (truth, found):
-        for part in (objects.boxes, objects.masks, objects.scores, objects.crowd):
-            if part is not None and len(part) != len(objects.labels):
-                raise ValueError(f"{len(part)} boxes, masks, scores or flags of {len(objects.labels)} objects")
-        if objects.masks is not None and len(objects.masks) and objects.masks.shape[1:] != image.shape[:2]:
-            raise ValueError(f"masks {list(objects.masks.shape[1:])} of a picture {list(image.shape[:2])}")
     size, picture = _fit(image, width)
     factor = size[0] / image.shape[1], size[1] / image.shape[0]
     total = len(found.labels)
@@ -154,7 +127,7 @@ def detections(
         f", score from {least:g}" if found.scores is not None else ""
     )
     panels = [(f"ground truth: {_count(len(truth.labels), 'object')}", left), (f"{shown}; white: ground truth", right)]
-    return _save(_sheet(panels, title, ""), out, format="PNG")
+    return save(sheet(panels, 2, 2, title, ""), out, format="PNG")
 
 
 def _count(n: int, what: str) -> str:
@@ -170,7 +143,7 @@ def _outlined(picture: np.ndarray, objects: Objects, factor: tuple[float, float]
     else:
         boxes = np.asarray(objects.boxes, float).reshape(-1, 4) * (*factor, *factor)
         lines = [np.array([[a, b], [c, b], [c, d], [a, d]]).round().astype(np.int32) for a, b, c, d in boxes]
-    for colour, thick in ((_INK, 3), (_PAPER, 1)):
+    for colour, thick in ((INK, 3), (PAPER, 1)):
         cv2.drawContours(picture, lines, -1, colour, thick)
     return picture
 
@@ -188,13 +161,10 @@ def segmentation(
     """Write a PNG of the picture, its ground truth and the segmentation side by side; returns its path.
 
     image: uint8 RGB [H, W, 3]; truth, found: [H, W], indices of the class names, 255 where nothing is judged (left
-    unpainted). Below stand the colours and names of the `names` largest classes. ValueError: other shapes.
+    unpainted). Below stand the colours and names of the `names` largest classes.
     """
-    for labels in (truth, found):
-        if labels.shape != image.shape[:2]:
-            raise ValueError(f"labels {list(labels.shape)} of a picture {list(image.shape[:2])}")
     size, picture = _fit(image, width)
-    judged = truth != _IGNORED
+    judged = truth != IGNORED
     right = (
         f"{100 * (truth == found)[judged].mean():.1f} % of the pixels right" if judged.any() else "nothing is judged"
     )
@@ -203,57 +173,15 @@ def segmentation(
         shifted = ((labels.astype(np.int64) + 1) % 256).astype(np.uint8)  # 255 becomes 0, which is not painted
         small = cv2.resize(shifted, size, interpolation=cv2.INTER_NEAREST)
         panels.append((text, Image.fromarray(_paint(picture, small, 0.65))))
-    seen = np.bincount(np.concatenate([truth[judged], found[found != _IGNORED]]).astype(np.int64))
+    seen = np.bincount(np.concatenate([truth[judged], found[found != IGNORED]]).astype(np.int64))
     largest = [k for k in np.argsort(-seen, kind="stable") if seen[k]][:names]
     columns = 3 * max(1, width // 180)
     rows = -(-len(largest) // columns)
-    sheet = _sheet(panels, title, right, rows * _FOOT)
-    draw = ImageDraw.Draw(sheet)
+    whole = sheet(panels, 3, 3, title, right, rows * FOOT)
+    draw = ImageDraw.Draw(whole)
     for n, k in enumerate(largest):
-        x = _GAP + n % columns * ((sheet.width - _GAP) // columns)
-        y = sheet.height - (rows - n // columns) * _FOOT
+        x = GAP + n % columns * ((whole.width - GAP) // columns)
+        y = whole.height - (rows - n // columns) * FOOT
         draw.rectangle((x, y, x + 12, y + 12), fill=_colour(int(k) + 1))
-        _write(draw, (x + 18, y + 6), str(classes[int(k)]).strip()[:22], 12, fill=_INK, anchor="lm")
-    return _save(sheet, out, format="PNG")
-
-
-# ------------------------------------------------------------------------------------------------- from mm's objects
-def draw_pictures(runner, folder: Path | str, most: int = 8) -> list[Path]:
-    """Pictures of the first `most` validation images as the model of an mmengine Runner sees them; their paths.
-
-    runner: its weights are loaded and its test loader gives the ground truth too, as the recipes' do. One image is in
-    memory at a time. Files are named like the images. Call it in one process; nothing here waits for others.
-    """
-    import torch
-
-    loader, model = runner.test_loop.dataloader, getattr(runner.model, "module", runner.model)
-    dataset, classes, written = loader.dataset, loader.dataset.metainfo["classes"], []
-    model.eval()
-    for i in range(min(most, len(dataset))):
-        with torch.inference_mode():
-            (sample,) = model.test_step(loader.collate_fn([dataset[i]]))
-        image, path = read_frame(Path(sample.img_path)), Path(folder, f"{Path(sample.img_path).stem}.png")
-        if "pred_sem_seg" in sample:
-            maps = (part.data[0].cpu().numpy() for part in (sample.gt_sem_seg, sample.pred_sem_seg))
-            written.append(segmentation(image, *maps, classes, path, path.stem))
-            continue
-        judged, ignored = _objects(sample.gt_instances, image), _objects(sample.ignored_instances, image)
-        flags = np.arange(len(judged.labels) + len(ignored.labels)) >= len(judged.labels)
-        both = ((judged.boxes, ignored.boxes), (judged.labels, ignored.labels), (judged.masks, ignored.masks))
-        truth = Objects(*(np.concatenate(parts) for parts in both), None, flags)
-        found = _objects(sample.pred_instances, image)
-        written.append(detections(image, truth, found, classes, path, path.stem))
-    return written
-
-
-def _objects(instances, image: np.ndarray) -> Objects:
-    """mmdet's instances of one image: tensors, or its own boxes and masks."""
-    boxes = instances.bboxes
-    masks = instances.masks
-    masks = masks.cpu().numpy() if hasattr(masks, "cpu") else masks.to_ndarray()
-    return Objects(
-        getattr(boxes, "tensor", boxes).float().cpu().numpy().reshape(-1, 4),
-        instances.labels.cpu().numpy(),
-        masks.astype(bool).reshape(-1, *image.shape[:2]),
-        instances.scores.float().cpu().numpy() if "scores" in instances else None,
-    )
+        write_text(draw, (x + 18, y + 6), str(classes[int(k)]).strip()[:22], 12, fill=INK, anchor="lm")
+    return save(whole, out, format="PNG")
