@@ -12,7 +12,7 @@ from ...pretrain.train import Hooks, settle
 from ..checkpoints.open import differences
 from ..hub.open import open_checkpoint
 
-HOOKS = Hooks(read_weights=f"{__name__}:read_weights", evaluate=f"{__package__}.watch:Evaluation")
+HOOKS = Hooks(read_weights=f"{__name__}:read_weights", evaluate=f"{__package__}.watch:Evaluator")
 
 
 def read_weights(path: str | Path, format: str | None) -> Found:

@@ -50,7 +50,7 @@ def encoder_of(state: Mapping[str, Tensor], cfg: Config):
     return encoder
 
 
-class Evaluation:
+class Evaluator:
     """The data of config.Watch, opened and checked; see pretrain.monitor.watch.Watch. Raises UserError."""
 
     def __init__(self, cfg: Config, run: Run, source: ImageSource, state: Mapping[str, Tensor], device: torch.device):
@@ -98,11 +98,13 @@ class Evaluation:
         if self.knn is None:
             return {}
         data, protocol, before, found = self.knn, knn.Protocol(), 0, []
+        whole = len(data.train) + len(data.val)
         for note in knn.few([protocol.k], len(data.train)):
             log.reporter.console.print(f"watch.knn: {note}", highlight=False, soft_wrap=True)
         for split in (data.train, data.val):
-            report = partial(_shifted, pulse, before, len(data.train) + len(data.val))
-            found.append(vectors(encoder, split, self.crop, self.device, report))
+            found.append(
+                vectors(encoder, split, self.crop, self.device, lambda n, k=before: pulse(k + n, whole, "k-NN"))
+            )
             before += len(split)
         labels = torch.from_numpy(data.train.labels)
         train, val, labels = (x.to(self.device) for x in (*found, labels))
@@ -140,11 +142,11 @@ def videos(cfg: Config, encoder, device: str) -> tasks.TaskConfig:
     """The DAVIS task, with its data checked, down to the frames' size for this network."""
     watch = cfg.watch
     protocol = davis.Protocol(size=watch.davis_size, frames=watch.frames)
-    made = tasks.TaskConfig(protocol, root=Path(watch.davis), limit=watch.sequences, device=device)
-    made.data = davis.TASK.check(made)
-    for sequence in made.data.content.sequences:
+    task = tasks.TaskConfig(protocol, root=Path(watch.davis), limit=watch.sequences, device=device)
+    task.data = davis.TASK.check(task)
+    for sequence in task.data.content.sequences:
         _video.frame_size(sequence.size, protocol, _video.feature_map(encoder, protocol.block)[1])
-    return made
+    return task
 
 
 def some(data: ClassSet, count: int | None) -> ClassSet:
@@ -179,16 +181,12 @@ def vectors(encoder, split: Split, crop: Crop, device: torch.device, progress: C
         images = [crop(split.read(i)) for i in range(first, min(first + BATCH, len(split)))]
         return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
-    made, starts = [], range(0, len(split), BATCH)
+    found, starts = [], range(0, len(split), BATCH)
     with ThreadPoolExecutor(2) as threads:
         for start, images in zip(starts, ahead((partial(load, i) for i in starts), threads, 2), strict=True):
             progress(start)
-            made.append(F.normalize(encoder(encoder.normalise(images.to(device))).image.float(), dim=1).cpu())
-    whole = torch.cat(made)
+            found.append(F.normalize(encoder(encoder.normalise(images.to(device))).image.float(), dim=1).cpu())
+    whole = torch.cat(found)
     if not torch.isfinite(whole).all():
         raise UserError("the network gives features that are not finite")
     return whole
-
-
-def _shifted(pulse, before: int, total: int, done: int) -> None:
-    pulse(before + done, total, "k-NN")

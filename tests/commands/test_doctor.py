@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from selfpatch_bench.benchmarks.commands.doctor import Report, check_data
+from selfpatch_bench.benchmarks.commands.doctor import Checklist, check_data
 from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.benchmarks.synthetic.small_sets import make_ade20k, make_coco
 
@@ -75,9 +75,9 @@ def doctor(*data, plugins=None) -> tuple[int, list[str]]:
 
 def said(*data) -> tuple[int, list[str]]:
     """The same in this process -> what is to fix, the lines."""
-    report = Report()
-    check_data(report, [str(d) for d in data])
-    return report.failed, report.lines
+    points = Checklist()
+    check_data(points, [str(d) for d in data])
+    return points.failed, points.lines
 
 
 WORDS = {

@@ -63,7 +63,7 @@ DRIVER = r"""
 import json, os, resource, signal, sys, threading, time, traceback
 from pathlib import Path
 from selfpatch_bench.benchmarks.commands import pretrain
-from selfpatch_bench.benchmarks.commands.watch import Evaluation
+from selfpatch_bench.benchmarks.commands.watch import Evaluator
 from selfpatch_bench.pretrain import checkpoint, step
 from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.monitor import watch
@@ -113,8 +113,8 @@ def prepare(what, number):
     elif part == "wait":
         watch.PULSE, exchange, watch.exchange = 0.0, watch.exchange, waiting
     elif event:
-        whole = getattr(Evaluation, part)
-        setattr(Evaluation, part, during)
+        whole = getattr(Evaluator, part)
+        setattr(Evaluator, part, during)
     elif what == "write":
         checkpoint.torch.save = half
     else:

@@ -10,7 +10,7 @@ import torch
 from selfpatch_bench.benchmarks import UserError, load
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.commands.pretrain import pretrain_command
-from selfpatch_bench.benchmarks.commands.watch import Evaluation, encoder_of, some
+from selfpatch_bench.benchmarks.commands.watch import Evaluator, encoder_of, some
 from selfpatch_bench.benchmarks.datasets.imagenet import open_classes
 from selfpatch_bench.benchmarks.pictures.maps import GAP, attention, draw, similarity
 from selfpatch_bench.benchmarks.results.record import read as read_record
@@ -251,7 +251,7 @@ def test_tensorboard_and_a_folder_of_pictures(data, labelled, tmp_path, monkeypa
     def fail(*_):
         raise RuntimeError("something\nelse")
 
-    monkeypatch.setattr(Evaluation, "propagate", fail)
+    monkeypatch.setattr(Evaluator, "propagate", fail)
     run = tmp_path / "run"
     few = ["loop.steps=5", "schedule.warmup_epochs=0"]
     assert pretrain_command("dino", data, run, overrides=[*DINO, *few]) == 0
