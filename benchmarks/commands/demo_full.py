@@ -37,16 +37,10 @@ SMALL_ADE = (
 SMALL_FPN = (
     "model.neck.out_channels=64", "model.decode_head.in_channels=[64,64,64,64]", "model.decode_head.channels=32",
 )  # fmt: skip
-SMALL_UPERNET = ("model.decode_head.channels=64", "model.auxiliary_head.channels=32")
-LONG = {"coco": ("epochs=12",), "ade20k": ("iterations=200",)}
-
-
-def recipes() -> dict[str, tuple[str, ...]]:
-    """Recipe -> its overrides."""
-    return {
-        "coco_maskrcnn_1x": (*SMALL_COCO, *LONG["coco"]),
-        "ade20k_semfpn_40k": (*SMALL_ADE, *SMALL_FPN, *LONG["ade20k"]),
-    }
+RECIPES = {
+    "coco_maskrcnn_1x": (*SMALL_COCO, "epochs=12"),
+    "ade20k_semfpn_40k": (*SMALL_ADE, *SMALL_FPN, "iterations=200"),
+}
 
 
 def full(out: Path, models: list[str]) -> int:
@@ -54,7 +48,7 @@ def full(out: Path, models: list[str]) -> int:
     data = [f"coco={make_coco(out / 'coco', IMAGES, (96, SIDE))}"]
     data += [f"ade20k={make_ade20k(out / 'ade20k', IMAGES, (96, SIDE))}"]
     status = 0
-    for task, values in recipes().items():
+    for task, values in RECIPES.items():
         options = Options(data=data, out=out, device="cpu", own={"pictures": True}, overrides=list(values))
         status |= run_command(models, [task], options)
     return status

@@ -62,7 +62,7 @@ def build_table(
     if below:
         title = "Below the rule: other data or another protocol" if sections else "Results on other data or protocols"
         taken = {c.csv for s in sections for c in s.columns} if source else set()
-        sections.append(_own_section("below", title, below, tasks, marks, taken))
+        sections.append(_own_section("below the rule", title, below, tasks, marks, taken))
     footer = []
     if source and source.others:
         footer.append(f"Other tables of {source.source}, by --against SOURCE:TABLE: {'; '.join(source.others)}.")
@@ -135,7 +135,7 @@ def _footnote(result: Result) -> str:
     return f"{text}{f'; given {given}' if given else ''}; {how}{', '.join(map(short_file, result.records))}"
 
 
-def _own_section(kind, title, results, tasks, marks, taken: set[str]) -> Section:
+def _own_section(place, title, results, tasks, marks, taken: set[str]) -> Section:
     """Rows in columns of their own: one for every (task, protocol id, metric)."""
     several = {t for t in {r.task for r in results} if len({r.protocol for r in results if r.task == t}) > 1}
     keys: dict[tuple, tuple] = {}
@@ -144,12 +144,12 @@ def _own_section(kind, title, results, tasks, marks, taken: set[str]) -> Section
         order = list(declared) or list(result.record.metrics)
         known = any(m in ORDER for m in result.record.metrics)
         for metric in result.cells():
-            place = ORDER.index(metric) if metric in ORDER else len(ORDER)
+            printed = ORDER.index(metric) if metric in ORDER else len(ORDER)
             within = order.index(metric) if metric in order else len(order)
             extra = known and metric not in ORDER
-            order_by = (extra, rank(result)[0], result.task, result.protocol, place, within, metric)
+            order_by = (extra, rank(result)[0], result.task, result.protocol, printed, within, metric)
             keys[result.task, result.protocol, metric] = order_by, getattr(declared.get(metric), "unit", "%"), extra
-    section = Section(kind, title, [], [], [])
+    section = Section(place, title, [], [], [])
     names = [k[2] for k in keys]
     for key, (_, unit, extra) in sorted(keys.items(), key=lambda item: item[1][0]):
         task, protocol, metric = key
@@ -178,19 +178,18 @@ def _source_section(source: PublishedTable, slots, joined, tasks, marks) -> Sect
         names = ", ".join(NAMES.get(m, m) for m in metrics)
         section.caption.append(f"{TITLES.get(task, task)}: {names} ({protocol or NOT_PRINTED})")
     for key in ("pretrain_data", "pretrain_epochs"):
-        values = {getattr(r, key) for r in source.rows}
+        values = {r.labels[key] for r in source.rows}
         if len(values) == 1 and values != {""}:
             section.caption.append(f"{LABELS[key]}: {values.pop()}")
     where = f": {link}" if link else ""
     section.caption.append(f"published rows: numbers as printed there ({sure or 'not described in SOURCES.md'}){where}")
     for printed in source.rows:
         cells = {c: Cell(float(n.text), text=n.text) for c, n in printed.cells.items()}
-        labels = {k: getattr(printed, k) for k in ("method", "backbone", "pretrain_data", "pretrain_epochs")}
         protocols = {f"{n.task}={n.protocol}": None for n in printed.cells.values() if n.protocol}
         notes = list(dict.fromkeys(n.note for n in printed.cells.values() if n.note))
-        meta = {"source": source.source, "table": source.name, "link": link, "pretrain_data": labels["pretrain_data"]}
-        meta |= {"pretrain_epochs": labels["pretrain_epochs"], "row": printed.key, "protocol": "; ".join(protocols)}
-        section.rows.append(Row(labels, cells, variant=printed.variant, meta=meta | {"note": " / ".join(notes)}))
+        meta = {"source": source.source, "table": source.name, "link": link, "row": printed.key}
+        meta |= {"protocol": "; ".join(protocols), "note": " / ".join(notes)}
+        section.rows.append(Row(printed.labels, cells, variant=printed.variant, meta=meta))
     _published_notes(source, section, list(groups))
     columns_of = {id(r): _fill(r, slots) for r in joined}
     packed = _pack(joined, lambda r: columns_of[id(r)])

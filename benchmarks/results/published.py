@@ -6,7 +6,7 @@ a table prints them with the decimals of the source.
 
 import difflib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 
@@ -14,20 +14,8 @@ import pandas as pd
 
 from ...pretrain.common.errors import UserError
 
-COLUMNS = (
-    "source",
-    "table",
-    "method",
-    "backbone",
-    "pretrain_data",
-    "pretrain_epochs",
-    "task",
-    "protocol",
-    "metric",
-    "value",
-    "note",
-)
-LABELS = COLUMNS[2:6]  # what names a row of a printed table
+LABELS = ("method", "backbone", "pretrain_data", "pretrain_epochs")  # what names a row of a printed table
+COLUMNS = ("source", "table", *LABELS, "task", "protocol", "metric", "value", "note")
 NOT_PRINTED = "protocol not printed"  # a note with these words: the protocol column is inferred, not read in the source
 
 
@@ -44,19 +32,17 @@ class Number:
 
 @dataclass
 class PublishedRow:
-    """A printed row. cells: by column. variant: the note that tells it from rows with the same labels, else ''."""
+    """A printed row. labels: of LABELS. cells: by column. variant: the note that tells it from rows with the same
+    labels, else ''."""
 
-    method: str
-    backbone: str
-    pretrain_data: str
-    pretrain_epochs: str
+    labels: dict[str, str]
     variant: str = ""
     cells: dict[tuple[str, str, str], Number] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
         """METHOD|BACKBONE, as `--row` spells it."""
-        return f"{self.method}|{self.backbone}"
+        return f"{self.labels['method']}|{self.labels['backbone']}"
 
 
 @dataclass
@@ -78,13 +64,8 @@ class PublishedTable:
         columns = [c for c in self.columns if c[0] in tasks]
         if not columns or columns == self.columns:
             return self
-        rows = []
-        for row in self.rows:
-            cells = {c: n for c, n in row.cells.items() if c in columns}
-            if cells:
-                labels = (row.method, row.backbone, row.pretrain_data, row.pretrain_epochs)
-                rows.append(PublishedRow(*labels, row.variant, cells))
-        return PublishedTable(self.source, self.name, columns, rows, self.others)
+        rows = [replace(row, cells={c: n for c, n in row.cells.items() if c in columns}) for row in self.rows]
+        return replace(self, columns=columns, rows=[row for row in rows if row.cells])
 
 
 def _folder():
@@ -114,8 +95,8 @@ def check_row(row: str, what: str = "--row") -> None:
     numbers = load_published()
     known = dict.fromkeys(numbers["method"] + "|" + numbers["backbone"])
     if row not in known:
-        plain = {key.lower(): key for key in known}
-        near = [plain[key] for key in difflib.get_close_matches(row.lower(), plain, 5, 0)]
+        lowered = {key.lower(): key for key in known}
+        near = [lowered[key] for key in difflib.get_close_matches(row.lower(), lowered, 5, 0)]
         raise UserError(f"{what}: {row} is not a published row, METHOD|BACKBONE; the nearest: {'; '.join(near)}")
 
 
@@ -165,15 +146,12 @@ def find_table(against: str) -> PublishedTable:
     if part.empty:
         raise UserError(f"no published source {source!r}; there are: {', '.join(dict.fromkeys(numbers['source']))}")
     names = list(dict.fromkeys(part["table"]))
-    if not wanted:
-        name = names[0]
-    else:
-        fits = [n for n in names if n == wanted] or [n for n in names if n.lower() == wanted.lower()]
-        fits = fits or [n for n in names if wanted.lower() in n.lower()]
-        if len(fits) != 1:
-            problem = "no table" if not fits else "more than one table"
-            raise UserError(f"{source} has {problem} called {wanted!r}; its tables: {'; '.join(fits or names)}")
-        name = fits[0]
+    fits = names[:1] if not wanted else [n for n in names if n.lower() == wanted.lower()]
+    fits = fits or [n for n in names if wanted.lower() in n.lower()]
+    if len(fits) != 1:
+        problem = "no table" if not fits else "more than one table"
+        raise UserError(f"{source} has {problem} called {wanted!r}; its tables: {'; '.join(fits or names)}")
+    [name] = fits
     return _lay_out(source, name, part[part["table"] == name], [n for n in names if n != name])
 
 
@@ -190,12 +168,13 @@ def _lay_out(source: str, name: str, part: pd.DataFrame, others: list[str]) -> P
         columns[column] = None
         groups.setdefault(tuple(record[k] for k in LABELS), []).append((column, number))
     rows = []
-    for labels, cells in groups.items():
+    for values, cells in groups.items():
+        labels = dict(zip(LABELS, values, strict=True))
         if len(dict(cells)) == len(cells):
-            rows.append(PublishedRow(*labels, cells=dict(cells)))
+            rows.append(PublishedRow(labels, cells=dict(cells)))
             continue
         variants: dict[str, PublishedRow] = {}
         for column, number in cells:
-            variants.setdefault(number.note, PublishedRow(*labels, variant=number.note)).cells[column] = number
+            variants.setdefault(number.note, PublishedRow(labels, number.note)).cells[column] = number
         rows += variants.values()
     return PublishedTable(source, name, list(columns), rows, others)

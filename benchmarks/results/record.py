@@ -136,10 +136,10 @@ def parse(table) -> Record:
     return replace(record, published=tuple((str(task), str(protocol)) for task, protocol in record.published))
 
 
-def _typed(kind: type, table: dict):
+def _typed(cls: type, table: dict):
     """A dataclass of a JSON object; every field that is there must be of its type."""
     values, wrong = {}, []
-    for part in fields(kind):
+    for part in fields(cls):
         if part.name not in table and (part.default, part.default_factory) != (MISSING, MISSING):
             continue
         value = table.get(part.name)
@@ -149,7 +149,7 @@ def _typed(kind: type, table: dict):
         wrong += [part.name] * (not isinstance(value, part.type))
     if wrong:
         raise ValueError(f"bad or missing {', '.join(wrong)}")
-    return kind(**values)
+    return cls(**values)
 
 
 def read(path: Path) -> Record:

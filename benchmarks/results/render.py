@@ -102,7 +102,7 @@ class Row:
 class Section:
     """One block with its own columns. notes: (mark, text), mark '' for a remark on the whole; differences: lines."""
 
-    kind: str  # published | ours | below
+    place: str  # published | ours | below the rule
     title: str
     caption: list[str]
     columns: list[Column]
@@ -153,7 +153,7 @@ def _grid(section: Section, escape, mark, names: dict[str, str]) -> _Grid:
     tail = [k for k in ("variant", "n", "differs") if any(getattr(r, k) for r in rows)]
     columns = [c for c in section.columns if not c.extra]
     titles = LABELS | {"variant": "variant", "n": "n", "differs": "what differs"}
-    if section.kind != "published":
+    if section.place != "published":
         titles["method"] = "model"
     heads = [titles[k] for k in labels]
     for column in columns:
@@ -164,7 +164,7 @@ def _grid(section: Section, escape, mark, names: dict[str, str]) -> _Grid:
     lines = []
     for row in rows:
         texts = [escape(row.labels.get(k, "")) for k in labels]
-        texts[0] = ("ours: " if row.ours and section.kind == "published" else "") + texts[0] + mark(row.marks)
+        texts[0] = ("ours: " if row.ours and section.place == "published" else "") + texts[0] + mark(row.marks)
         numbers = [escape(row.cells[c.key].show(c.unit)) if c.key in row.cells else "" for c in columns]
         lines.append(texts + numbers + [escape(getattr(row, k)) for k in tail])
     right = [False] * len(labels) + [True] * len(columns) + [k == "n" for k in tail]
@@ -253,7 +253,6 @@ def _latex(table: Table) -> str:
 
 # --- CSV
 
-KINDS = {"published": "published", "ours": "ours", "below": "below the rule"}
 META = (
     *("table", "link", "pretrain_data", "pretrain_epochs", "variant"),
     *("n", "differs", "row", "data", "protocol", "key", "note"),
@@ -272,7 +271,7 @@ def _csv(table: Table) -> str:
             for suffix in ("", "_std", "_diff"):
                 used[column.csv + suffix] = None
         for row in section.rows:
-            record = {"section": "ours" if row.ours and section.kind == "published" else KINDS[section.kind]}
+            record = {"section": "ours" if row.ours and section.place == "published" else section.place}
             record |= {"source": row.meta.get("source", "")} | {k: row.labels.get(k, "") for k in LABELS}
             record |= {k: row.meta.get(k, "") for k in META if k not in LABELS}
             record |= {"variant": row.variant, "n": row.n, "differs": row.differs}
