@@ -15,6 +15,7 @@ from ...pretrain.ablations import ABLATIONS
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.keyvalue import key_value
 from ...pretrain.common.processes import child_environment, python, refuse_in_child
+from ...pretrain.common.progress import line_console
 from ..results.published import load_published
 from ..results.record import DONE, Record, records
 from ..results.render import markdown_table
@@ -166,16 +167,14 @@ class Sweep:
         """Train and evaluate cells; -> 1 if any failed. Raises UserError when interrupted."""
         failed = 0
         for number, cell in enumerate(names, 1):
-            console.print(
-                f"[{number}/{len(names)}] {cell}: {self.grid.cells[cell].recipe}", highlight=False, markup=False
-            )
+            console.print(f"[{number}/{len(names)}] {cell}: {self.grid.cells[cell].recipe}")
             for arguments in self.commands(cell):
                 status = self.start(arguments)
                 if status in (130, 143) or status < 0:
                     raise UserError("interrupted: the same command goes on from here", 130)
                 if status:
                     failed += 1
-                    console.print(f"{cell}: failed (status {status})", style="red", highlight=False, markup=False)
+                    console.print(f"{cell}: failed (status {status})", style="red")
                     break
         return int(failed > 0)
 
@@ -231,6 +230,6 @@ def ablate_command(
     sweep = Sweep(grid, out, data, video, gpus, device)
     chosen = cells or list(grid.cells)
     sweep.check(chosen)
-    status = sweep.run(Console(stderr=True), chosen)
+    status = sweep.run(line_console(stderr=True), chosen)
     print(sweep.text())
     return status

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
-from rich.console import Console
-
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.processes import refuse_in_child
+from ...pretrain.common.progress import line_console
 from ..metrics.significance import Verdict, mcnemar, sign_flip, unpack, welch
 from ..results.collect import ORDER, as_typed, distinct
 from ..results.record import Record, done, read
@@ -134,7 +133,7 @@ def compare_command(models: list[Path], tasks: list[str], options: Options) -> i
     if len({str(f) for f in files}) < 2:
         raise UserError("compare: give two checkpoints or more")
     evaluations = plan(files, tasks, options)
-    if status := run(evaluations, options, Console(file=sys.stderr)):
+    if status := run(evaluations, options, line_console(file=sys.stderr)):
         return status
     texts = []
     for task in tasks:

@@ -6,10 +6,9 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from rich.console import Console
-
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.processes import child_environment, python
+from ...pretrain.common.progress import line_console
 from ...pretrain.common.weights import save_weights
 from ..checkpoints.open import Checkpoint, ready
 from ..hub.open import open_checkpoint
@@ -57,7 +56,7 @@ def convert_command(
         raise UserError(f"{file}: no such file")
     if not trust_pickle:
         return _write(open_checkpoint(file, format=format, card=card, **options), Path(file), out, False)
-    Console(stderr=True).print(WARNING.format(file=file), style="bold red", highlight=False, markup=False)
+    line_console(stderr=True).print(WARNING.format(file=file), style="bold red")
     with unpickled(Path(file)) as copy:
         try:
             return _write(open_checkpoint(copy, format=format, card=card, **options), Path(file), out, True)

@@ -8,12 +8,12 @@ about networks trained on ImageNet for weeks.
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from ...pretrain import train
 from ...pretrain.checkpoint import Run
 from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD, Card
 from ...pretrain.common.processes import refuse_in_child
+from ...pretrain.common.progress import line_console
 from ...pretrain.common.weights import save_weights
 from ...pretrain.config import Config, load_recipe
 from ...pretrain.export import portable
@@ -97,21 +97,21 @@ def demo_command(out: Path, full: bool = False) -> int:
     What is there already is not made again; an interrupted demo goes on. full: COCO and ADE20K as well (demo_full.py).
     """
     refuse_in_child()
-    console = Console()
+    console = line_console()
     if full:
         from ..mm.ops import require
 
         require()
     data = make_videos(out / "videos")
     pictures = make_pictures(out / "pictures", PICTURES)
-    console.print(f"videos with exact masks: {data}\npictures to train on: {pictures}", highlight=False, soft_wrap=True)
+    console.print(f"videos with exact masks: {data}\npictures to train on: {pictures}")
     models = out / "models"
     models.mkdir(parents=True, exist_ok=True)
     random_network(models / "random.safetensors", configure(pictures, 0.0))
     colour_baseline(models / "colour.safetensors")
     files = [str(models / f"{name}.safetensors") for name in ("random", "colour")]
     for name, weight in RUNS.items():
-        console.print(f"pretraining {name}: weight of the patch term {weight}, {STEPS} steps", highlight=False)
+        console.print(f"pretraining {name}: weight of the patch term {weight}, {STEPS} steps")
         run = Run(out / "runs" / name)
         if status := train.run(configure(pictures, weight), run.folder, run.config_file.is_file(), HOOKS):
             return status
@@ -125,12 +125,12 @@ def demo_command(out: Path, full: bool = False) -> int:
     print(table_command(out, ["md"], None, None, False))
     if "models/random" in (found := scores(out)):
         print(differences(found, "models/random"))
-    console.print("\nbaseline: the same network, views and steps without the patch term", highlight=False)
+    console.print("\nbaseline: the same network, views and steps without the patch term")
     for what, where in (
         ("records", out / "records"),
         ("masks", f"{out / 'artifacts'}/davis/KEY/masks"),
         ("pictures", f"{out / 'artifacts'}/davis/KEY/pictures"),
         ("runs", f"{out / 'runs'} (configuration, log.jsonl, checkpoints, exports)"),
     ):
-        console.print(f"{what:<9} {where}", highlight=False, soft_wrap=True)
+        console.print(f"{what:<9} {where}")
     return status

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ...pretrain.common.errors import UserError
-from ...pretrain.common.progress import Reporter
+from ...pretrain.common.progress import Reporter, line_console
 from ..environment import environment, peak_memory
 from ..results import labels, record
 from ..results.record import DataSet, Protocol, Record
@@ -24,7 +24,7 @@ from .plan import Evaluation, Options, gather, plan, seeds_of
 def run_command(models: list[str], tasks: list[str], options: Options) -> int:
     """`selfpatch run`: plan, then do. Returns the exit status."""
     options.rank, options.world = launched()
-    console = Console(stderr=False, file=sys.stdout, quiet=options.rank > 0)
+    console = line_console(file=sys.stdout, quiet=options.rank > 0)
     return run(plan(gather(models, options), tasks, options), options, console)
 
 
@@ -34,7 +34,7 @@ def run(evaluations: list[Evaluation], options: Options, console: Console) -> in
         return int(not all([_follow(e, options) for e in evaluations if e.task.processes == "many"]))
     notes = [note for e in evaluations for note in e.cfg.data.notes]
     for note in dict.fromkeys([*_once(evaluations, options), *notes]):
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+        console.print(f"note: {note}")
     failed, at_work = 0, None
     queue = deque((evaluation, False) for evaluation in evaluations)  # and whether to wait for another process
     while queue:
@@ -42,8 +42,7 @@ def run(evaluations: list[Evaluation], options: Options, console: Console) -> in
         opened = evaluation.opened
         with record.lock(options.out, evaluation.task.name, evaluation.key, wait) as mine:
             if not mine:
-                text = f"{evaluation.title}: another process is at it; coming back later"
-                console.print(text, highlight=False)
+                console.print(f"{evaluation.title}: another process is at it; coming back later")
                 queue.append((evaluation, True))
                 continue
             if at_work not in (None, opened) and not at_work.kept:
@@ -67,8 +66,7 @@ def _one(evaluation: Evaluation, options: Options, console: Console, came_back: 
     existing = record.done(options.out, evaluation.task.name, evaluation.key)
     if existing and (came_back or not options.rerun):
         why = "the same weights, card, protocol, data and seed"
-        text = f"{evaluation.title}: done already ({existing[-1]}: {why}); --rerun repeats it"
-        console.print(text, highlight=False, soft_wrap=True)
+        console.print(f"{evaluation.title}: done already ({existing[-1]}: {why}); --rerun repeats it")
         _label(evaluation, existing[-1], console)
         return True
     out = _folder(evaluation, options)
@@ -83,14 +81,14 @@ def _one(evaluation: Evaluation, options: Options, console: Console, came_back: 
         found = {"status": record.FAILED, "error": text, "traceback": traceback.format_exc()}
         found |= {"log": error.log} if isinstance(error, Crash) else {}
         path = record.write(options.out, dataclasses.replace(planned, **found, **_cost(evaluation, start)))
-        console.print(f"{evaluation.title}: failed: {text} ({path})", style="red", highlight=False, soft_wrap=True)
+        console.print(f"{evaluation.title}: failed: {text} ({path})", style="red")
         return False
     finally:
         gc.collect()
     path = record.write(options.out, _finished(planned, result, str(out), _cost(evaluation, start)))
     declared, metrics = evaluation.task.metrics, result["metrics"]
     shown = "  ".join([f"{m.name} {metrics[m.name]:.2f}" for m in declared if m.name in metrics][:3])
-    console.print(f"{evaluation.title}: {shown}  ({path})", highlight=False, soft_wrap=True)
+    console.print(f"{evaluation.title}: {shown}  ({path})")
     _label(evaluation, path, console)
     return True
 
@@ -103,7 +101,7 @@ def _label(evaluation: Evaluation, path: Path, console: Console) -> None:
     if new := {k: v for k, v in evaluation.given.items() if getattr(model, k) != v}:
         file = labels.write(path, new, record.now())
         said = ", ".join(f"its {k} is now {v} (was {getattr(model, k) or 'none'})" for k, v in new.items())
-        console.print(f"{evaluation.title}: {said}: {file}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"{evaluation.title}: {said}: {file}")
 
 
 def _folder(evaluation: Evaluation, options: Options) -> Path:
@@ -133,13 +131,12 @@ def _subject(evaluation: Evaluation, console: Console, last: bool):
     from ..checkpoints.open import build, look_untrained
 
     name, checkpoint = evaluation.model.name, evaluation.opened.take(last)
-    text = f"{name}: {checkpoint.reading.format}, {checkpoint.accounting}"
-    console.print(text, highlight=False, soft_wrap=True)
+    console.print(f"{name}: {checkpoint.reading.format}, {checkpoint.accounting}")
     warnings = list(checkpoint.warnings)
     if why := look_untrained(checkpoint.reading.weights):
         warnings.append(f"the weights look untrained: {why}")
     for warning in warnings:
-        console.print(f"{name}: warning: {warning}", highlight=False, soft_wrap=True)
+        console.print(f"{name}: warning: {warning}")
     if "checkpoint" in evaluation.task.takes:
         return checkpoint
     encoder = build(checkpoint).to(evaluation.cfg.device)

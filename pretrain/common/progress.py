@@ -6,6 +6,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
+def line_console(**how) -> Console:
+    """A console that prints lines as they are: no markup, no colours of numbers, no breaks. how: Console's own."""
+    return Console(markup=False, highlight=False, soft_wrap=True, **how)
+
+
 class Reporter:
     """`report(done, total, text)` as work proceeds; a context manager.
 

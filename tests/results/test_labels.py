@@ -19,6 +19,7 @@ from selfpatch_bench.benchmarks.results import labels, record
 from selfpatch_bench.benchmarks.run.runner import Options, plan, run
 from selfpatch_bench.pretrain.common.card import Card
 from selfpatch_bench.pretrain.common.errors import UserError
+from selfpatch_bench.pretrain.common.progress import line_console
 from selfpatch_bench.pretrain.common.weights import save_weights
 from toy import TASK
 
@@ -68,7 +69,7 @@ def test_a_result_that_is_there_is_called_anew(toy, capsys):
     go(toy)
     go(toy, name=name)  # nothing new
     assert sorted(p.name for p in path.parent.iterdir() if p.suffix == ".json") == [path.name]
-    go(toy, console=Console(), name="mine", row=ROW)
+    go(toy, console=line_console(), name="mine", row=ROW)
     said = [x for x in capsys.readouterr().out.splitlines() if "is now" in x]
     assert len(said) == 1
     assert f"its name is now mine (was {name}), its row is now {ROW} (was none)" in said[0]

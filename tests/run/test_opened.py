@@ -18,6 +18,7 @@ from selfpatch_bench.benchmarks.tasks import make_key
 from selfpatch_bench.benchmarks.tasks._registry import get_task
 from selfpatch_bench.benchmarks.tasks._registry import tasks as all_tasks
 from selfpatch_bench.pretrain.common.card import Card
+from selfpatch_bench.pretrain.common.progress import line_console
 from selfpatch_bench.pretrain.common.weights import save_weights
 
 CARD = Card("vit", 8, 24, 1, 2, pos="learned 4x4", mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -88,15 +89,15 @@ def metrics(place, jobs) -> dict[tuple, float]:
 
 
 def test_only_what_depends_on_the_seed_runs_for_each(place, capsys):
-    jobs = go(place, "ab", ("drawn", "fixed"), console=Console(), seeds=[0, 1, 2])
+    jobs = go(place, "ab", ("drawn", "fixed"), console=line_console(), seeds=[0, 1, 2])
     assert sorted(worked(place)) == sorted("012" * 2 + "00")
     assert [(j.task, j.cfg.seed) for j in jobs].count(("fixed", 0)) == 2
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note:")]
     assert said == ["note: fixed: runs once, under seed 0; --seed 0,1,2 does not change its number"]
-    go(place, "ab", ("fixed",), console=Console(), seeds=[5])  # done already
+    go(place, "ab", ("fixed",), console=line_console(), seeds=[5])  # done already
     assert len(worked(place)) == 8
     assert "note: fixed: runs once, under seed 0; --seed 5 " in capsys.readouterr().out
-    go(place, "ab", ("drawn", "fixed"), console=Console())
+    go(place, "ab", ("drawn", "fixed"), console=line_console())
     assert "note:" not in capsys.readouterr().out
 
 
