@@ -94,10 +94,10 @@ def read_dcp(folder: Path) -> tuple[dict[str, PiecedTensor], dict]:
         raise UserError(f"{where}: damaged ({type(error).__name__}: {shorten(error)})") from error
 
 
-def _fields(node, kind: str) -> dict:
-    """The fields of a placeholder of the class `kind`."""
-    if not isinstance(node, Inert) or not node.name.endswith(f".{kind}") or not isinstance(node.state, dict):
-        raise BadFile(f"no {kind} of torch.distributed.checkpoint: {shorten(node)}")
+def _fields(node, cls: str) -> dict:
+    """The fields of a placeholder of the class `cls`."""
+    if not isinstance(node, Inert) or not node.name.endswith(f".{cls}") or not isinstance(node.state, dict):
+        raise BadFile(f"no {cls} of torch.distributed.checkpoint: {shorten(node)}")
     return node.state
 
 

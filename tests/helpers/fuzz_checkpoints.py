@@ -1,13 +1,14 @@
 """Damaged and hostile checkpoint files through the whole loader, in a worker process that is restarted on a crash.
 
-    python tests/helpers/fuzz_checkpoints.py [--count 10000] [--seed 0] [--formats dino,mae] [--timeout 30]
+    python tests/helpers/fuzz_checkpoints.py [--count 10000] [--seed 0] [--formats dino,mae] [--timeout 20]
 
-Every format's `example()` file is mutated (mutations.py): bytes flipped, cut, removed, opcodes inserted; its tree,
-saved again: keys swapped, renamed, lost or doubled, shapes and types changed, a block or a family of tensors lost,
-blocks exchanged, odd values in what it says of itself, in its card, or in a config beside it. Each file must end in a
-refusal of one line or in a correct load: exactly the tensors of the network, and, where only the wrapping was damaged,
-the very same; a smaller network is said to be unusual. The worker watches for what must never happen: a program
-started, code compiled, a file written, a network call, or a module imported because a file names it.
+The example file of every format is damaged (mutations.py): bytes flipped, cut, removed, opcodes inserted; its tree,
+saved again: keys swapped, renamed, lost or doubled, shapes and types changed, a block, a family of tensors or of biases
+lost, two blocks of one network exchanged, odd values in what it says of itself, absurd sizes in its card, odd types in
+a config beside it. Each file must end in a refusal of one line or in a correct load: exactly the tensors of the
+network, and, where only the wrapping was damaged, the very same; a smaller network is said to be unusual. The worker
+watches for what must never happen: a program started, code compiled, a file written, a network call, or a module
+imported because a file names it.
 """
 
 import argparse
@@ -55,11 +56,11 @@ def worker() -> None:
     sys.addaudithook(audit)
     replies, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
-        job = json.loads(line)
+        request = json.loads(line)
         watching.set()
         began = time.process_time()
         try:
-            checkpoint = open_checkpoint(job["path"], format=job["format"], card=job["card"])
+            checkpoint = open_checkpoint(request["path"], format=request["format"], card=request["card"])
             weights = checkpoint.reading.weights
             answer = {"loaded": checkpoint.fingerprint, "names": sorted(weights), "format": checkpoint.reading.format}
             answer |= {"warnings": checkpoint.warnings}
@@ -80,7 +81,7 @@ class Worker:
     def __init__(self, folder: Path, timeout: float):
         self.folder, self.timeout, self.process = folder, timeout, None
 
-    def ask(self, job: dict) -> dict:
+    def ask(self, request: dict) -> dict:
         if self.process is None or self.process.poll() is not None:
             command = [sys.executable, str(Path(__file__).resolve()), "--worker"]
             pipe = subprocess.PIPE
@@ -90,7 +91,7 @@ class Worker:
         late = threading.Timer(self.timeout, self.process.kill)
         late.start()
         try:
-            self.process.stdin.write(json.dumps(job) + "\n")
+            self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
             line = self.process.stdout.readline()
         except BrokenPipeError:
@@ -114,7 +115,7 @@ class Worker:
 
 
 def examples(folder: Path, only: list[str] | None) -> dict[str, tuple[Path, dict]]:
-    """format -> (its example file, card overrides); folders are left out."""
+    """format -> (its example file, card overrides); of a folder of Hugging Face's, the file in it."""
     from format_examples import format_example
     from selfpatch_bench.benchmarks.checkpoints import FORMATS
 
@@ -124,15 +125,15 @@ def examples(folder: Path, only: list[str] | None) -> dict[str, tuple[Path, dict
             continue
         (folder / name).mkdir(parents=True)
         path, card = format_example(name, folder / name)
-        if Path(path).is_file():
-            found[name] = Path(path), {k: str(v) for k, v in card.items()}
+        file = path / "model.safetensors" if path.is_dir() else path
+        found[name] = file, {k: str(v) for k, v in card.items()}
     return found
 
 
 # -- the judgement
 
 
-def judge(answer: dict, original: dict, kind: str) -> str | None:
+def judge(answer: dict, original: dict, damage: str) -> str | None:
     """What is wrong with the outcome, or None."""
     for what in ("crashed", "hung", "raised"):
         if what in answer:
@@ -152,25 +153,25 @@ def judge(answer: dict, original: dict, kind: str) -> str | None:
     if all_of_it - there <= {"reg_token"} and there < all_of_it:
         return None
     if there != all_of_it and not said:
-        return f"a partial load in silence: other tensors than the whole network's ({kind}, as {answer['format']})"
-    names_only = kind in ("lose", "add", "nest", "rename", "said", "config", "card")
+        return f"a partial load in silence: other tensors than the whole network's ({damage}, as {answer['format']})"
+    names_only = damage in ("lose", "add", "nest", "rename", "said", "config", "card")
     if names_only and not said and answer["loaded"] != original["loaded"]:
-        return f"the weights changed, although only names did ({kind})"
+        return f"the weights changed, although only names did ({damage})"
     return None
 
 
 def fuzz(
     count: int, seed: int, folder: Path, only: list[str] | None = None, timeout: float = 30.0
 ) -> tuple[Counter, list]:
-    """Counts by outcome, and the failures as (format, kind, number, what). Files of failures stay in folder/failed."""
+    """Counts by outcome, and the failures as (format, damage, number, what); their files stay in folder/failed."""
     rng = random.Random(seed)
     files = examples(folder / "good", only)
     box = folder / "box"
     box.mkdir()
     runner, counts, failures, slowest = Worker(box, timeout), Counter(), [], 0.0
     try:
-        jobs = {n: {"format": n, "card": card} for n, (_, card) in files.items()}
-        originals = {n: runner.ask(jobs[n] | {"path": str(path)}) for n, (path, _) in files.items()}
+        requests = {n: {"format": n, "card": card} for n, (_, card) in files.items()}
+        originals = {n: runner.ask(requests[n] | {"path": str(path)}) for n, (path, _) in files.items()}
         for name, answer in originals.items():
             if "loaded" not in answer:
                 failures.append((name, "undamaged", -1, str(answer)))
@@ -178,28 +179,30 @@ def fuzz(
         for number in range(count):
             name = names[number % len(names)]
             path, _ = files[name]
-            data, kind, config = damaged(path, rng)
+            data, damage, config = damaged(path, rng)
             bad = folder / f"bad{path.suffix}"
             bad.write_bytes(data)
             beside = bad.with_suffix(".config.json")
             beside.unlink(missing_ok=True)
+            if config is None and path.with_name("config.json").exists():
+                config = path.with_name("config.json").read_text()
             if config is not None:
                 beside.write_text(config)
-            job = jobs[name] | {"path": str(bad), "format": name if rng.random() < 0.7 else None}
-            answer = runner.ask(job)
+            request = requests[name] | {"path": str(bad), "format": name if rng.random() < 0.7 else None}
+            answer = runner.ask(request)
             outcome = "loaded" if "loaded" in answer else "refused" if "refused" in answer else "failed"
             counts[outcome] += 1
-            counts[f"{kind}: {outcome}"] += 1
+            counts[f"{damage}: {outcome}"] += 1
             slowest = max(slowest, answer.get("seconds", 0.0))
-            problem = judge(answer, originals[name], kind)
+            problem = judge(answer, originals[name], damage)
             if problem is None and list(box.iterdir()):
                 problem = f"files were written: {[p.name for p in box.iterdir()]}"
             if problem:
                 (folder / "failed").mkdir(exist_ok=True)
-                (folder / "failed" / f"{number}-{name}-{kind}{path.suffix}").write_bytes(data)
+                (folder / "failed" / f"{number}-{name}-{damage}{path.suffix}").write_bytes(data)
                 if config is not None:
-                    (folder / "failed" / f"{number}-{name}-{kind}.config.json").write_text(config)
-                failures.append((name, kind, number, problem))
+                    (folder / "failed" / f"{number}-{name}-{damage}.config.json").write_text(config)
+                failures.append((name, damage, number, problem))
     finally:
         runner.stop()
     counts["ms for the slowest"] = round(1000 * slowest)
@@ -221,8 +224,8 @@ def main() -> int:
     counts, failures = fuzz(args.count, args.seed, folder, args.formats and args.formats.split(","), args.timeout)
     print(f"{args.count} files: " + ", ".join(f"{n} {what}" for what, n in sorted(counts.items()) if ":" not in what))
     print("; ".join(f"{what} {n}" for what, n in sorted(counts.items()) if ":" in what))
-    for name, kind, number, what in failures:
-        print(f"{name}, file {number} ({kind}): {what}")
+    for name, damage, number, what in failures:
+        print(f"{name}, file {number} ({damage}): {what}")
     if failures:
         print(f"the files lie in {folder / 'failed'}")
     return int(bool(failures))

@@ -28,14 +28,14 @@ BLOCK = re.compile(r"^(.*?(?:blocks|layers?|layer\d|res\d)\.)(\d+)(\..+)$")
 
 
 def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
-    out, kind = bytearray(data), rng.randrange(5)
+    out, damage = bytearray(data), rng.randrange(5)
     at = rng.randrange(len(out))
-    if kind == 0:
+    if damage == 0:
         return bytes(out[:at])
-    if kind == 1:  # an opcode or a name
+    if damage == 1:  # an opcode or a name
         at = rng.randrange(min(len(out), 2000)) if rng.random() < 0.5 else at
         out[at:at] = rng.choice(OPCODES)
-    elif kind == 2:
+    elif damage == 2:
         del out[at : at + rng.randrange(1, 30)]
     else:
         for _ in range(rng.choice([1, 1, 4, 20])):
@@ -59,39 +59,39 @@ def holders(node, found=None) -> list[dict]:
     return found
 
 
-def mutate_tensor(table: dict, kind: str, rng: random.Random) -> None:
+def mutate_tensor(table: dict, damage: str, rng: random.Random) -> None:
     """Change one tensor of a table, or two."""
     import torch
 
     names = [k for k, v in table.items() if isinstance(v, torch.Tensor)]
     name, other = rng.choice(names), rng.choice(names)
     tensor = table[name]
-    if kind == "swap":
+    if damage == "swap":
         table[name], table[other] = table[other], tensor
-    elif kind == "rename":
+    elif damage == "rename":
         table[rng.choice([f"{name}x", f"module.{name}", name[1:], name.replace("0", "7"), ""])] = table.pop(name)
-    elif kind == "lose":
+    elif damage == "lose":
         del table[name]
-    elif kind == "add":
+    elif damage == "add":
         table[f"{name}.more"] = tensor.clone()
-    elif kind == "shape":
+    elif damage == "shape":
         less = tensor[..., :-1] if tensor.ndim else tensor.new_zeros(2)
         table[name] = rng.choice([less, tensor[None], tensor.reshape(-1), tensor.new_zeros(0)])
-    elif kind == "type":
+    elif damage == "type":
         casts = [tensor.half(), tensor.bfloat16(), tensor.int(), tensor.bool(), tensor.to(torch.float8_e4m3fn)]
         table[name] = rng.choice([*casts, tensor.tolist(), "text"])
-    elif kind == "nest":
+    elif damage == "nest":
         table[name] = {"value": tensor}
-    elif kind == "transpose":
+    elif damage == "transpose":
         table[name] = tensor.transpose(0, -1) if tensor.ndim else tensor
-    elif kind == "expand":
+    elif damage == "expand":
         table[name] = tensor.reshape(-1)[0].clone().expand(tensor.shape) if tensor.numel() else tensor
 
 
-def mutate_network(table: dict, kind: str, rng: random.Random) -> None:
+def mutate_network(table: dict, damage: str, rng: random.Random) -> None:
     """Take a block or a family of tensors out of a network, or exchange two blocks; blocks stay numbered from 0."""
-    if kind in ("family lost", "biases lost"):  # of all blocks, or of the network's own where it has no number
-        ends = (".bias",) if kind == "biases lost" else (".bias", ".weight", ".gamma")
+    if damage in ("family lost", "biases lost"):  # of all blocks, or of the network's own where it has no number
+        ends = (".bias",) if damage == "biases lost" else (".bias", ".weight", ".gamma")
         families = sorted({re.sub(r"\d+", "#", k) for k in table if str(k).endswith(ends)})
         gone = rng.choice(families) if families else None
         for key in [k for k in table if re.sub(r"\d+", "#", str(k)) == gone]:
@@ -101,13 +101,13 @@ def mutate_network(table: dict, kind: str, rng: random.Random) -> None:
     stages = {}  # of one network -> numbers of its blocks
     for match in found.values():
         stages.setdefault(match[1], set()).add(int(match[2]))
-    stages = {stage: sorted(numbers) for stage, numbers in stages.items() if len(numbers) > 1 or kind == "block lost"}
+    stages = {stage: sorted(numbers) for stage, numbers in stages.items() if len(numbers) > 1 or damage == "block lost"}
     if not stages:
         return
     stage = rng.choice(sorted(stages))
     inside = {k: m for k, m in found.items() if m[1] == stage}
     values = {k: table[k] for k in inside}
-    if kind == "block lost":
+    if damage == "block lost":
         one = rng.choice(stages[stage])
         for key in inside:
             del table[key]
@@ -129,16 +129,16 @@ NETWORK = ("block lost", "family lost", "biases lost", "blocks exchanged")
 
 def mutate_tree(tree, rng: random.Random) -> str:
     """Change a tree of tensors in place; -> what was done."""
-    kind = rng.choice([*TENSOR, *NETWORK, *NETWORK, "said"])
-    if kind == "said" and isinstance(tree, dict):
+    damage = rng.choice([*TENSOR, *NETWORK, *NETWORK, "said"])
+    if damage == "said" and isinstance(tree, dict):
         tree[rng.choice(SAID)] = rng.choice(ODD)
-        return kind
+        return damage
     table = rng.choice(holders(tree))
-    if kind in NETWORK:
-        mutate_network(table, kind, rng)
+    if damage in NETWORK:
+        mutate_network(table, damage, rng)
     else:
-        mutate_tensor(table, rng.choice(TENSOR) if kind == "said" else kind, rng)
-    return kind
+        mutate_tensor(table, rng.choice(TENSOR) if damage == "said" else damage, rng)
+    return damage
 
 
 def mutate_card(metadata: dict, rng: random.Random) -> str:
@@ -173,11 +173,12 @@ def damaged(path: Path, rng: random.Random) -> tuple[bytes, str, str | None]:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
         tree = load_file(path)
-        kind = mutate_card(metadata, rng) if rng.random() < 0.6 else mutate_tree(tree, rng)
+        ours = "selfpatch_bench" in (metadata or {})
+        damage = mutate_card(metadata, rng) if ours and rng.random() < 0.6 else mutate_tree(tree, rng)
         flat = {k: v.contiguous().clone() for k, v in tree.items() if isinstance(v, torch.Tensor)}
-        return save(flat, metadata), kind, None
+        return save(flat, metadata), damage, None
     tree = torch.load(path, weights_only=False)
-    kind = mutate_tree(tree, rng)
+    damage = mutate_tree(tree, rng)
     buffer = io.BytesIO()
     torch.save(tree, buffer, _use_new_zipfile_serialization=rng.random() < 0.7)
-    return buffer.getvalue(), kind, None
+    return buffer.getvalue(), damage, None

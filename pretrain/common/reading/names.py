@@ -147,24 +147,24 @@ def _default_dict(u, factory=None, items=()) -> dict:
     return _dict(u, items)
 
 
-def _sequence(kind: type, cost: int = 16) -> Callable:
+def _sequence(container: type, cost: int = 16) -> Callable:
     def build(u, items=(), _maxlen=None):
         if type(items) not in (list, tuple, set, frozenset):
-            raise BadFile(f"damaged pickle: a {kind.__name__} of what is no list")
+            raise BadFile(f"damaged pickle: a {container.__name__} of what is no list")
         u.spend(cost * len(items))
-        if kind in (set, frozenset):
+        if container in (set, frozenset):
             u.check_keys(items)
-        return kind(items)
+        return container(items)
 
     return build
 
 
-def _bytes(kind: type) -> Callable:
+def _bytes(buffer: type) -> Callable:
     def build(u, data=b"", encoding="latin-1"):
         if type(data) not in (str, bytes, bytearray):
-            raise BadFile(f"damaged pickle: {kind.__name__} of what is no text")
+            raise BadFile(f"damaged pickle: {buffer.__name__} of what is no text")
         u.spend(len(data))
-        return kind(_encode(u, data, encoding) if type(data) is str else data)
+        return buffer(_encode(u, data, encoding) if type(data) is str else data)
 
     return build
 

@@ -24,12 +24,12 @@ def _storage_id(pid, length: int) -> tuple:
         raise BadFile("a whole pickled module: save its state_dict() instead")
     if type(pid) is not tuple or len(pid) != length or pid[0] != "storage":
         raise BadFile("damaged pickle: a storage's id")
-    _, kind, key, _device, numel, *rest = pid
-    if not isinstance(kind, Global) or kind.name not in STORAGES:
-        raise BadFile(f"storage type {shorten(kind)} is not supported")
+    _, storage_class, key, _device, numel, *rest = pid
+    if not isinstance(storage_class, Global) or storage_class.name not in STORAGES:
+        raise BadFile(f"storage type {shorten(storage_class)} is not supported")
     if type(key) is not str or type(numel) is not int or numel < 0:
         raise BadFile("damaged pickle: a storage's key or size")
-    dtype = STORAGES[kind.name]
+    dtype = STORAGES[storage_class.name]
     return dtype, key, numel * (dtype.itemsize if dtype else 1), rest
 
 
