@@ -128,78 +128,78 @@ def meaning(name: str) -> torch.dtype | Global | None:
 # -- containers and values
 
 
-def _dict(u, items=()) -> dict:
+def _dict(reader, items=()) -> dict:
     """A dict of a dict, or of a list of pairs (Python 2 wrote pairs as lists)."""
     if type(items) is dict:
         items = list(items.items())
     if type(items) not in (list, tuple) or any(type(p) not in (list, tuple) or len(p) != 2 for p in items):
         raise BadFile("damaged pickle: a dictionary of what is no pairs")
-    u.spend(200 * len(items))
+    reader.spend(200 * len(items))
     out: dict = {}
-    u.fill(out, [p[0] for p in items], [p[1] for p in items])
+    reader.fill(out, [p[0] for p in items], [p[1] for p in items])
     return out
 
 
-def _default_dict(u, factory=None, items=()) -> dict:
+def _default_dict(reader, factory=None, items=()) -> dict:
     named = isinstance(factory, Global) and factory.name.startswith(("builtins.", "collections."))
     if factory is not None and not named:
-        u.refuse(f"a defaultdict of {factory}")
-    return _dict(u, items)
+        reader.refuse(f"a defaultdict of {factory}")
+    return _dict(reader, items)
 
 
 def _sequence(container: type, cost: int = 16) -> Callable:
-    def build(u, items=(), _maxlen=None):
+    def build(reader, items=(), _maxlen=None):
         if type(items) not in (list, tuple, set, frozenset):
             raise BadFile(f"damaged pickle: a {container.__name__} of what is no list")
-        u.spend(cost * len(items))
+        reader.spend(cost * len(items))
         if container in (set, frozenset):
-            u.check_keys(items)
+            reader.check_keys(items)
         return container(items)
 
     return build
 
 
 def _bytes(buffer: type) -> Callable:
-    def build(u, data=b"", encoding="latin-1"):
+    def build(reader, data=b"", encoding="latin-1"):
         if type(data) not in (str, bytes, bytearray):
             raise BadFile(f"damaged pickle: {buffer.__name__} of what is no text")
-        u.spend(len(data))
-        return buffer(_encode(u, data, encoding) if type(data) is str else data)
+        reader.spend(len(data))
+        return buffer(_encode(reader, data, encoding) if type(data) is str else data)
 
     return build
 
 
-def _encode(u, text, encoding="latin1") -> bytes:
+def _encode(reader, text, encoding="latin1") -> bytes:
     """`_codecs.encode`, by which protocol 2 writes bytes."""
     if type(text) is not str or encoding not in ("latin1", "latin-1"):
-        u.refuse(f"_codecs.encode to {shorten(encoding)}")
-    u.spend(len(text))
+        reader.refuse(f"_codecs.encode to {shorten(encoding)}")
+    reader.spend(len(text))
     return text.encode("latin-1")
 
 
-def _complex(u, real=0.0, imag=0.0) -> complex:
+def _complex(reader, real=0.0, imag=0.0) -> complex:
     if not all(type(x) in (int, float) for x in (real, imag)):
         raise BadFile("damaged pickle: a complex number of what is no number")
     return complex(real, imag)
 
 
-def _getattr(u, owner, name, *_) -> Inert:
+def _getattr(reader, owner, name, *_) -> Inert:
     if not (isinstance(owner, Inert) or (isinstance(owner, Global) and owner.inert)) or type(name) is not str:
-        u.refuse(f"getattr of {owner if isinstance(owner, Global) else 'a ' + type(owner).__name__}")
+        reader.refuse(f"getattr of {owner if isinstance(owner, Global) else 'a ' + type(owner).__name__}")
     return Inert("builtins.getattr", (owner, name))
 
 
-def _reconstructor(u, cls, _base=None, _state=None) -> Inert:
+def _reconstructor(reader, cls, _base=None, _state=None) -> Inert:
     """`copyreg._reconstructor`: how protocols 0 and 1 begin an object."""
     if not (isinstance(cls, Global) and cls.inert):
-        u.refuse(f"an object of {cls}")
+        reader.refuse(f"an object of {cls}")
     return Inert(cls.name)
 
 
 # -- NumPy
 
 
-def _dtype(u, code, _align=False, _copy=True) -> np.dtype:
+def _dtype(reader, code, _align=False, _copy=True) -> np.dtype:
     if type(code) is not str or not _NUMPY_CODE.fullmatch(code):
         raise BadFile(f"NumPy dtype {shorten(code)!r} is not supported: only little-endian numbers and short text are")
     return np.dtype(code)
@@ -212,51 +212,53 @@ def check_dtype_state(state) -> None:
         raise BadFile("a NumPy dtype that is big-endian or structured: save the file again as simple tensors")
 
 
-def _scalar(u, dtype, raw=b""):
-    raw = _encode(u, raw) if type(raw) is str else raw
+def _scalar(reader, dtype, raw=b""):
+    raw = _encode(reader, raw) if type(raw) is str else raw
     if not isinstance(dtype, np.dtype) or type(raw) is not bytes or len(raw) != dtype.itemsize or not raw:
         raise BadFile("damaged pickle: a NumPy scalar")
     return np.frombuffer(raw, dtype, 1)[0]
 
 
-def _empty_array(u, cls, _shape=(0,), _code=b"b") -> np.ndarray:
+def _empty_array(reader, cls, _shape=(0,), _code=b"b") -> np.ndarray:
     """`_reconstruct`: an array that BUILD will fill."""
     if not (isinstance(cls, Global) and cls.name == "numpy.ndarray"):
-        u.refuse(f"an array of class {cls}")
+        reader.refuse(f"an array of class {cls}")
     return np.empty(0, np.int8)
 
 
-def fill_array(u, array: np.ndarray, state) -> None:
+def fill_array(reader, array: np.ndarray, state) -> None:
     """BUILD of an array. state: (version, shape, dtype, is_fortran, raw bytes), or without the version."""
     if type(state) is not tuple or len(state) not in (4, 5):
         raise BadFile("damaged pickle: the state of a NumPy array")
     shape, dtype, fortran, raw = state[-4:]
-    raw = _encode(u, raw) if type(raw) is str else raw  # text by Python 2
-    _check_array(u, raw, dtype, shape)
+    raw = _encode(reader, raw) if type(raw) is str else raw  # text by Python 2
+    _check_array(reader, raw, dtype, shape)
     array.__setstate__((1, shape, dtype, bool(fortran), bytes(raw)))
 
 
-def _array(u, raw, dtype, shape, order="C") -> np.ndarray:
+def _array(reader, raw, dtype, shape, order="C") -> np.ndarray:
     """`_frombuffer`, how protocol 5 writes an array: `raw` is referred to, not copied."""
     shape = (shape,) if type(shape) is int else shape
-    _check_array(u, raw, dtype, shape)
+    _check_array(reader, raw, dtype, shape)
     return np.frombuffer(raw, dtype).reshape(shape, order="F" if order == "F" else "C")
 
 
-def _check_array(u, raw, dtype, shape) -> None:
+def _check_array(reader, raw, dtype, shape) -> None:
     if not isinstance(dtype, np.dtype) or dtype.name not in DTYPES:
         raise BadFile(f"a NumPy array of type {shorten(dtype)}, which is no number")
     if type(shape) is not tuple or len(shape) > 32 or not all(type(n) is int and 0 <= n < MAX_DIM for n in shape):
         raise BadFile("damaged pickle: the shape of a NumPy array")
     if type(raw) not in (bytes, bytearray) or prod(shape) * dtype.itemsize != len(raw):
         raise BadFile(f"a NumPy array of shape {shorten(shape)} with other bytes")
-    u.spend(len(raw))
+    reader.spend(len(raw))
 
 
 # -- torch
 
 
-def _tensor(u, view, offset, size, stride, _requires_grad=False, _hooks=None, metadata=None, dtype=None) -> TensorRef:
+def _tensor(
+    reader, view, offset, size, stride, _requires_grad=False, _hooks=None, metadata=None, dtype=None
+) -> TensorRef:
     """`_rebuild_tensor` and `_v2`, where the storage knows the dtype."""
     dtype = getattr(view, "dtype", None) if dtype is None else dtype
     if not isinstance(view, StorageView) or not isinstance(dtype, torch.dtype):
@@ -266,23 +268,23 @@ def _tensor(u, view, offset, size, stride, _requires_grad=False, _hooks=None, me
     return tensor_ref(view, dtype, offset, size, stride)
 
 
-def _tensor_v3(u, view, offset, size, stride, requires_grad, hooks, dtype, metadata=None) -> TensorRef:
-    return _tensor(u, view, offset, size, stride, requires_grad, hooks, metadata, dtype)
+def _tensor_v3(reader, view, offset, size, stride, requires_grad, hooks, dtype, metadata=None) -> TensorRef:
+    return _tensor(reader, view, offset, size, stride, requires_grad, hooks, metadata, dtype)
 
 
-def _parameter(u, data, *_) -> TensorRef:
+def _parameter(reader, data, *_) -> TensorRef:
     if not isinstance(data, TensorRef):
         raise BadFile("damaged pickle: a parameter without a tensor")
     return data
 
 
-def _tensor_with_attributes(u, func, cls, args, _state=None) -> TensorRef:
+def _tensor_with_attributes(reader, func, cls, args, _state=None) -> TensorRef:
     """`_rebuild_from_type_v2`: a tensor somebody has set attributes on; they are left out."""
     if not (isinstance(func, Global) and func.name.startswith("torch._utils._rebuild_")):
-        u.refuse(f"a tensor made by {func}")
+        reader.refuse(f"a tensor made by {func}")
     if not (isinstance(cls, Global) and cls.name in TYPES):
-        u.refuse(f"a tensor of class {cls}")
-    return u.call(func, args)
+        reader.refuse(f"a tensor of class {cls}")
+    return reader.call(func, args)
 
 
 CALLS: dict[str, Callable] = {
