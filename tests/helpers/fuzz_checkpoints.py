@@ -118,6 +118,7 @@ def examples(folder: Path, only: list[str] | None) -> dict[str, tuple[Path, dict
     """format -> (its example file, card overrides); of a folder of Hugging Face's, the file in it."""
     from format_examples import format_example
     from selfpatch_bench.benchmarks.checkpoints import FORMATS
+    from selfpatch_bench.benchmarks.checkpoints.state import locate
 
     found = {}
     for name in FORMATS.scan():
@@ -125,7 +126,7 @@ def examples(folder: Path, only: list[str] | None) -> dict[str, tuple[Path, dict
             continue
         (folder / name).mkdir(parents=True)
         path, card = format_example(name, folder / name)
-        file = path / "model.safetensors" if path.is_dir() else path
+        file = locate(path) if path.is_dir() else path
         found[name] = file, {k: str(v) for k, v in card.items()}
     return found
 
