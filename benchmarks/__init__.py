@@ -33,7 +33,8 @@ keep(
         "errors": "pretrain.common.errors",
         "atomic": "pretrain.common.atomic",
         "progress": "pretrain.common.progress",
-        "encoder": "benchmarks.backbones.encoder, benchmarks.backbones.build, pretrain.common.positions",
+        "encoder": "benchmarks.backbones.base, benchmarks.backbones.encoder, benchmarks.backbones.build, "
+        "pretrain.common.positions",
         "conv": "benchmarks.backbones.conv, pretrain.model.swin",
         "sources": "benchmarks.checkpoints.state",
         "loading": "benchmarks.hub.open, benchmarks.checkpoints.open, pretrain.common.weights",
