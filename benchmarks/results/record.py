@@ -137,12 +137,12 @@ def parse(table) -> Record:
 
 
 def _typed(cls: type, table: dict):
-    """A dataclass of a JSON object; every field that is there must be of its type."""
+    """A dataclass of a JSON object; every field that is there must be of its type. null is what is not there."""
     values, wrong = {}, []
     for part in fields(cls):
-        if part.name not in table and (part.default, part.default_factory) != (MISSING, MISSING):
-            continue
         value = table.get(part.name)
+        if value is None and (part.default, part.default_factory) != (MISSING, MISSING):
+            continue
         if is_dataclass(part.type) and isinstance(value, dict):
             value = _typed(part.type, value)
         values[part.name] = value
