@@ -99,11 +99,11 @@ def go(place, tasks, values=(), out="out", **more) -> tuple[int, list]:
 
 def result(place, job, out="out") -> record.Record:
     """The newest record of a job."""
-    return record.read(record.done(place / out, job.task, job.key)[-1])
+    return record.read(record.done(place / out, job.task.name, job.key)[-1])
 
 
 def folder_of(place, job, out="out") -> Path:
-    return place / out / "artifacts" / job.task / job.key
+    return place / out / "artifacts" / job.task.name / job.key
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ def worked(place) -> list[str]:
 
 
 def metrics(place, jobs) -> dict[tuple, float]:
-    found = [record.read(record.done(place / "out", j.task, j.key)[-1]) for j in jobs]
+    found = [record.read(record.done(place / "out", j.task.name, j.key)[-1]) for j in jobs]
     return {(r.model.name, r.task, r.seed): r.metrics["toy"] for r in found}
 
 
@@ -91,7 +91,7 @@ def metrics(place, jobs) -> dict[tuple, float]:
 def test_only_what_depends_on_the_seed_runs_for_each(place, capsys):
     jobs = go(place, "ab", ("drawn", "fixed"), console=line_console(), seeds=[0, 1, 2])
     assert sorted(worked(place)) == sorted("012" * 2 + "00")
-    assert [(j.task, j.cfg.seed) for j in jobs].count(("fixed", 0)) == 2
+    assert [(j.task.name, j.cfg.seed) for j in jobs].count(("fixed", 0)) == 2
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note:")]
     assert said == ["note: fixed: runs once, under seed 0; --seed 0,1,2 does not change its number"]
     go(place, "ab", ("fixed",), console=line_console(), seeds=[5])  # done already

@@ -81,7 +81,7 @@ def records(examples, tasks, data, out, *values) -> dict[tuple[str, str], record
     options = Options(data=[str(data)], out=out, device="cpu", overrides=list(values))
     jobs = plan([e.entry for e in examples], tasks, options)
     assert run(jobs, options, Console(quiet=True)) == 0, [p.read_text() for p in out.glob("records/*/*failed*")]
-    return {(job.model.name, job.task): record.read(record.done(out, job.task, job.key)[-1]) for job in jobs}
+    return {(job.model.name, job.task.name): record.read(record.done(out, job.task.name, job.key)[-1]) for job in jobs}
 
 
 def check_model(found: record.Record, example: Example) -> None:
