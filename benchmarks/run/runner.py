@@ -18,7 +18,8 @@ from ..results import labels, record
 from ..results.record import DataSet, Protocol, Record
 from ..tasks import Crash
 from .launchers import launched
-from .plan import Evaluation, Options, gather, plan, seeds_of
+from .options import Options
+from .plan import Evaluation, gather, plan, seeds_of
 
 
 def run_command(models: list[str], tasks: list[str], options: Options) -> int:

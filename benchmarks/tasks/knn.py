@@ -33,10 +33,8 @@ class KNN(ClassTask):
     def check(self, cfg: TaskConfig) -> Data:
         """Open the data set, and say where there are fewer images than neighbours."""
         found = super().check(cfg)
-        train = len(found.content.train)
-        few = [str(k) for k in dict.fromkeys([cfg.protocol.k, *cfg.protocol.other_k]) if k > train]
-        note = f"k={', '.join(few)}: there are only {train} training images, and all of them vote"
-        return replace(found, notes=[*found.notes, note]) if few else found
+        ks = [cfg.protocol.k, *cfg.protocol.other_k]
+        return replace(found, notes=found.notes + few(ks, len(found.content.train)))
 
     def run(self, encoder, cfg: TaskConfig, out: Path) -> dict:
         """Features of all images (from the cache where they are known), votes, accuracies."""
@@ -56,6 +54,12 @@ class KNN(ClassTask):
         if max(ks) > len(train):
             in_force |= {"k": min(p.k, len(train)), "other_k": [min(k, len(train)) for k in p.other_k]}
         return {"metrics": metrics, "parts": parts, "protocol": in_force}
+
+
+def few(ks: list[int], train: int) -> list[str]:
+    """A note for the user where there are fewer training images than neighbours that should vote."""
+    more = [str(k) for k in dict.fromkeys(ks) if k > train]
+    return [f"k={', '.join(more)}: there are only {train} training images, and all of them vote"] if more else []
 
 
 TASK = KNN(
