@@ -14,12 +14,13 @@ from pathlib import Path
 import typer
 
 from ...pretrain.common.errors import UserError
+from ..run.options import comma_list
 from . import evaluate, look, train
-from .options import comma_list, spell_out_card, spelled_out, use_plugins
+from .options import spell_out_card, spelled_out, use_plugins
 
 COMMANDS = (
-    *(train.pretrain, train.ablate, evaluate.run, train.export, look.inspect, look.convert, evaluate.table),
-    *(evaluate.compare, look.zoo, look.ls, look.doctor, train.demo),
+    *(train.pretrain, train.show, train.ablate, evaluate.run, train.export, look.inspect, look.convert),
+    *(evaluate.table, evaluate.compare, look.zoo, look.ls, look.doctor, train.demo),
 )
 EXAMPLES = "Examples:\n"
 

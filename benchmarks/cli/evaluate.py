@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from .options import Options, Out, comma_list, split_arguments
+from ..run.options import Options, Out, comma_list
+from .options import split_arguments
 
 Checkpoints = Annotated[list[Path] | None, typer.Argument(metavar="CKPT... [key=value...]", show_default=False)]
 Tasks = Annotated[list[str] | None, typer.Option("--task", help="Task; a list `a,b` or repeated.")]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import CardFields, Format, Heads, Out, Weights, with_heads
+from ..run.options import CardFields, Format, Heads, Out, Weights, with_heads
 
 
 def inspect(

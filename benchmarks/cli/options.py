@@ -12,9 +12,7 @@ import typer
 
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.keyvalue import split
-from ..run.options import CardFields, Format, Heads, Options, Out, Weights, comma_list, with_heads
-
-__all__ = ["CardFields", "Format", "Heads", "Options", "Out", "Weights", "comma_list", "with_heads"]
+from ..run.options import Options
 
 Plugins = Annotated[
     list[Path] | None,

@@ -7,7 +7,7 @@ import typer
 
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.keyvalue import split
-from .options import comma_list
+from ..run.options import comma_list
 
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda; else a GPU if there is one.")]
 
@@ -54,6 +54,32 @@ def pretrain(
 
     name, values = one_name(recipe, "recipe")
     return pretrain_command(name, data, out, resume, values, device, seed, slurm)
+
+
+def show(
+    recipe: Annotated[list[str], typer.Argument(metavar="RECIPE [key=value...]", help="`selfpatch ls recipes`.")],
+    data: Annotated[str | None, typer.Option("--data", help="Images to count, as for `pretrain`.")] = None,
+    images: Annotated[int | None, typer.Option("--images", min=1, help="Their number, if they are not here.")] = None,
+):
+    """Print a recipe as a run would take it: every option with its comment, as yaml that `pretrain` reads back.
+
+    Below stand the steps of the run and of its warm-up, its parameters, its views, and the images of a step. Nothing is
+    trained or written.
+
+    Examples:
+
+        selfpatch show selfpatch
+
+        selfpatch show selfpatch --images 1281167 loop.batch=512 loop.epochs=200
+
+        selfpatch show dino --data IMAGENET/train network.backbone=vit_base_patch16
+    """
+    from ..commands.show import show as resolved
+
+    name, values = one_name(recipe, "recipe")
+    if name is None:
+        raise UserError("give a recipe (`selfpatch ls recipes`)")
+    print(resolved(name, values, data, images))
 
 
 def ablate(

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import center_crop, resize
 
 from ...pretrain.common.atomic import write_atomic
 from ...pretrain.common.errors import UserError
@@ -33,8 +35,7 @@ BATCH = 64
 class Crop:
     """Preprocessing for evaluation: shorter side to `resize` (bicubic), then the centre of `crop` x `crop` pixels.
 
-    As torchvision's Resize and CenterCrop on Pillow images, which DINO's scripts use (facebookresearch/dino 7c446df,
-    eval_knn.py, eval_linear.py).
+    DINO's scripts have it so (facebookresearch/dino 7c446df, eval_knn.py, eval_linear.py).
     """
 
     resize: int = 256
@@ -42,13 +43,8 @@ class Crop:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """uint8 [H, W, 3] -> uint8 [crop, crop, 3]"""
-        picture = Image.fromarray(image)
-        short, long = sorted(picture.size)
-        long = int(self.resize * long / short)
-        size = (self.resize, long) if picture.size[0] <= picture.size[1] else (long, self.resize)
-        picture = picture.resize(size, Image.Resampling.BICUBIC)
-        left, top = (round((side - self.crop) / 2) for side in size)
-        return np.asarray(picture.crop((left, top, left + self.crop, top + self.crop)))
+        picture = resize(Image.fromarray(image), self.resize, InterpolationMode.BICUBIC)
+        return np.asarray(center_crop(picture, self.crop))
 
 
 def effective(encoder, crop: int) -> dict:
