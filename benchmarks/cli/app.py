@@ -38,8 +38,8 @@ def make_app(flags: Sequence = ()) -> typer.Typer:
     )
     for command in COMMANDS:
         text, _, examples = inspect.getdoc(command).partition(EXAMPLES)
-        made = spelled_out(command, flags)
-        app.command(command.__name__, help=text, epilog=f"\n{EXAMPLES}{examples}\n")(made)
+        register = app.command(command.__name__, help=text, epilog=f"\n{EXAMPLES}{examples}\n")
+        register(spelled_out(command, flags))
     return app
 
 

@@ -83,7 +83,7 @@ def zoo(
 
 
 def ls(
-    kind: Annotated[str, typer.Argument(metavar="tasks|formats|recipes|ablations|records|published")],
+    thing: Annotated[str, typer.Argument(metavar="tasks|formats|recipes|ablations|records|published")],
     out: Out = Path("results"),
 ):
     """List tasks, checkpoint formats, pretraining recipes, records or published tables, and where each comes from.
@@ -98,7 +98,7 @@ def ls(
     """
     from ..commands.ls import listing
 
-    print(listing(kind, out))
+    print(listing(thing, out))
 
 
 def doctor(

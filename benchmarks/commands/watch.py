@@ -183,7 +183,7 @@ def vectors(encoder, split: Split, crop: Crop, device: torch.device, progress: C
 
     found, starts = [], range(0, len(split), BATCH)
     with ThreadPoolExecutor(2) as threads:
-        for start, images in zip(starts, ahead((partial(load, i) for i in starts), threads, 2), strict=True):
+        for start, images in zip(starts, ahead(partial(threads.submit, load), starts, 2), strict=True):
             progress(start)
             found.append(F.normalize(encoder(encoder.normalise(images.to(device))).image.float(), dim=1).cpu())
     whole = torch.cat(found)

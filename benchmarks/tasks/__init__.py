@@ -161,9 +161,9 @@ class Task:
         """The task with the values of a variant, which stands beside no published row. Raises UserError."""
         if variant not in self.variants:
             raise UserError(f"{self.name}:{variant}: variants of {self.name}: {', '.join(self.variants) or 'none'}")
-        made = copy.copy(self)
-        made.variant, made.published, made.protocol_id = variant, (), f"{self.protocol_id}-{variant}"
-        return made
+        task = copy.copy(self)
+        task.variant, task.published, task.protocol_id = variant, (), f"{self.protocol_id}-{variant}"
+        return task
 
     @property
     def title(self) -> str:

@@ -4,7 +4,6 @@ As facebookresearch/dino 7c446df, eval_linear.py, has them: torchvision's Random
 """
 
 import os
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,9 +26,9 @@ def augmented(encoder, extract: Extract, cfg: TaskConfig) -> Iterator:
     views = Views([ViewSpec(1, side, (0.08, 1.0), interpolation="bilinear", jitter_p=0, gray_p=0, blur_p=0)])
     labels, cores = torch.from_numpy(split.labels), os.cpu_count() or 1
 
-    def load(numbers: list[int], epoch: int) -> Tensor:
+    def load(epoch: int, numbers: Tensor) -> Tensor:
         images = np.empty((len(numbers), 3, side, side), np.uint8)
-        for i, out in zip(numbers, images, strict=True):
+        for i, out in zip(numbers.tolist(), images, strict=True):
             photo = split.read(i)
             [view] = draw_all(views, *photo.shape[:2], cfg.seed, epoch, i)
             pixels.apply(view, photo, out=out)
@@ -42,10 +41,10 @@ def augmented(encoder, extract: Extract, cfg: TaskConfig) -> Iterator:
 
         def stream(steps: list[Tensor], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
             parts = [part for step in steps for part in step.split(BATCH)]
-            images = ahead((partial(load, part.tolist(), epoch) for part in parts), threads, 2 * cores)
+            images = ahead(partial(threads.submit, load, epoch), parts, 2 * cores)
+            features = ahead(replicas.submit, images, 2 * len(replicas.places))
             for step in steps:
-                running = deque(replicas.submit(next(images)) for _ in step.split(BATCH))
-                joint = torch.cat([future.result() for future in running])
+                joint = torch.cat([next(features) for _ in step.split(BATCH)])
                 yield joint.to(cfg.device), labels[step].to(cfg.device)
 
         yield stream

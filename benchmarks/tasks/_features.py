@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -59,6 +60,7 @@ def effective(encoder, crop: int) -> dict:
 
 
 Extract = Callable[[torch.nn.Module, Tensor], Tensor]
+T = TypeVar("T")
 
 
 def image_vector(encoder, images: Tensor) -> Tensor:
@@ -104,12 +106,12 @@ def devices(device: str) -> list[str]:
     return [f"cuda:{i}" for i in range(torch.cuda.device_count())] if device == "cuda" else [device]
 
 
-def ahead(jobs: Iterable[Callable[[], Tensor]], threads: ThreadPoolExecutor, count: int) -> Iterator[Tensor]:
-    """The jobs' results in order, up to `count` of them being made in threads while the caller is busy."""
-    coming, jobs = deque(), iter(jobs)
-    coming.extend(threads.submit(job) for job in islice(jobs, count))
+def ahead(submit: Callable[[T], Future], items: Iterable[T], count: int) -> Iterator[Tensor]:
+    """Results of `submit(item)` in order, up to `count` of them being computed while the caller is busy."""
+    coming, items = deque(), iter(items)
+    coming.extend(map(submit, islice(items, count)))
     while coming:
-        coming.extend(threads.submit(job) for job in islice(jobs, 1))
+        coming.extend(map(submit, islice(items, 1)))
         yield coming.popleft().result()
 
 
@@ -138,31 +140,29 @@ def features(
         "version": 1,
     }
     folder = cache_folder() / "features" / make_key(parts)
-    cores, found = os.cpu_count() or 1, []
+    cores, chunks = os.cpu_count() or 1, []
 
-    def load(first: int, stop: int) -> Tensor:
-        images = [crop(split.read(i)) for i in range(first, min(first + BATCH, stop))]
-        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    def load(numbers: range) -> Tensor:
+        return torch.from_numpy(np.stack([crop(split.read(i)) for i in numbers])).permute(0, 3, 1, 2)
 
     with ThreadPoolExecutor(cores) as threads, Replicas(encoder, extract, cfg.device, precision) as replicas:
         for start in range(0, len(split), CHUNK):
-            stop = min(start + CHUNK, len(split))
-            file = folder / f"{start:08d}-{stop:08d}.npy"
-            if (chunk := _read(file, stop - start)) is None:
-                made, running = [], deque()
-                jobs = (partial(load, first, stop) for first in range(start, stop, BATCH))
-                for images in ahead(jobs, threads, cores + 1):
-                    running.append(replicas.submit(images))
-                    if len(running) > 2 * len(replicas.places):
-                        made.append(running.popleft().result())
-                        progress(start + BATCH * len(made))
-                chunk = torch.cat([*made, *(job.result() for job in running)])
+            numbers = range(start, min(start + CHUNK, len(split)))
+            file = folder / f"{start:08d}-{numbers.stop:08d}.npy"
+            if (chunk := _read(file, len(numbers))) is None:
+                batches = (numbers[i : i + BATCH] for i in range(0, len(numbers), BATCH))
+                images = ahead(partial(threads.submit, load), batches, cores + 1)
+                parts = []
+                for part in ahead(replicas.submit, images, 2 * len(replicas.places)):
+                    parts.append(part)
+                    progress(min(start + BATCH * len(parts), numbers.stop))
+                chunk = torch.cat(parts)
                 if not torch.isfinite(chunk).all():
                     raise UserError(f"{split.source.where}: the network gives features that are not finite")
                 _write(file, chunk)
-            found.append(chunk)
-            progress(stop)
-    return torch.cat(found)
+            chunks.append(chunk)
+            progress(numbers.stop)
+    return torch.cat(chunks)
 
 
 def of_both_splits(encoder, cfg: TaskConfig, extract: Extract, what: str) -> list[Tensor]:

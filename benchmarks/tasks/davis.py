@@ -129,8 +129,8 @@ def _masks(encoder, cfg: TaskConfig, content: Videos, sequence: Sequence, out: P
         if len(writing) > AHEAD:
             writing.popleft().result()
         yield mask
-    for job in writing:
-        job.result()
+    for future in writing:
+        future.result()
 
 
 def _known(out: Path, sequence: Sequence) -> dict | None:
