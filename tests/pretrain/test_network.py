@@ -148,7 +148,7 @@ def test_plain_and_fused_attention_agree():
         (["network.backbone=vit_smal_patch16"], "neither vit_"),
         (["network.backbone=resnet50", "network.overrides={}"], "network.backbone=resnet50"),
         (["network.backbone=eva02_tiny_patch14_224"], "not a plain ViT"),
-        (["views.rows.2.size=100"], "views of 100 pixels with patches of 16"),
+        (["views.rows.2.size=50"], "views of 50 pixels with patches of 16"),
         (["network.class_token=false"], "needs a class token"),
         (["network.readout=sum"], "token, class_attention or mean"),
         (["network.positions=bilinear"], "network.positions=bilinear"),
