@@ -132,13 +132,13 @@ class Views:
         _check_word("views.share", self.share, "image", "batch")
         _check_word("views.unit", self.unit, "image", "patch")
         self.mask.check("views.mask")
-        size = {spec.size for spec, role in zip(specs, self.roles(), strict=True) if role == "global"}
-        if len(size) != 1:
-            raise UserError(
-                f"views.rows: global views (role: global) must be there, all of one size, not {sorted(size)}"
-            )
-        if (largest := max(spec.size for spec in specs)) > min(size):
-            raise UserError(f"views.rows: local views of {largest} pixels are larger than the global ones, {min(size)}")
+        sizes = sorted({spec.size for spec, role in zip(specs, self.roles(), strict=True) if role == "global"})
+        if not sizes:
+            raise UserError("views.rows: at least one view must be global (role: global)")
+        if len(sizes) > 1:
+            raise UserError(f"views.rows: global views of {sizes[0]} and {sizes[1]} pixels; they must be of one size")
+        if (largest := max(spec.size for spec in specs)) > sizes[0]:
+            raise UserError(f"views.rows: local views of {largest} pixels are larger than the global ones, {sizes[0]}")
 
 
 def _check_word(name: str, value: str | None, *words: str | None) -> None:

@@ -226,7 +226,7 @@ def test_multi_crop_on_swin():
     ("options", "words"),
     [
         (["views.rows.0.size=40", "views.rows.1.size=40"], "views of 40 pixels with a Swin .* 32 or 48"),
-        (["views.rows.1.size=8"], "views of 8 pixels with a Swin .* 16"),
+        (["views.rows.0.size=8", "views.rows.1.size=8"], "views of 8 pixels with a Swin .* 16"),
         (["network.class_token=true"], "a Swin has no class token: network.class_token=false"),
         (["network.readout=token"], "network.readout=token needs a class token"),
         (["network.backbone=swin_teeny"], "no Swin of timm; did you mean swin_tiny"),
