@@ -5,40 +5,26 @@ torch's SyncBatchNorm does the same, on GPUs only.
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class BatchNorm(nn.Module):
+class BatchNorm(nn.BatchNorm1d):
     """Batch normalisation over all axes but the last: [..., D] -> [..., D], with a gain and a bias per channel.
 
     In training mode by the statistics of all rows of all processes (each takes part in every call; numbers of rows may
-    differ), else by the running ones. Names, defaults and running statistics are those of torch.nn.BatchNorm1d. A
-    single row is allowed: it becomes the bias.
+    differ), else by the running ones. A single row is allowed: it becomes the bias.
     """
 
-    def __init__(self, features: int, eps: float = 1e-5, momentum: float = 0.1):
-        super().__init__()
-        self.eps, self.momentum = eps, momentum
-        self.weight = nn.Parameter(torch.ones(features))
-        self.bias = nn.Parameter(torch.zeros(features))
-        self.register_buffer("running_mean", torch.zeros(features))
-        self.register_buffer("running_var", torch.ones(features))
-        self.register_buffer("num_batches_tracked", torch.tensor(0))
-
     def forward(self, x: Tensor) -> Tensor:
-        rows, own = x.reshape(-1, x.shape[-1]), (self.running_mean, self.running_var, self.weight, self.bias)
-        if not self.training:
-            return F.batch_norm(rows, *own, eps=self.eps).view_as(x)
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-        if len(rows) > 1 and not shared():  # the fused kernel
-            return F.batch_norm(rows, *own, True, self.momentum, self.eps).view_as(x)
+        rows = x.reshape(-1, x.shape[-1])
+        if not self.training or (len(rows) > 1 and not shared()):  # the fused kernel
+            return super().forward(rows).view_as(x)
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
         sums, count = total(torch.cat([rows.sum(0), rows.new_tensor([len(rows)])])).split([rows.shape[1], 1])
         mean = sums / count
         variance = total((rows - mean).square().sum(0)) / count
         with torch.no_grad():
+            self.num_batches_tracked += 1
             self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
             unbiased = variance * (count / (count - 1).clamp(min=1))
             self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)

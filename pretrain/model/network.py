@@ -1,5 +1,6 @@
 """Backbone, readout and heads: one class, of which student and teacher are two instances."""
 
+import copy
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -68,12 +69,8 @@ class Network(nn.Module):
                 f"a head takes the output of {source}, which is no head declared before it on the same side"
             )
         head = self.heads[source]
-        head = head[0] if isinstance(head, nn.ModuleList) else head
-        was, _ = head.training, head.eval()
-        with torch.no_grad():
-            width = head(torch.zeros(1, self.width(self.specs[source].input))).shape[-1]
-        head.train(was)
-        return width
+        head = copy.deepcopy(head[0] if isinstance(head, nn.ModuleList) else head).eval().to("meta")
+        return head(torch.zeros(1, self.width(self.specs[source].input), device="meta")).shape[-1]
 
     def forward(self, groups: Sequence) -> Outputs:
         seen = [g for g, group in enumerate(groups) if group is not None]

@@ -5,6 +5,7 @@ Self-Supervised Transformer, TPAMI 2023. It is the two self-relation terms alone
 `dino` and `ibot`, both times (4 - spatial - channel) / 2.
 """
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
 
@@ -38,20 +39,14 @@ class Config:
     no_overlap: str = "constant"
 
 
-class RelationHead(nn.Module):
+def relation_head(dim: int, predict: bool) -> nn.Module:
     """Raw patches [M, N, D] -> features to relate [M, N, D]: batch normalisation and ReLU; for the student (`predict`)
     then a linear layer without bias, and both again. Statistics are those of all rows of a call, over all processes.
     Initialised as the framework does."""
-
-    def __init__(self, dim: int, predict: bool):
-        super().__init__()
-        self.projection = nn.Sequential(BatchNorm(dim), nn.ReLU())
-        self.predictor = nn.Sequential()
-        if predict:
-            self.predictor = nn.Sequential(nn.Linear(dim, dim, bias=False), BatchNorm(dim), nn.ReLU())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.predictor(self.projection(x))
+    parts = {"projection": nn.Sequential(BatchNorm(dim), nn.ReLU()), "predictor": nn.Sequential()}
+    if predict:
+        parts["predictor"] = nn.Sequential(nn.Linear(dim, dim, bias=False), BatchNorm(dim), nn.ReLU())
+    return nn.Sequential(OrderedDict(parts))
 
 
 class Objective(Base):
@@ -68,9 +63,9 @@ class Objective(Base):
             raise UserError("objective sere: the weights spatial and channel must not both be 0")
         check_two_views("sere", net)
         head = HeadSpec(
-            partial(RelationHead, predict=True),
+            partial(relation_head, predict=True),
             "raw",
-            teacher_factory=partial(RelationHead, predict=False),
+            teacher_factory=partial(relation_head, predict=False),
             per_group=True,
             teacher_groups="global",
         )

@@ -213,3 +213,19 @@ def parts_add_up(whole, parts, groups) -> tuple[dict, dict]:
     for name, objective in whole.objectives.items():
         assert relative(parts.objectives[name].centre, objective.centre) < 1e-12
     return losses, logged
+
+
+def near_in_bf16(make, views):
+    """Under autocast, which has 8 bits, losses are within 2 % of float64 and in float32, gradients point the same way,
+    numbers for the log are finite. make(**options): a learner; views(learner, **options): its groups."""
+    learner, exact = make(kind=torch.float32, spread=0.1), make(spread=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        total, losses, stats = learner(views(learner, kind=torch.float32), Step())
+    whole, wanted, _ = exact(views(exact), Step())
+    assert all(v.dtype == torch.float32 for v in [*losses.values(), *stats.values()])
+    assert all(relative(v, wanted[k]) < 0.02 for k, v in losses.items())
+    ours, theirs = gradients(total, learner.student), gradients(whole, exact.student)
+    for name, grad in theirs.items():
+        if grad is not None and grad.numel() > 100:
+            assert torch.cosine_similarity(ours[name].double().flatten(), grad.flatten(), 0) > 0.95, name
+    assert all(torch.isfinite(v) for v in learner.finish_step(stats, 0.9).values())

@@ -3,13 +3,13 @@
 import math
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from plain_pretrain import (
-    TINY,
     aggregate,
     assert_same_gradients,
     chosen,
@@ -17,7 +17,7 @@ from plain_pretrain import (
     dino_terms,
     gradients,
     groups,
-    heads,
+    near_in_bf16,
     one_thread,  # noqa: F401
     parts_add_up,
     patch_terms,
@@ -239,20 +239,7 @@ def test_entropy_and_divergence_in_the_log(recipe):
 
 
 def test_runs_under_bf16_autocast():
-    """bf16 has 8 bits: losses within 2 % of float64, gradients pointing the same way."""
-    learner, exact = tiny("selfpatch", kind=torch.float32, spread=0.1), tiny("selfpatch", spread=0.1)
-    g = groups(learner, batch=4, kind=torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        total, losses, stats = learner(g, Step())
-    ours, theirs = (gradients(t, m.student) for t, m in ((total, learner), (exact(groups(exact, 4), Step())[0], exact)))
-    wanted = exact(groups(exact, 4), Step())[1]
-    assert all(v.dtype == torch.float32 for v in [*losses.values(), *stats.values()])
-    assert all(relative(v, wanted[k]) < 0.02 for k, v in losses.items())
-    big = [n for n, v in theirs.items() if v.numel() > 100]
-    assert all(torch.cosine_similarity(ours[n].double().flatten(), theirs[n].flatten(), 0) > 0.95 for n in big)
-
-
-# --- the shared cross-entropy
+    near_in_bf16(partial(tiny, "selfpatch"), partial(groups, batch=4))
 
 
 def test_cross_entropy_of_half_precision_keeps_small_gradients():
@@ -293,18 +280,30 @@ def test_merged_needs():
         ("selfpatch", ["network.readout=mean"], "needs network.readout=class_attention"),
         ("selfpatch", ["views.rows.2.size=16"], "a view of a single patch has no neighbours"),
         ("selfpatch", ["objectives.selfpatch.radius=wide"], "radius wide"),
-        ("dino", ["objectives.dino.centre_views=some"], "centre_views=some"),
+        ("dino", ["objectives.dino.centre_views=some"], "centre_views=some: it is global or all"),
         ("dino", ["objectives.dino.student_temperature=0"], "student_temperature=0.0: it must be above 0"),
         ("dino", ["views.rows.1.count=0", "views.rows.2.count=0"], "needs two at least"),
+        ("ibot", ["views.mask.kind=none"], "set views.mask.kind=block"),
+        (
+            "ibot",
+            ["objectives.ibot.shares=null", "objectives.ibot.own_last_layer=true"],
+            "own_last_layer=true",
+        ),
+        ("ibot", ["objectives.ibot.shares=other"], "shares the module of other"),
+        ("pwself", ["objectives.pwself.centre=token"], "centre=token: it is position, kind or prototype"),
+        ("pwself", ["views.rows.1.count=0", "views.rows.2.count=0"], "needs two at least"),
+        ("pwself", ["views.unit=row"], "views.unit=row"),
+        ("sere", ["objectives.sere.border=reflect"], "border=reflect: it is zeros or repeat"),
+        ("sere", ["objectives.sere.no_overlap=skip"], "no_overlap=skip: it is constant or drop"),
+        ("sere", ["objectives.sere.samples=1"], "samples=1: it must be at least 2"),
+        ("sere", ["objectives.sere.channel_temperature=0"], "channel_temperature=0.0: it must be above 0"),
+        ("sere", ["objectives.sere.spatial=-1"], "spatial=-1.0: it must be at least 0"),
+        ("sere", ["objectives.sere.spatial=0", "objectives.sere.channel=0"], "must not both be 0"),
     ],
 )
 def test_options_that_cannot_work(recipe, options, said):
     with pytest.raises(UserError, match=said):
-        Learner(
-            load_recipe(
-                recipe, [*TINY, *heads(*(["dino", "selfpatch"] if recipe == "selfpatch" else ["dino"])), *options]
-            )
-        )
+        tiny(recipe, *options)
 
 
 OWN = '''

@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,9 +10,18 @@ import torch
 import torch.nn.functional as F
 
 from conftest import golden_cases
-from plain_pretrain import assert_same_gradients, gradients, groups, heads, one_thread, relative, tiny, vit_tokens  # noqa: F401  # noqa: F401
+from plain_pretrain import (  # noqa: F401
+    assert_same_gradients,
+    gradients,
+    groups,
+    heads,
+    near_in_bf16,
+    one_thread,
+    relative,
+    tiny,
+    vit_tokens,
+)
 from selfpatch_bench.pretrain import optim
-from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.data.group import Group
 from selfpatch_bench.pretrain.geometry import overlap_grid, sampling
@@ -393,29 +403,4 @@ def test_the_weights_of_the_recipe():
 
 
 def test_runs_under_bf16_autocast():
-    """bf16 has 8 bits: losses within 2 % of float64, gradients of the backbone pointing the same way."""
-    learner, exact = sere(kind=torch.float32, spread=0.1), sere(spread=0.1)
-    with torch.autocast("cpu", torch.bfloat16):
-        total, losses, stats = learner(boxed(learner, 4, kind=torch.float32), Step())
-    g = boxed(exact, 4)
-    whole, wanted, _ = exact(g, Step())
-    assert all(v.dtype == torch.float32 for v in [*losses.values(), *stats.values()])
-    assert all(relative(v, wanted[k]) < 0.02 for k, v in losses.items())
-    ours, theirs = gradients(total, learner.student), gradients(whole, exact.student)
-    big = [n for n, v in theirs.items() if v.numel() > 100]
-    assert all(torch.cosine_similarity(ours[n].double().flatten(), theirs[n].flatten(), 0) > 0.95 for n in big)
-
-
-@pytest.mark.parametrize(
-    ("option", "said"),
-    [
-        ("border=reflect", "border=reflect: it is zeros or repeat"),
-        ("no_overlap=skip", "no_overlap=skip: it is constant or drop"),
-        ("samples=1", "samples=1: it must be at least 2"),
-        ("channel_temperature=0", "channel_temperature=0.0: it must be above 0"),
-        ("spatial=-1", "spatial=-1.0: it must be at least 0"),
-    ],
-)
-def test_options_that_cannot_work(option, said):
-    with pytest.raises(UserError, match=said):
-        sere(f"objectives.sere.{option}")
+    near_in_bf16(sere, partial(boxed, batch=4))
