@@ -114,17 +114,12 @@ class Job(SlurmJob):
         return Job(self.config, self.folder, self.resume or begun, self.hooks)
 
 
-def submit(cfg: Config, run: Run, options: str, resume: bool, hooks: Hooks) -> int:
-    """Hand a run to Slurm; -> exit status 0 once it is queued. options: as in `queue`. Raises UserError."""
-    job = start(cfg, run, options, resume, hooks)
-    print(f"job {job.job_id}: {run.folder}; its output is in {job.paths.folder}")
-    return 0
-
-
-def start(cfg: Config, run: Run, options: str, resume: bool, hooks: Hooks):
-    """`submit`, -> submitit's Job."""
+def submit(cfg: Config, run: Run, options: str, resume: bool, hooks: Hooks):
+    """Hand a pretraining run to Slurm; -> submitit's Job. options: as in `queue`. Raises UserError."""
     parse(options)
     if not resume:
         run.check_empty()
     folder = run.folder.absolute()
-    return queue(Job(to_dict(cfg), str(folder), resume, hooks), folder / JOBS, options, f"pretrain-{cfg.recipe}")
+    job = queue(Job(to_dict(cfg), str(folder), resume, hooks), folder / JOBS, options, f"pretrain-{cfg.recipe}")
+    print(f"job {job.job_id}: {run.folder}; its output is in {job.paths.folder}")
+    return job

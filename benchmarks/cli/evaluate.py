@@ -71,7 +71,8 @@ def run(
     if slurm is not None:
         from ..run.slurm import submit
 
-        return submit(paths, comma_list(task), options, slurm)
+        submit(paths, comma_list(task), options, slurm)
+        return 0
     from ..run.runner import run_command
 
     return run_command(paths, comma_list(task), options)

@@ -51,7 +51,8 @@ def pretrain_command(
     if slurm is not None:
         from ...pretrain.slurm import submit
 
-        return submit(cfg, run, slurm, resume is not None, HOOKS)
+        submit(cfg, run, slurm, resume is not None, HOOKS)
+        return 0
     return train.run(cfg, run.folder, resume is not None, HOOKS)
 
 

@@ -27,22 +27,17 @@ class Job(slurm.SlurmJob):
         return run_command(self.models, self.tasks, self.options)
 
 
-def submit(models: list[Path], tasks: list[str], options: Options, given: str) -> int:
-    """Hand a run to Slurm; -> exit status 0 once it is queued. given: as the options of `slurm.queue`. Everything is
-    checked here first. Raises UserError."""
-    job = start(models, tasks, options, given)
-    print(f"job {job.job_id}: its output is in {job.paths.folder}")
-    return 0
-
-
-def start(models: list[Path], tasks: list[str], options: Options, given: str):
-    """`submit`, -> submitit's Job."""
+def submit(models: list[Path], tasks: list[str], options: Options, given: str):
+    """Hand a run to Slurm; -> submitit's Job. given: as the options of `slurm.queue`. Everything is checked here first.
+    Raises UserError."""
     world = slurm.processes(given)
     options = _absolute(options)
     models = [str(Path(m).absolute()) if Path(m).exists() else str(m) for m in models]  # addresses as they are
     plan(gather(models, options), tasks, replace(options, world=world), here=False)
-    job = Job(models, tasks, options, os.environ.get("SELFPATCH_PLUGINS", ""))
-    return slurm.queue(job, options.out / JOBS, given, f"run-{tasks[0]}")
+    work = Job(models, tasks, options, os.environ.get("SELFPATCH_PLUGINS", ""))
+    job = slurm.queue(work, options.out / JOBS, given, f"run-{tasks[0]}")
+    print(f"job {job.job_id}: its output is in {job.paths.folder}")
+    return job
 
 
 def _absolute(options: Options) -> Options:

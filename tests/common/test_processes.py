@@ -127,7 +127,7 @@ def test_a_job(trap, place, tmp_path, monkeypatch):
     pytest.importorskip("submitit", reason="submitit (extra `slurm`) is not installed")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     cfg = settle(load_recipe("dino", [*STEPS, f"data.path={place / 'pictures'}"]))
-    job = slurm.start(cfg, Run(tmp_path / "run"), "cluster=local,timeout_min=5", resume=False, hooks=HOOKS)
+    job = slurm.submit(cfg, Run(tmp_path / "run"), "cluster=local,timeout_min=5", resume=False, hooks=HOOKS)
     assert (job.result(), trap()) == (0, [])
 
 

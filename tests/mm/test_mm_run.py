@@ -128,16 +128,16 @@ def test_an_evaluation_is_one_job_whatever_the_seeds(place, tmp_path, monkeypatc
 def test_a_job_for_a_machine_with_gpus_is_submitted_from_one_without(place, monkeypatch):
     """What the submission checks comes to the data (a wrong number of classes), not to the GPUs that are not here."""
     pytest.importorskip("submitit", reason="submitit (extra `slurm`) is not installed")
-    from selfpatch_bench.benchmarks.run.slurm import start
+    from selfpatch_bench.benchmarks.run.slurm import submit
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     chosen = options(place, "classes=7", device="auto", own={"gpus": 2})
     with pytest.raises(UserError, match="classes=7"):
-        start([place / "net.safetensors"], ["coco_maskrcnn_1x"], chosen, "cluster=local")
+        submit([place / "net.safetensors"], ["coco_maskrcnn_1x"], chosen, "cluster=local")
     with pytest.raises(UserError, match="cannot be shared by 5 GPUs"):
-        start([place / "net.safetensors"], ["coco_maskrcnn_1x"], replace(chosen, own={"gpus": 5}), "cluster=local")
+        submit([place / "net.safetensors"], ["coco_maskrcnn_1x"], replace(chosen, own={"gpus": 5}), "cluster=local")
     with pytest.raises(UserError, match=r"--gpus: is for .*coco_maskrcnn_1x.*; davis has no such flag"):
-        start([place / "net.safetensors"], ["davis"], chosen, "cluster=local")
+        submit([place / "net.safetensors"], ["davis"], chosen, "cluster=local")
     with pytest.raises(UserError, match="--gpus 2: there is no GPU here"):
         plan([place / "net.safetensors"], ["coco_maskrcnn_1x"], chosen)
 
@@ -315,7 +315,7 @@ def test_a_record_that_was_not_written_any_more_is_made_of_the_result(place, mon
 def test_a_run_as_a_slurm_job(place, tmp_path, monkeypatch):
     """By submitit's local executor, with relative paths; what is wrong is said before it queues."""
     pytest.importorskip("submitit", reason="submitit (extra `slurm`) is not installed")
-    from selfpatch_bench.benchmarks.run.slurm import start
+    from selfpatch_bench.benchmarks.run.slurm import submit
 
     (tmp_path / "plug/tasks").mkdir(parents=True)
     (tmp_path / "plug/tasks/toy.py").write_text(
@@ -331,10 +331,10 @@ def test_a_run_as_a_slurm_job(place, tmp_path, monkeypatch):
     monkeypatch.chdir(place)
     chosen = Options(data=["."], out=Path("queued"), device="cpu", overrides=["value=2"])
     with pytest.raises(UserError, match="written as key=value"):
-        start([Path("net.safetensors")], ["toy"], chosen, "gpu")
+        submit([Path("net.safetensors")], ["toy"], chosen, "gpu")
     with pytest.raises(UserError, match="toy has no radius"):
-        start([Path("net.safetensors")], ["toy"], replace(chosen, overrides=["radius=2"]), "cluster=local")
-    job = start([Path("net.safetensors")], ["toy"], chosen, "cluster=local,timeout_min=5")
+        submit([Path("net.safetensors")], ["toy"], replace(chosen, overrides=["radius=2"]), "cluster=local")
+    job = submit([Path("net.safetensors")], ["toy"], chosen, "cluster=local,timeout_min=5")
     assert job.result() == 0
     (path,) = (place / "queued/records/toy").glob("*.json")
     assert json.loads(path.read_text())["metrics"] == {"toy": 2.0}

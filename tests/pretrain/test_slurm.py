@@ -62,7 +62,7 @@ def test_time_out(tmp_path, monkeypatch):
     cfg = settle(load_recipe("dino", [*options, f"loop.epochs={max(20, epochs)}"]))
     run, whole = Run(tmp_path / "run"), Run(tmp_path / "whole")
     limits = f"cluster=local,timeout_min={(start + 12) / 60:.2f},signal_delay_s=12"
-    job = slurm.start(cfg, run, limits, resume=False, hooks=HOOKS)
+    job = slurm.submit(cfg, run, limits, resume=False, hooks=HOOKS)
     assert job.result() == 0
     assert "this job is timed-out" in job.stderr()
     assert f"{run.folder}: from step" in job.stderr()
@@ -70,4 +70,4 @@ def test_time_out(tmp_path, monkeypatch):
     assert same(final(run.folder), final(whole.folder))
     assert lines(run.folder) == lines(whole.folder)
     with pytest.raises(UserError, match="is not empty: go on with --resume"):
-        slurm.start(cfg, run, "cluster=local", resume=False, hooks=HOOKS)
+        slurm.submit(cfg, run, "cluster=local", resume=False, hooks=HOOKS)
