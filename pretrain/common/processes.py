@@ -69,13 +69,13 @@ class _Context(multiprocessing.context.ForkServerContext):
     Process = _Process
 
 
-def context(preload: str | None = None) -> multiprocessing.context.BaseContext:
+def context(preload: str) -> multiprocessing.context.BaseContext:
     """For pools whose work is all in importable modules: forks of a server that has imported the module `preload` and
     run nothing. This process is never forked: threads of torch, OpenCV and CUDA do not survive that."""
     with safe_path():
         resource_tracker.ensure_running()
     server = _Context()
-    server.set_forkserver_preload([preload] if preload else [])
+    server.set_forkserver_preload([preload])
     return server
 
 
