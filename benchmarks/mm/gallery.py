@@ -16,12 +16,12 @@ IMAGES = 8
 
 @HOOKS.register_module()
 class Gallery(Hook):
-    """Pictures of this process's first `images` validation images into `folder`; their paths in `drawn`."""
+    """Pictures of this process's first `images` validation images into `folder`."""
 
     priority = "VERY_LOW"
 
     def __init__(self, folder: str, images: int = IMAGES):
-        self.folder, self.images, self.drawn, self.seen = Path(folder), images, [], 0
+        self.folder, self.images, self.seen = Path(folder), images, 0
 
     def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         for sample in outputs or ():
@@ -47,7 +47,6 @@ class Gallery(Hook):
             predictions.segmentation(image, truth, found, classes, out, path.stem)
         else:
             predictions.detections(image, annotated(info, image.shape[:2]), predicted(sample), classes, out, path.stem)
-        self.drawn.append(out)
 
 
 def annotated(info: dict, size: tuple[int, int]) -> predictions.Objects:
