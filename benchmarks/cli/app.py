@@ -16,7 +16,7 @@ import typer
 from ...pretrain.common.errors import UserError
 from ..run.options import comma_list
 from . import evaluate, look, train
-from .options import spell_out_card, spelled_out, use_plugins
+from .options import parameters_of, spell_out_card, spelled_out, use_plugins
 
 COMMANDS = (
     *(train.pretrain, train.show, train.ablate, evaluate.run, train.export, look.inspect, look.convert),
@@ -55,8 +55,15 @@ def task_flags(arguments: Sequence[str]) -> list:
     from ..tasks._registry import check_flags, get_task
 
     tasks = [get_task(name) for name in named]
-    check_flags(tasks, [word.partition("=")[0] for word in arguments if word.startswith("--")])
-    return list({flag.key: flag for task in tasks for flag in task.flags}.values())
+    flags = {flag.key: flag for task in tasks for flag in task.flags}
+    common = {"--help"}
+    for one in parameters_of(evaluate.run):
+        common |= {one.name, one.annotation.__metadata__[0].default}  # in an annotation that is the option's spelling
+    if taken := [flag.spelling for flag in flags.values() if common & {flag.key, flag.spelling}]:
+        raise UserError(f"{taken[0]} of {', '.join(named)}: every run has an option of that name")
+    words = {word.partition("=")[0] for word in arguments if word.startswith("--")}
+    check_flags(tasks, sorted(words - common))
+    return list(flags.values())
 
 
 def values_of(arguments: Sequence[str], option: str) -> list[str]:

@@ -87,10 +87,11 @@ def get_task(name: str) -> Task:
 def check_flags(asked: Iterable[Task], given: Iterable[str]) -> None:
     """Raise UserError for a flag of tasks, by its key or its spelling, that none of those asked for declares."""
     asked = list(asked)
-    for word in given:
-        if any(word in (flag.key, flag.spelling) for task in asked for flag in task.flags):
-            continue
-        if having := {n: f.spelling for n, t in _loaded().items() for f in t.flags if word in (f.key, f.spelling)}:
+    own = {word for task in asked for flag in task.flags for word in (flag.key, flag.spelling)}
+    strange = [word for word in given if word not in own]
+    loaded = _loaded() if strange else {}  # which takes its time
+    for word in strange:
+        if having := {n: f.spelling for n, t in loaded.items() for f in t.flags if word in (f.key, f.spelling)}:
             names = ", ".join(task.title for task in asked)
             rest = f"{names} has no such flag" if names else "give it with --task"
             raise UserError(f"{next(iter(having.values()))}: is for {', '.join(having)}; {rest}")

@@ -147,6 +147,10 @@ def test_the_command_line_takes_the_flags_of_the_tasks_asked_for(place):
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert f"{task} has no such flag" in done.stderr
     assert "Usage" in selfpatch("run", *words, "--task", "plain", "--no-such", cwd=place).stderr
+    toys = place / "plug/tasks/toys.py"
+    toys.write_text(toys.read_text().replace('text="--add"', 'text="--out"'))
+    done = selfpatch("run", *words, "--task", "toy_small", cwd=place)
+    assert done.stderr == "error: --out of toy_small: every run has an option of that name\n"
 
 
 def test_task_files_import_without_torch():
