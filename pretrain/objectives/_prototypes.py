@@ -15,22 +15,27 @@ from . import Net, Objective, Step
 
 @dataclass
 class PrototypeConfig:
-    """Options of an objective over prototypes; the defaults are those of facebookresearch/dino 7c446df.
+    """Options of an objective over prototypes; the defaults are those of facebookresearch/dino 7c446df."""
 
-    head: name of the projection head. outputs, hidden, bottleneck: its widths. norm_last_layer: the last layer's gain
-    stays 1. teacher_temperature is reached linearly from teacher_temperature_start within the first
-    teacher_temperature_epochs epochs. centre_momentum: of the running mean of the teacher's outputs.
-    """
-
+    # Name of the projection head.
     head: str = "head"
+    # Prototypes: the width of its output.
     outputs: int = bounded(65536, at_least=1, at_most=2**24)
+    # Width of the hidden layers of its MLP.
     hidden: int = bounded(2048, at_least=1, at_most=2**16)
+    # Width of what the last layer takes.
     bottleneck: int = bounded(256, at_least=1, at_most=2**16)
+    # Keep the gain of the last layer at 1.
     norm_last_layer: bool = True
+    # Temperature of the student's softmax.
     student_temperature: float = bounded(0.1, above=0)
+    # Temperature of the teacher's softmax.
     teacher_temperature: float = bounded(0.04, above=0)
+    # The same in the first epoch, from which it is reached linearly.
     teacher_temperature_start: float = bounded(0.04, above=0)
+    # Epochs of that warm-up.
     teacher_temperature_epochs: int = bounded(0, at_least=0, at_most=10**6)
+    # Momentum of the running mean of the teacher's outputs.
     centre_momentum: float = bounded(0.9, at_least=0, at_most=1)
 
 

@@ -14,8 +14,9 @@ from ._prototypes import PrototypeConfig, PrototypeObjective, cross_entropy, hea
 
 @dataclass
 class Config(PrototypeConfig):
-    """centre_views: "global", the views that are targets, or "all", as in SelfPatch: the teacher then sees all."""
+    """Options of DINO."""
 
+    # Views that the centre is of: global, those that are targets | all, as in SelfPatch: the teacher then sees all.
     centre_views: str = "global"
 
 

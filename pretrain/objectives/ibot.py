@@ -19,12 +19,15 @@ from ._prototypes import PrototypeConfig, PrototypeObjective, cross_entropy, hea
 
 @dataclass
 class Config(PrototypeConfig):
-    """shares: name of the head whose module the patches go through too, that of `dino`; its outputs are then theirs.
-    own_last_layer: share its MLP only, with prototypes of our own. shares=null: a head of our own."""
+    """Options of the patches' term."""
 
+    # Name of the patches' head.
     head: str = "patch_head"
+    # Prototypes, where it has its own.
     outputs: int = bounded(8192, at_least=1, at_most=2**24)
+    # Name of the head whose module the patches go through too, that of `dino` (null: a head of their own).
     shares: str | None = "head"
+    # Share its MLP only, with prototypes of their own.
     own_last_layer: bool = False
 
 

@@ -17,16 +17,23 @@ from ._contrast import ContrastObjective, Queues, info_nce, shared_rows, unit
 
 @dataclass
 class Config:
-    """projector, predictor: names of the two heads, the predictor standing on the student's projector. hidden, outputs,
-    *_layers: of both MLPs. queue: keys kept of each global view. temperature: of the softmax."""
+    """Options of a contrast with a queue; the defaults are those of SwinTransformer/Transformer-SSL 4510de1."""
 
+    # Name of the head on both sides.
     projector: str = "projector"
+    # Name of the head that stands on the student's projector.
     predictor: str = "predictor"
+    # Width of the hidden layers of both MLPs.
     hidden: int = bounded(4096, at_least=1, at_most=2**16)
+    # Width of the outputs of both.
     outputs: int = bounded(256, at_least=1, at_most=2**16)
+    # Layers of the projector.
     projector_layers: int = bounded(2, at_least=1, at_most=100)
+    # Layers of the predictor.
     predictor_layers: int = bounded(2, at_least=1, at_most=100)
+    # Keys kept of each global view.
     queue: int = bounded(4096, at_least=1, at_most=2**24)
+    # Temperature of the softmax.
     temperature: float = bounded(0.2, above=0)
 
 

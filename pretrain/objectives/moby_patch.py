@@ -23,16 +23,23 @@ _PICK = 0x7069636B  # apart from the keys of other draws
 
 @dataclass
 class Config(MobyConfig):
-    """negatives: the softmax over a queue (temperature, queue: its length), else 2 - 2 cos. k, radius, wrap,
-    aggregation, views: as in `selfpatch`. The rest as in `moby`."""
+    """Options of SelfPatch's term on MoBY; the rest as in `moby`."""
 
+    # Name of the patches' head on both sides.
     projector: str = "patch_projector"
+    # Name of the patches' head that stands on the student's projector.
     predictor: str = "patch_predictor"
+    # Contrast with a queue (temperature; queue: its length), else 2 - 2 cos.
     negatives: bool = True
+    # Neighbours in a target.
     k: int = bounded(4, at_least=1)
+    # Of the neighbourhood in patches: 1, 2, ... or all (every other patch of the view).
     radius: int | str = 1
+    # The patch grid is a torus; false clips the neighbourhood at the border.
     wrap: bool = True
+    # How the neighbours become one target: class_attention | mean.
     aggregation: str = "class_attention"
+    # Views with a target: all | global.
     views: str = "all"
 
 

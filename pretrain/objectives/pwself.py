@@ -17,9 +17,9 @@ from ._prototypes import PrototypeConfig, PrototypeObjective, cross_entropy, hea
 
 @dataclass
 class Config(PrototypeConfig):
-    """centre: of the teacher's outputs at every "position", as in the official code; one for class tokens and one for
-    patches ("kind"); or one of all tokens ("prototype")."""
+    """Options of PW-Self."""
 
+    # Of the teacher's outputs: position (one for each, as officially) | kind (class token, patches) | prototype (one).
     centre: str = "position"
 
 

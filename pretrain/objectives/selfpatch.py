@@ -18,16 +18,21 @@ from ._prototypes import PrototypeConfig, PrototypeObjective, cross_entropy, hea
 
 @dataclass
 class Config(PrototypeConfig):
-    """k: neighbours in a target. radius: 1, 2, ... or all (every other patch of the view). wrap: the grid is a torus,
-    as in the official code; false clips the neighbourhood at the border. aggregation: class_attention | mean.
-    views: "all", or "global" to leave the local views out, which the teacher then need not see."""
+    """Options of SelfPatch's term, alinlab/SelfPatch 81aef14."""
 
+    # Name of the patches' head.
     head: str = "p_head"
+    # Prototypes: the width of its output.
     outputs: int = bounded(4096, at_least=1, at_most=2**24)
+    # Neighbours in a target.
     k: int = bounded(4, at_least=1)
+    # Of the neighbourhood in patches: 1, 2, ... or all (every other patch of the view).
     radius: int | str = 1
+    # The patch grid is a torus, as in the official code; false clips the neighbourhood at the border.
     wrap: bool = True
+    # How the neighbours become one target: class_attention | mean.
     aggregation: str = "class_attention"
+    # Views with a target: all, or global, so that the teacher need not see the local ones.
     views: str = "all"
 
 

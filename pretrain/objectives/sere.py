@@ -23,19 +23,23 @@ from ._prototypes import cross_entropy
 
 @dataclass
 class Config:
-    """spatial, channel: weights of the two terms (the README's alpha and beta). *_temperature: the teacher's; the
-    student's are 1. samples: points along each side of the overlap of two global views, local_samples of a local and a
-    global one. border: what lies beyond a crop's edge: "zeros", as in the official code, which halves samples on the
-    edge, or "repeat" the outermost patches. no_overlap: pairs of views without any count as "constant" terms without
-    gradient, as in the official code, or "drop" them from an image's mean."""
+    """Options of SERE, MCG-NKU/SERE e20f37f."""
 
+    # Weight of the spatial term (the README's alpha).
     spatial: float = bounded(0.2, at_least=0, at_most=10**6)
+    # Weight of the channel term (the README's beta).
     channel: float = bounded(0.5, at_least=0, at_most=10**6)
+    # Temperature of the teacher's spatial relations; the student's is 1.
     spatial_temperature: float = bounded(0.5, above=0)
+    # Temperature of the teacher's channel relations; the student's is 1.
     channel_temperature: float = bounded(0.1, above=0)
+    # Points along each side of the overlap of two global views.
     samples: int = bounded(13, at_least=2, at_most=1000)
+    # The same for a local and a global view.
     local_samples: int = bounded(6, at_least=2, at_most=1000)
+    # Beyond a crop's edge: zeros, as in the official code (they halve samples on the edge) | repeat (the patches).
     border: str = "zeros"
+    # Pairs of views without any: constant (terms without gradient, as in the official code) | drop (from the mean).
     no_overlap: str = "constant"
 
 

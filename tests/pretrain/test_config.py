@@ -8,7 +8,7 @@ import pytest
 from selfpatch_bench.pretrain import options
 from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.config import OBJECTIVES, from_dict, load_recipe, to_dict
-from selfpatch_bench.pretrain.data.views import ViewSpec
+from selfpatch_bench.pretrain.data.views import Mask, Views, ViewSpec
 from selfpatch_bench.pretrain.options import Config, ObjectiveEntry, comments
 from selfpatch_bench.pretrain.recipes import RECIPES
 
@@ -204,7 +204,7 @@ def test_every_number_has_bounds(options):
 SECTIONS = [f.type for f in dataclasses.fields(Config) if getattr(f.type, "__module__", "") == options.__name__]
 
 
-@pytest.mark.parametrize("section", [*SECTIONS, Config, ObjectiveEntry], ids=lambda s: s.__name__)
+@pytest.mark.parametrize("section", [*SECTIONS, Config, ObjectiveEntry, Views, ViewSpec, Mask, *OPTIONS])
 def test_every_option_has_a_comment(section):
     said = comments(section)
     assert [
