@@ -117,7 +117,7 @@ def match(
     over the crop's edge by one patch; as there, a crop that is also flipped then has no patch in any pair.
     """
     low, high, overlap = _intersection(box_a, box_b)
-    found = []  # per axis, columns first: places in a, places in b, which of them count
+    by_axis = []  # columns first: places in a, places in b, which of them count
     for axis in (0, 1):
         lines = []
         for box, flip, grid in ((box_a, flip_a, grid_a), (box_b, flip_b, grid_b)):
@@ -137,8 +137,8 @@ def match(
             last = (at > 0) & (at == shorter[:, None] - 1)  # exactly, whatever the step has been rounded to
             place = first[:, None] + torch.where(last, (count - 1)[:, None], (at * step[:, None]).floor())
             places.append(torch.where(mirrored[:, None], n - 1 - place, place).clamp(0, n - 1).long())
-        found.append((*places, at < shorter[:, None]))
-    (xa, xb, by_x), (ya, yb, by_y) = found
+        by_axis.append((*places, at < shorter[:, None]))
+    (xa, xb, by_x), (ya, yb, by_y) = by_axis
     pairs = []
     for x, y, grid in ((xa, ya, grid_a), (xb, yb, grid_b)):
         patches = 1 + y[:, :, None] * grid[1] + x[:, None, :]

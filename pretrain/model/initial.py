@@ -56,14 +56,14 @@ def load_initial(
     found = read_weights(path, format)
     card, weights = found.card, dict(found.weights)
     student = learner.student
-    plain = not isinstance(student.backbone, Swin)  # positions are learned
-    resized = plain and card.grid**2 != student.backbone.patch_embed.num_patches
+    learned = not isinstance(student.backbone, Swin)  # positions that depend on the grid
+    resized = learned and card.grid**2 != student.backbone.patch_embed.num_patches
     # Without resizing, equal names give equal weights, whatever the format says about positions.
     if rivals := [r for r in found.rivals if resized or r.names != weights.keys()]:
         others = " or ".join(f"{r.format} ({r.differs})" for r in rivals)
         raise UserError(f"init={path}: could be {found.format} or {others}: give init_format=NAME")
     _same_architecture(path, card, student)
-    if plain:
+    if learned:
         weights["pos_embed"] = _positions(path, weights["pos_embed"], card, student.backbone)
     given = {_place(key): value for key, value in weights.items()}
     own = {k: v for k, v in student.state_dict().items() if not k.startswith("heads.")}

@@ -51,8 +51,8 @@ class Network(nn.Module):
                 continue
             if head.shares is None:
                 with own_stream(seed, f"heads.{name}"):
-                    made = [head.factory(self.width(head.input)) for _ in range(groups if head.per_group else 1)]
-                self.heads[name] = nn.ModuleList(made) if head.per_group else made[0]
+                    modules = [head.factory(self.width(head.input)) for _ in range(groups if head.per_group else 1)]
+                self.heads[name] = nn.ModuleList(modules) if head.per_group else modules[0]
             elif head.shares not in self.heads:
                 raise UserError(f"head {name} shares the module of {head.shares}, which is not declared before it")
             elif head.derive is not None:
@@ -93,20 +93,20 @@ class Network(nn.Module):
         cached = None
         if isinstance(self.readout, ClassAttentionReadout) and attends(wanted):
             cached = self.readout.keys_values(toks.patch)
-        made: dict = {"raw": toks.patch}
+        inputs: dict = {"raw": toks.patch}
         if wanted & {"patch", "tokens"}:
-            made["patch"] = self.readout.norm(toks.patch)
+            inputs["patch"] = self.readout.norm(toks.patch)
         if "masked" in wanted:
             hidden = group.mask.flatten(0, 1).flatten(1)
-            made["masked"] = made["patch"][hidden] if "patch" in made else self.readout.norm(toks.patch[hidden])
+            inputs["masked"] = inputs["patch"][hidden] if "patch" in inputs else self.readout.norm(toks.patch[hidden])
         if wanted & {"image", "tokens"}:
-            made["image"] = self.image(toks, cached, made.get("patch"))
+            inputs["image"] = self.image(toks, cached, inputs.get("patch"))
         if "tokens" in wanted:
-            made["tokens"] = torch.cat([made["image"][:, None], made["patch"]], 1)
+            inputs["tokens"] = torch.cat([inputs["image"][:, None], inputs["patch"]], 1)
         for source in wanted:
             if isinstance(source, Aggregated):
-                made[source] = self.aggregate(toks, source, cached)
-        return made
+                inputs[source] = self.aggregate(toks, source, cached)
+        return inputs
 
     def image(self, toks: Tokens, cached=None, normed: Tensor | None = None) -> Tensor:
         """Tokens -> image vectors [M, D]"""
@@ -134,12 +134,12 @@ class Network(nn.Module):
             flat = [x.reshape(-1, x.shape[-1]) for x in rows.values()]
             y = head(torch.cat(flat) if len(flat) > 1 else flat[0]).split([len(x) for x in flat])
             return {g: p.view(*x.shape[:-1], p.shape[-1]) for (g, x), p in zip(rows.items(), y, strict=True)}
-        made = {}
+        outputs = {}
         for g, x in rows.items():
             own = head[g] if isinstance(head, nn.ModuleList) else head
             views = x.unflatten(0, shapes[g]).unbind() if spec.bn_scope == "view" else [x]
-            made[g] = torch.cat([own(v) for v in views])
-        return made
+            outputs[g] = torch.cat([own(v) for v in views])
+        return outputs
 
 
 @torch.no_grad()
@@ -151,14 +151,14 @@ def most_similar(patches: Tensor, hw: tuple[int, int], how: Aggregated) -> tuple
     """
     index, valid = neighbours(*hw, how.radius, how.wrap, patches.device)
     k = min(how.k, index.shape[1])
-    found = []
+    nearest = []
     with torch.autocast(patches.device.type, enabled=False):
         unit = F.normalize(patches.to(torch.promote_types(patches.dtype, torch.float32)), dim=-1)
         step = max(1, 2**26 // len(index) ** 2)  # bounds the [M, N, N] similarities
         for part in unit.split(step):
             near = (part @ part.transpose(1, 2)).gather(2, index.expand(len(part), -1, -1))
-            found.append((near if valid is None else near.masked_fill(~valid, -torch.inf)).topk(k, -1)[1])
-    best = torch.cat(found)  # [M, N, k], into the neighbour lists
+            nearest.append((near if valid is None else near.masked_fill(~valid, -torch.inf)).topk(k, -1)[1])
+    best = torch.cat(nearest)  # [M, N, k], into the neighbour lists
     chosen = index.expand(len(best), -1, -1).gather(2, best)
     return chosen, None if valid is None else valid.expand(len(best), -1, -1).gather(2, best)
 

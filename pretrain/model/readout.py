@@ -118,12 +118,12 @@ def build_readout(cfg, backbone: nn.Module) -> nn.Module:
     if cfg.readout == "class_attention":
         block = backbone.blocks[-1]
         ratio = block.mlp.fc1.out_features / backbone.num_features
-        made = ClassAttentionReadout(
+        readout = ClassAttentionReadout(
             backbone.num_features, block.attn.num_heads, cfg.readout_depth, ratio, backbone.final_eps
         )
-        init_linear(made)
-        nn.init.trunc_normal_(made.cls_token, std=0.02)
-        return made
+        init_linear(readout)
+        nn.init.trunc_normal_(readout.cls_token, std=0.02)
+        return readout
     if cfg.readout not in ("token", "mean"):
         raise UserError(f"network.readout={cfg.readout}: it is token, class_attention or mean")
     if cfg.readout == "token" and backbone.cls_token is None:

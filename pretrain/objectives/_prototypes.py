@@ -61,10 +61,10 @@ class PrototypeObjective(Objective):
     def targets(self, logits: Tensor, step: Step, row: Tensor | int = 0) -> tuple[Tensor, Tensor]:
         """Teacher logits [..., K] -> softmax((logits - centre) / temperature) [..., K] and its entropies [...] in nats,
         at least float32. row: which of the centre's, where there are several; for each place of the axis before K."""
-        c, kind = self.cfg, torch.promote_types(logits.dtype, torch.float32)
+        c, dtype = self.cfg, torch.promote_types(logits.dtype, torch.float32)
         start, epochs = c.teacher_temperature_start, c.teacher_temperature_epochs
         temperature = optim.warm_up(start, c.teacher_temperature, epochs, step.epoch)
-        log_p = ((logits.to(kind) - self.centre[row].to(kind)) / temperature).log_softmax(-1)
+        log_p = ((logits.to(dtype) - self.centre[row].to(dtype)) / temperature).log_softmax(-1)
         p = log_p.exp()
         return p, -log_p.mul_(p).sum(-1)
 
@@ -95,5 +95,5 @@ def cross_entropy(targets: Tensor, logits: Tensor, temperature: float) -> Tensor
     targets, logits [..., K] -> [...], at least float32. It is linear in the targets: the sum of several teacher views,
     or a weighted target, gives the sum, or the weighted term.
     """
-    kind = torch.promote_types(logits.dtype, torch.float32)
-    return -(targets * (logits.to(kind) / temperature).log_softmax(-1)).sum(-1)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return -(targets * (logits.to(dtype) / temperature).log_softmax(-1)).sum(-1)

@@ -53,8 +53,8 @@ class Objective(ContrastObjective):
     @staticmethod
     def spec(cfg: Config, net: Net) -> Spec:
         aggregated = selfpatch.aggregated(cfg, net, "moby_patch")
-        made = heads(cfg, cfg.views, input="patch", teacher_input=aggregated)
-        return Spec(made, teacher_views=cfg.views, bn_scope="view")
+        patch_heads = heads(cfg, cfg.views, input="patch", teacher_input=aggregated)
+        return Spec(patch_heads, teacher_views=cfg.views, bn_scope="view")
 
     def __init__(self, cfg: Config, net: Net):
         super().__init__(cfg, net)

@@ -58,7 +58,7 @@ class Objective(PrototypeObjective):
         return {"tokens": loss}, self.stats(loss, entropy, images, centre_sum, rows[:, None])
 
     @torch.no_grad()
-    def partners(self, groups, g: int, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+    def partners(self, groups, g: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """For every token of the views of group g [V, B, 1 + n] and every teacher's view: the number of the teacher's
         token [G, B, 1 + N] at the same place, and the weight of the pair, 1 / (pairs of these two views), 0 for no
         pair. [V * B * (1 + n), G] each. A token has one partner in another view at most."""
@@ -77,4 +77,4 @@ class Objective(PrototypeObjective):
             for x in (i, weight.view(len(i), -1))
         )
         image = torch.arange(count * images, device=i.device).view(count, 1, images, 1)
-        return (image * len(self.row) + partner).flatten(1).T, share.flatten(1).T.to(kind)
+        return (image * len(self.row) + partner).flatten(1).T, share.flatten(1).T.to(dtype)

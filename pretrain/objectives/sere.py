@@ -130,12 +130,12 @@ class Objective(Base):
         a, b, (t, v) = groups[0], groups[g], map(list, zip(*pairs, strict=True))
         boxes = (x.flatten(0, 1) for x in (a.box[t], a.flip[t], b.box[v], b.flip[v]))
         *grids, valid = overlap_grid(*boxes, self.cfg.local_samples if g else self.cfg.samples)
-        found = []
+        features = []
         for x, hw, grid in ((teacher[t], self.grids[0], grids[0]), (student[v], self.grids[g], grids[1])):
             # Where nothing overlaps all points are alike, zeros or a repeated corner: even relations, no gradient.
             matrix = sampling(grid, hw, self.cfg.border == "repeat", x.dtype).unflatten(0, x.shape[:2])
-            found.append((matrix @ x).unflatten(-1, (self.heads, -1)).transpose(2, 3))
-        return *found, valid.view(x.shape[:2])
+            features.append((matrix @ x).unflatten(-1, (self.heads, -1)).transpose(2, 3))
+        return *features, valid.view(x.shape[:2])
 
 
 def relation(x: Tensor, scale: float) -> Tensor:
