@@ -10,7 +10,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from conftest import shared_cases
 from format_examples import example_vit, format_example
 from selfpatch_bench.benchmarks import UserError, load
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
@@ -353,11 +352,16 @@ def test_unusual_networks_are(card, words):
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("file", shared_cases("checkpoints/layouts/*.json"))
-def test_networks_of_the_real_files_are_usual(file):
-    arch = json.loads(file.read_text())["arch"]
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in arch.items() if k not in ("pos_resize", "sizes")}
-    assert unusual(Card(**fields | ({"sizes": "padded"} if arch["family"] == "swin" else {}))) == []
+def test_networks_of_the_real_files_are_usual(shared):
+    files = sorted((shared / "checkpoints/layouts").glob("*.json"))
+    assert files
+    for file in files:
+        arch = json.loads(file.read_text())["arch"]
+        fields = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in arch.items() if k not in ("pos_resize", "sizes")
+        }
+        found = unusual(Card(**fields | ({"sizes": "padded"} if arch["family"] == "swin" else {})))
+        assert found == [], file
 
 
 def test_it_is_said_by_inspect_convert_run_and_the_record(tmp_path, capsys):

@@ -26,7 +26,6 @@ from checkpoint_files import (
     save,
     write,
 )
-from conftest import shared_cases
 from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.common.reading.state import load_state
 
@@ -262,30 +261,36 @@ class ForgivingPickle:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("path", [*shared_cases("checkpoints/*/*.pth"), *shared_cases("golden/*.pth")])
-def test_reference_files(path, tmp_path, monkeypatch):
+@pytest.mark.parametrize("pattern", ["checkpoints/*/*.pth", "golden/*.pth"])
+def test_reference_files(pattern, shared, tmp_path, monkeypatch):
+    """Files of other libraries, beside torch's own reading of them; those that must be refused are."""
     monkeypatch.chdir(tmp_path)
-    if path.name.startswith(SHOULD_FAIL):
-        refused(path, "refuses to unpickle" if path.name.startswith("malicious") else "truncated")
-        assert not os.listdir(tmp_path)
-        return
-    tensors, meta = read_refs(path)
-    real = torch.load(path, map_location="cpu", weights_only=False, pickle_module=ForgivingPickle)
-    same(tensors, reference(real))
-    args = real.get("args") if isinstance(real, dict) else None
-    if isinstance(args, argparse.Namespace):
-        assert meta["args"] == vars(args)
+    paths = sorted(shared.glob(pattern))
+    assert paths
+    for path in paths:
+        if path.name.startswith(SHOULD_FAIL):
+            refused(path, "refuses to unpickle" if path.name.startswith("malicious") else "truncated")
+            assert not os.listdir(tmp_path)
+            continue
+        tensors, meta = read_refs(path)
+        real = torch.load(path, map_location="cpu", weights_only=False, pickle_module=ForgivingPickle)
+        same(tensors, reference(real))
+        args = real.get("args") if isinstance(real, dict) else None
+        if isinstance(args, argparse.Namespace):
+            assert meta["args"] == vars(args), path
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("path", shared_cases("checkpoints/*/*.safetensors"))
-def test_reference_safetensors(path):
+def test_reference_safetensors(shared):
     from safetensors.torch import load_file
 
-    tensors, _ = read_refs(path)
-    expected = load_file(path)
-    same({k: tensors[k] for k in expected}, expected)
-    assert set(tensors) == set(expected)
+    paths = sorted((shared / "checkpoints").glob("*/*.safetensors"))
+    assert paths
+    for path in paths:
+        tensors, _ = read_refs(path)
+        expected = load_file(path)
+        assert set(tensors) == set(expected), path
+        same(tensors, expected)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

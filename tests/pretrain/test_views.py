@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from matplotlib.cbook import get_sample_data
 from omegaconf import OmegaConf
 from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import ColorJitter, RandomResizedCrop
@@ -254,23 +255,18 @@ def drawn_pictures():
     yield "ramps", np.stack(np.broadcast_arrays(ramp[:, None], ramp[None], 255 - ramp[None]), -1)
 
 
-def photographs():
-    """Every tenth photograph; all of them with SELFPATCH_ALL_PHOTOS=1."""
-    files = sorted((SHARED / "data/photos").rglob("*.JPEG"))
-    if not files:
-        pytest.skip(f"no photographs below {SHARED / 'data/photos'}")
-    for path in files if os.environ.get("SELFPATCH_ALL_PHOTOS") else files[::10]:
-        yield path.name, np.array(Image.open(path).convert("RGB"))
-
-
-@pytest.fixture(scope="module", params=["drawn", pytest.param("photographs", marks=pytest.mark.shared)])
-def sources(request) -> list:
-    """[(name, picture)]"""
-    return list(drawn_pictures() if request.param == "drawn" else photographs())
+@pytest.fixture(scope="module")
+def sources() -> list:
+    """[(name, picture)]: drawn ones, and the photograph that comes with matplotlib."""
+    return [*drawn_pictures(), ("photograph", np.array(Image.open(get_sample_data("grace_hopper.jpg", False))))]
 
 
 @pytest.fixture(scope="module")
 def crops(sources) -> list:
+    return crops_of(sources)
+
+
+def crops_of(sources) -> list:
     """[(name, the picture at 224 or 96 as Pillow makes it)], whole and a part at its own resolution"""
     found = []
     for number, (name, image) in enumerate(sources):
@@ -324,13 +320,17 @@ def test_pointwise_steps_stay_within_one_level_everywhere(crops, step):
             assert delta.max() <= 1, (name, factor)
 
 
-@pytest.mark.parametrize("factor", [-0.5, -0.1, -0.037, -0.001, 0.0, 0.001, 0.021, 0.1, 0.5])
+HUES = (-0.5, -0.1, -0.037, -0.001, 0.0, 0.001, 0.021, 0.1, 0.5)
+RADII = (0.1, 0.35, 0.7, 1.0, 1.3, 1.41, 1.42, 1.7, 2.0, 3.5)
+
+
+@pytest.mark.parametrize("factor", HUES)
 def test_hue(crops, factor):
     for name, image in crops:
         assert difference(pixels.hue(np.asarray(image), factor), F.adjust_hue(image, factor)).mean() <= 1.2, name
 
 
-@pytest.mark.parametrize("radius", [0.1, 0.35, 0.7, 1.0, 1.3, 1.41, 1.42, 1.7, 2.0, 3.5])
+@pytest.mark.parametrize("radius", RADII)
 def test_blur(crops, radius):
     for name, image in crops:
         expected = image.filter(ImageFilter.GaussianBlur(radius))
@@ -360,6 +360,28 @@ def test_pre_resize_squashes_as_pillow_does(sources):
         assert delta.mean() <= 0.5, name
         assert np.percentile(delta, 99) <= 3, name
     assert pixels.pre_resize(image, None) is image
+
+
+@pytest.mark.shared
+def test_all_of_it_on_many_photographs():
+    """Every tenth photograph; all of them with SELFPATCH_ALL_PHOTOS=1."""
+    files = sorted((SHARED / "data/photos").rglob("*.JPEG"))
+    if not files:
+        pytest.skip(f"no photographs below {SHARED / 'data/photos'}")
+    files = files if os.environ.get("SELFPATCH_ALL_PHOTOS") else files[::10]
+    sources = [(path.name, np.array(Image.open(path).convert("RGB"))) for path in files]
+    crops = crops_of(sources)
+    for size in (224, 96):
+        for interpolation in ("bicubic", "bilinear"):
+            test_resize(sources, size, interpolation)
+    for step in POINTWISE:
+        test_pointwise_steps_stay_within_one_level_everywhere(crops, step)
+    for factor in HUES:
+        test_hue(crops, factor)
+    for radius in RADII:
+        test_blur(crops, radius)
+    test_whole_views_are_the_official_pipelines(sources)
+    test_pre_resize_squashes_as_pillow_does(sources)
 
 
 def test_a_view_is_written_in_place_and_leaves_the_image_alone():
