@@ -154,7 +154,7 @@ def test_a_far_vote_is_still_a_vote():
 
 @pytest.mark.parametrize("shape", [(64, 64), (375, 500), (301, 222), (225, 1000)])
 def test_the_crop_of_the_official_scripts(shape):
-    """The shorter side to 256 by bicubic, the longer one cut to whole pixels; then the middle, halves rounded to even."""
+    """Shorter side to 256 by bicubic, the longer one cut to whole pixels; then the middle, halves rounded to even."""
     image = np.random.default_rng(2).integers(0, 256, (*shape, 3), np.uint8)
     height, width = (256 if side == min(shape) else int(256 * side / min(shape)) for side in shape)
     left, top = round((width - 224) / 2), round((height - 224) / 2)
