@@ -79,7 +79,11 @@ def from_dict(values: Mapping, overrides: Sequence[str] = (), where: str = "conf
             objectives = _objectives(value, key)
         else:
             label, _, option = rest.partition(".")
-            _put(_objective(objectives, label), option, value, f"objectives.{label}")
+            node, where = _objective(objectives, label), f"objectives.{label}"
+            if not option and not isinstance(value, Mapping):
+                raise UserError(f"{text}: not an option; {_valid(node, [where])}")
+            for name, one in {option: value}.items() if option else value.items():
+                _put(node, str(name), one, where)
     config: Config = OmegaConf.to_object(root)
     config.objectives = [_entry(*o) for o in objectives]
     check(config)
