@@ -13,6 +13,7 @@ from ...pretrain.common.errors import UserError
 from ...pretrain.config import load_recipe, total_steps
 from ...pretrain.data.images import open_source
 from ...pretrain.data.loader import steps_per_epoch
+from ...pretrain.optim import build_schedules
 from ...pretrain.options import Config, ObjectiveEntry, comments
 from ...pretrain.step import Learner
 
@@ -82,6 +83,8 @@ def comment(text: str, indent: str) -> list[str]:
 def schedule(config: Config, images: int | None) -> dict[str, str]:
     """Steps of the run and of its warm-up."""
     warmup = f"{config.schedule.warmup_epochs:g} epochs"
+    if config.schedule.warmup_epochs > config.loop.epochs and not config.loop.steps:
+        raise UserError(f"schedule.warmup_epochs={warmup.split()[0]}: more than loop.epochs={config.loop.epochs}")
     if images is None:
         steps = f"{config.loop.steps}" if config.loop.steps else f"{config.loop.epochs} epochs"
         hint = "--data FOLDER or --images N says how many steps"
@@ -90,6 +93,7 @@ def schedule(config: Config, images: int | None) -> dict[str, str]:
     if not each:
         raise UserError(f"{images} images are fewer than one batch: loop.batch={config.loop.batch}")
     total = total_steps(config, each)
+    build_schedules(config.schedule, config.loop.batch, total, each)  # raises for a warm-up that does not fit
     return {
         "steps": f"{total}, {each} an epoch of {images} images",
         "warm-up": f"{warmup}, {round(config.schedule.warmup_epochs * each)} steps",

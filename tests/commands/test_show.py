@@ -53,6 +53,8 @@ def test_mistakes_are_said_in_one_line(tmp_path):
         (["loop.bach=8"], {}, "loop.bach"),
         (SMALL, {"images": 7}, "7 images are fewer than one batch: loop.batch=8"),
         (SMALL, {"images": 9, "data": str(tmp_path)}, "--images"),
+        ([*SMALL, "loop.epochs=1"], {}, "schedule.warmup_epochs=1.5: more than loop.epochs=1"),
+        ([*SMALL, "loop.steps=17"], {"images": 100}, "warm-up of 18 steps does not fit a run of 17"),
         (SMALL, {"data": str(tmp_path / "nowhere")}, "nowhere"),
     ):
         with pytest.raises(UserError, match=words):
