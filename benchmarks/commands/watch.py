@@ -1,4 +1,4 @@
-"""What a pretraining run is evaluated by on the way (config.Watch): pictures, k-NN and DAVIS.
+"""What a pretraining run is evaluated by on the way (options.Watch): pictures, k-NN and DAVIS.
 
 Handed to the core as `train.Hooks.evaluate` by pretrain.py; when it is called, and what is made of its numbers, is
 pretrain/monitor/watch.py's.
@@ -51,7 +51,7 @@ def encoder_of(state: Mapping[str, Tensor], cfg: Config):
 
 
 class Evaluator:
-    """The data of config.Watch, opened and checked; see pretrain.monitor.watch.Watch. Raises UserError."""
+    """The data of options.Watch, opened and checked; see pretrain.monitor.watch.Watch. Raises UserError."""
 
     def __init__(self, cfg: Config, run: Run, source: ImageSource, state: Mapping[str, Tensor], device: torch.device):
         """source: of the training images. state: of the network."""

@@ -194,7 +194,7 @@ def test_a_run_written_out(options, clip):
         loss = plain.step(views[0].x, learning_rate(t, total, warmup))
         out = made.advance(views)
         assert out.numbers["lr"] == pytest.approx(learning_rate(t, total, warmup), rel=1e-12)
-        assert out.weight_decay == 0.05
+        assert out.numbers["weight_decay"] == 0.05
         assert relative(out.numbers["loss"], loss) < 1e-10
         assert relative(out.numbers["grad_norm"], plain.norms[-1]) < 1e-10
     assert min(plain.norms) < clip < max(plain.norms)  # clipping was at work, not always
