@@ -20,7 +20,7 @@ def listing(thing: str, out: Path) -> str:
     if thing == "published":
         from ..results.published import list_published
 
-        return columns([(r.source, r.table, f"{r.rows} rows", ", ".join(r.tasks)) for r in list_published()])
+        return columns([(source, table, f"{n} rows", ", ".join(of)) for source, table, n, of in list_published()])
     if thing == "records":
         return list_records(out)
     rows = task_rows() if thing == "tasks" else plugin_rows(PLUGINS[thing])

@@ -113,26 +113,13 @@ def load_sources() -> dict[str, dict[str, str]]:
     return found
 
 
-@dataclass(frozen=True)
-class Listing:
-    """A table for `selfpatch ls published`. rows: as printed; sure: how its transcription was checked."""
-
-    source: str
-    table: str
-    rows: int
-    numbers: int
-    tasks: list[str]
-    sure: str
-
-
-def list_published() -> list[Listing]:
-    """Every table of every source, sorted by source; a source's main table is its first."""
-    result = []
+def list_published() -> list[tuple[str, str, int, list[str]]]:
+    """(source, table, printed rows, tasks) of every table, sorted by source; a source's main table is its first."""
+    found = []
     for (source, name), part in load_published().groupby(["source", "table"], sort=False):
         rows = len(_lay_out(source, name, part, []).rows)
-        sure = load_sources().get(source, {}).get("sure", "")
-        result.append(Listing(source, name, rows, len(part), list(dict.fromkeys(part["task"])), sure))
-    return sorted(result, key=lambda e: e.source)  # stable
+        found.append((source, name, rows, list(dict.fromkeys(part["task"]))))
+    return sorted(found, key=lambda one: one[0])  # stable
 
 
 def find_table(against: str) -> PublishedTable:
