@@ -5,7 +5,8 @@ import re
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
-from .common.ranges import bounded
+from .common.card import POSITION_RULES
+from .common.ranges import bounded, one_of
 from .data.views import PIXELS, Views
 
 STEPS = 10**8  # of a run: its schedules are tables
@@ -38,7 +39,7 @@ class Network:
     # Whether the backbone has a class token (null: as the architecture has it).
     class_token: bool | None = None
     # What the image vector is read from: token | class_attention | mean.
-    readout: str = "token"
+    readout: str = one_of("token", "class_attention", "mean")
     # Blocks of class attention.
     readout_depth: int = bounded(2, at_least=1, at_most=100)
     # Largest rate of stochastic depth of the student (DINO's).
@@ -46,7 +47,7 @@ class Network:
     # The same of the teacher.
     teacher_drop_path: float = bounded(0.0, at_least=0, below=1)
     # How positions are resized for views of other sizes: a rule of common/card.py, POSITION_RULES.
-    positions: str = "dino"
+    positions: str = one_of(*POSITION_RULES)
     # Pixels of the image whose patch grid the stored positions have (null: that of the global views).
     image_size: int | None = bounded(None, at_least=1, at_most=PIXELS)
     # Arguments of timm's constructor.
@@ -76,7 +77,7 @@ class Optim:
     # Largest L2 norm of a gradient (null: none).
     clip: float | None = bounded(3.0, above=0)
     # Of which the norm is: of every tensor (per_tensor), or of all gradients together (global).
-    clip_mode: str = "per_tensor"
+    clip_mode: str = one_of("per_tensor", "global")
     # Also decay biases; other 1-D weights are never decayed.
     decay_biases: bool = False
     # Parameters whose name contains one of these are not decayed.
@@ -104,7 +105,7 @@ class Schedule:
     # Learning rate that the warm-up starts from.
     warmup_lr: float = bounded(0.0, at_least=0, at_most=1000)
     # dino: the cosine follows the warm-up | timm: it began with the run, and every value is used one step late.
-    lr_rule: str = "dino"
+    lr_rule: str = one_of("dino", "timm")
     # Weight decay at the start.
     weight_decay: float = bounded(0.04, at_least=0, at_most=1000)
     # Weight decay at the end, reached along a cosine.
@@ -130,7 +131,7 @@ class Loop:
     # Micro-steps of an optimiser step, each with its share of the batch.
     accumulation: int = bounded(1, at_least=1, at_most=10**9)
     # auto (bf16 on a GPU that has it, else float32) | float32 | bf16 | fp16 | float64.
-    precision: str = "auto"
+    precision: str = one_of("auto", "float32", "bf16", "fp16", "float64")
     # auto (a GPU if there is one) | cpu | cuda | cuda:N.
     device: str = "auto"
     # Compile the blocks of the networks (torch.compile).
@@ -148,7 +149,7 @@ class Saving:
     # The state after every so many epochs is kept beside the newest two (0: none is).
     keep_every: int = bounded(20, at_least=0)
     # The network that the method is evaluated by: teacher | student.
-    export: str = "teacher"
+    export: str = one_of("teacher", "student")
 
 
 @dataclass

@@ -1,24 +1,19 @@
 """A task's protocol: a dataclass whose fields are its values, and `key=value` that override them."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import Field, field, fields, replace
+from dataclasses import Field, fields, replace
 from typing import Any
 
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.keyvalue import key_value
-from ...pretrain.common.ranges import check_number
-
-
-def one_of(*words: str) -> Any:
-    """A field that takes one of these words, by default the first."""
-    return field(default=words[0], metadata={"words": words})
+from ...pretrain.common.ranges import check_value
 
 
 def parse_protocol(protocol: type, overrides: Iterable[str], preset: Mapping = {}) -> tuple[Any, dict, list[str]]:
     """A protocol dataclass with `key=value` applied -> (values, what differs from the defaults, keys it lacks).
 
     preset: values in place of the defaults, which count as a difference. Raises UserError, naming what is valid, for a
-    value of another type or beyond its bounds (pretrain.common.ranges, `one_of`).
+    value of another type or beyond what its field allows (pretrain.common.ranges).
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -37,11 +32,8 @@ def parse_protocol(protocol: type, overrides: Iterable[str], preset: Mapping = {
             raise UserError(f"{item}: {key} is of type {_type(known[key])}") from None
     values = OmegaConf.to_object(values)
     for name, spec in known.items():
-        value, words = getattr(values, name), spec.metadata.get("words")
-        if words and value not in words:
-            raise UserError(f"{name}={value}: it is {' or '.join(words)}")
-        if limits := spec.metadata.get("bounds"):
-            check_number(value, name, **limits)
+        if spec.metadata:
+            check_value(spec, getattr(values, name), name)
     changed = {k: getattr(values, k) for k in known if getattr(values, k) != getattr(default, k)}
     return values, changed, unknown
 

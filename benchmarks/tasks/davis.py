@@ -19,12 +19,11 @@ import numpy as np
 
 from ...pretrain.common.atomic import write_atomic
 from ...pretrain.common.errors import UserError
-from ...pretrain.common.ranges import bounded, bounds
+from ...pretrain.common.ranges import bounded, bounds, one_of
 from ..datasets.davis import Sequence, Videos, open_davis, read_result
 from ..datasets.masks import write_mask
 from ..metrics.jf import frame_scores, global_scores, summarize
 from . import PICTURES, Data, Flag, Metric, Task, TaskConfig
-from ._protocol import one_of
 
 AHEAD = 4  # masks that are being written while the network is busy
 

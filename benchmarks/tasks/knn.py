@@ -6,10 +6,9 @@ Source: facebookresearch/dino 7c446df, eval_knn.py. Any data set of class folder
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ...pretrain.common.ranges import bounded, bounds
+from ...pretrain.common.ranges import bounded, bounds, one_of
 from . import Data, Metric, TaskConfig
 from ._classes import ClassTask, scores
-from ._protocol import one_of
 
 
 @dataclass

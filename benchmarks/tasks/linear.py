@@ -7,10 +7,9 @@ rates at once on features that are computed only once: task linear_sweep.
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...pretrain.common.ranges import bounded
+from ...pretrain.common.ranges import bounded, one_of
 from . import Metric, TaskConfig
 from ._classes import ClassTask, scores
-from ._protocol import one_of
 
 
 @dataclass

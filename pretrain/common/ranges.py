@@ -1,9 +1,9 @@
-"""Which numbers an option can be: said beside its field, checked before anything is made of it."""
+"""Which values an option can have: said beside its field, checked before anything is made of it."""
 
 import math
 import operator
 from collections.abc import Mapping
-from dataclasses import field, fields, is_dataclass
+from dataclasses import Field, field, fields, is_dataclass
 from typing import Any
 
 from .errors import UserError
@@ -22,18 +22,32 @@ def bounds(**limits: float) -> dict[str, dict]:
     return {"bounds": limits}
 
 
-def check_numbers(options: Any, name: str) -> None:
-    """Raise UserError for the first number of a dataclass `name`, however deep, that is not finite or not within its
-    bounds."""
+def one_of(*words: str | None) -> Any:
+    """A dataclass field that takes one of these words (or null), by default the first."""
+    return field(default=words[0], metadata={"words": words})
+
+
+def check_values(options: Any, name: str) -> None:
+    """Raise UserError for the first value of a dataclass `name`, however deep, that is none of its field's words, or a
+    number that is not finite or not within its bounds."""
     for one in fields(options):
-        where = f"{name}.{one.name}" if name else one.name
-        check_number(getattr(options, one.name), where, **one.metadata.get("bounds", {}))
+        check_value(one, getattr(options, one.name), f"{name}.{one.name}" if name else one.name)
+
+
+def check_value(spec: Field, value: Any, name: str) -> None:
+    """`check_values` of one field."""
+    words = spec.metadata.get("words")
+    if words and value not in words:
+        *most, last = (word for word in words if word)
+        raise UserError(f"{name}={value}: it is {', '.join(most)} or {last}")
+    check_number(value, name, **spec.metadata.get("bounds", {}))
 
 
 def check_number(value: Any, name: str, **limits: float) -> None:
-    """`check_numbers` of one option. What is no number passes, unless there are numbers in it."""
+    """Raise UserError for a number that is not finite or not within these limits, or the first such one in a list,
+    table or dataclass. What is no number passes."""
     if is_dataclass(value):
-        check_numbers(value, name)
+        check_values(value, name)
     elif isinstance(value, Mapping):
         for key, part in value.items():
             check_number(part, f"{name}.{key}", **limits)

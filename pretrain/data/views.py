@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..common.errors import UserError
-from ..common.ranges import bounded, bounds, check_numbers
+from ..common.ranges import bounded, bounds, check_values, one_of
 
 PIXELS = 8192  # the longest side of a picture to make
 _MASK = (1 << 64) - 1
@@ -36,7 +36,7 @@ class ViewSpec:
     # Range of the crop's width / height.
     ratio: tuple[float, float] = bounded((3 / 4, 4 / 3), at_least=0.01, at_most=100)
     # How the crop is resized: bicubic | bilinear.
-    interpolation: str = "bicubic"
+    interpolation: str = one_of("bicubic", "bilinear")
     # Probability of mirroring.
     flip: float = bounded(0.5, at_least=0, at_most=1)
     # Strengths of the changes of brightness, contrast, saturation and hue.
@@ -54,16 +54,14 @@ class ViewSpec:
     # Grey level from which it inverts.
     solarize_threshold: int = bounded(128, at_least=0, at_most=256)
     # global | local; targets are global views (null: global if the size is that of the first row).
-    role: str | None = None
+    role: str | None = one_of(None, "global", "local")
 
     def check(self, name: str) -> None:
-        """UserError for ranges and words that no view can be drawn with; `name`: of this row."""
+        """UserError for ranges that no view can be drawn with; `name`: of this row."""
         for key in ("scale", "ratio", "blur_radius"):
             _check_range(f"{name}.{key}", getattr(self, key))
         if self.jitter[3] > 0.5:
             raise UserError(f"{name}.jitter={list(self.jitter)}: the fourth (hue) must be at most 0.5")
-        _check_word(f"{name}.interpolation", self.interpolation, "bicubic", "bilinear")
-        _check_word(f"{name}.role", self.role, "global", "local", None)
 
 
 @dataclass
@@ -71,7 +69,7 @@ class Mask:
     """Which patches of the global views are hidden from the student, see masks.py."""
 
     # none, or block: rectangles, until the view's share of patches is hidden.
-    kind: str = "none"
+    kind: str = one_of("none", "block")
     # Shares of hidden patches, one of which is drawn for every view.
     ratio: list[float] = field(default_factory=lambda: [0.0, 0.3], metadata=bounds(at_least=0, at_most=1))
     # For each of these how far from it, either way, the view's own may lie.
@@ -81,7 +79,6 @@ class Mask:
 
     def check(self, name: str) -> None:
         """UserError for shares that no mask can be drawn with."""
-        _check_word(f"{name}.kind", self.kind, "none", "block")
         if not self.ratio or len(self.ratio) != len(self.spread):
             raise UserError(f"{name}: ratio and spread must be lists of the same length, one number at least")
         if any(not 0 <= s <= r <= r + s <= 1 for r, s in zip(self.ratio, self.spread, strict=True)):
@@ -99,9 +96,9 @@ class Views:
     # Squash every image to this many pixels square first, bilinear (PW-Self: 256; null: no).
     pre_resize: int | None = bounded(None, at_least=1, at_most=PIXELS)
     # image: each image draws for itself; batch: all images of a step use the same numbers (PW-Self).
-    share: str = "image"
+    share: str = one_of("image", "batch")
     # What colours are changed of, after crop and flip: image (the view) | patch (each of the network's grid by itself).
-    unit: str = "image"
+    unit: str = one_of("image", "patch")
     # Patches hidden from the student.
     mask: Mask = field(default_factory=Mask)
 
@@ -123,14 +120,12 @@ class Views:
 
     def check(self) -> None:
         """UserError naming the first value that no view can be drawn with."""
-        check_numbers(self, "views")
+        check_values(self, "views")
         for i, row in enumerate(self.rows):
             row.check(f"views.rows[{i}]")
         specs = self.specs()
         if not specs:
             raise UserError("views.rows: at least one view is needed")
-        _check_word("views.share", self.share, "image", "batch")
-        _check_word("views.unit", self.unit, "image", "patch")
         self.mask.check("views.mask")
         sizes = sorted({spec.size for spec, role in zip(specs, self.roles(), strict=True) if role == "global"})
         if not sizes:
@@ -139,11 +134,6 @@ class Views:
             raise UserError(f"views.rows: global views of {sizes[0]} and {sizes[1]} pixels; they must be of one size")
         if (largest := max(spec.size for spec in specs)) > sizes[0]:
             raise UserError(f"views.rows: local views of {largest} pixels are larger than the global ones, {sizes[0]}")
-
-
-def _check_word(name: str, value: str | None, *words: str | None) -> None:
-    if value not in words:
-        raise UserError(f"{name}={value}: must be {' or '.join(word for word in words if word)}")
 
 
 def _check_range(name: str, pair: tuple[float, float]) -> None:

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..common.card import POSITION_RULES
 from ..common.errors import UserError
 from ..geometry import neighbours
 from ..objectives import INPUTS, Aggregated, HeadSpec, Spec
@@ -32,8 +31,6 @@ class Network(nn.Module):
         are, for heads with an instance for each. seed: every part is initialised by a stream of its own, so that a
         head more or less leaves the others as they are. Raises UserError for a network that cannot be built."""
         super().__init__()
-        if cfg.positions not in POSITION_RULES:
-            raise UserError(f"network.positions={cfg.positions}: it is one of {', '.join(POSITION_RULES)}")
         self.cfg, self.side = cfg, side
         drop_path = cfg.drop_path if side == "student" else cfg.teacher_drop_path
         mask_token = spec.needs_mask and side == "student"

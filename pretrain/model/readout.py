@@ -124,8 +124,6 @@ def build_readout(cfg, backbone: nn.Module) -> nn.Module:
         init_linear(readout)
         nn.init.trunc_normal_(readout.cls_token, std=0.02)
         return readout
-    if cfg.readout not in ("token", "mean"):
-        raise UserError(f"network.readout={cfg.readout}: it is token, class_attention or mean")
     if cfg.readout == "token" and backbone.cls_token is None:
         raise UserError("network.readout=token needs a class token: network.class_token=true")
     return NormReadout(backbone.num_features, backbone.final_eps)

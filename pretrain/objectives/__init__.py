@@ -161,14 +161,6 @@ class Objective(nn.Module):
         return {}
 
 
-def check_options(objective: str, cfg, **valid: tuple[str, ...]) -> None:
-    """Raise UserError for an option of `cfg` that is none of its valid words."""
-    for name, words in valid.items():
-        if getattr(cfg, name) not in words:
-            listed = f"{', '.join(words[:-1])} or {words[-1]}"
-            raise UserError(f"objective {objective}: {name}={getattr(cfg, name)}: it is {listed}")
-
-
 def check_two_views(objective: str, net: Net) -> None:
     """Raise UserError where there is a single view."""
     if sum(net.counts) < 2:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from . import HeadSpec, Net, Spec, Step, check_options, check_two_views
+from ..common.ranges import one_of
+from . import HeadSpec, Net, Spec, Step, check_two_views
 from ._prototypes import PrototypeConfig, PrototypeObjective, cross_entropy, head_factory
 
 
@@ -17,7 +18,7 @@ class Config(PrototypeConfig):
     """Options of DINO."""
 
     # Views that the centre is of: global, those that are targets | all, as in SelfPatch: the teacher then sees all.
-    centre_views: str = "global"
+    centre_views: str = one_of("global", "all")
 
 
 class Objective(PrototypeObjective):
@@ -25,7 +26,6 @@ class Objective(PrototypeObjective):
 
     @staticmethod
     def spec(cfg: Config, net: Net) -> Spec:
-        check_options("dino", cfg, centre_views=("global", "all"))
         check_two_views("dino", net)
         head = HeadSpec(head_factory(cfg), teacher_groups=cfg.centre_views)
         return Spec({cfg.head: head}, teacher_views=cfg.centre_views)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..common.ranges import bounded
+from ..common.ranges import bounded, one_of
 from ..data.views import hashed
 from . import Net, Spec, Step, selfpatch
 from ._contrast import ContrastObjective, Queues, info_nce, shared_rows, unit
@@ -38,9 +38,9 @@ class Config(MobyConfig):
     # The patch grid is a torus; false clips the neighbourhood at the border.
     wrap: bool = True
     # How the neighbours become one target: class_attention | mean.
-    aggregation: str = "class_attention"
+    aggregation: str = one_of("class_attention", "mean")
     # Views with a target: all | global.
-    views: str = "all"
+    views: str = one_of("all", "global")
 
 
 class Objective(ContrastObjective):

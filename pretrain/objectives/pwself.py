@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..common.ranges import one_of
 from ..geometry import match
-from . import HeadSpec, Net, Spec, Step, check_options, check_two_views
+from . import HeadSpec, Net, Spec, Step, check_two_views
 from ._prototypes import PrototypeConfig, PrototypeObjective, cross_entropy, head_factory
 
 
@@ -20,7 +21,7 @@ class Config(PrototypeConfig):
     """Options of PW-Self."""
 
     # Of the teacher's outputs: position (one for each, as officially) | kind (class token, patches) | prototype (one).
-    centre: str = "position"
+    centre: str = one_of("position", "kind", "prototype")
 
 
 class Objective(PrototypeObjective):
@@ -29,7 +30,6 @@ class Objective(PrototypeObjective):
 
     @staticmethod
     def spec(cfg: Config, net: Net) -> Spec:
-        check_options("pwself", cfg, centre=("position", "kind", "prototype"))
         check_two_views("pwself", net)
         return Spec({cfg.head: HeadSpec(head_factory(cfg), "tokens")})
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..common.errors import UserError
-from ..common.ranges import bounded
+from ..common.ranges import bounded, one_of
 from ..geometry import neighbours
-from . import Aggregated, HeadSpec, Net, Spec, Step, check_options
+from . import Aggregated, HeadSpec, Net, Spec, Step
 from ._prototypes import PrototypeConfig, PrototypeObjective, cross_entropy, head_factory
 
 
@@ -31,9 +31,9 @@ class Config(PrototypeConfig):
     # The patch grid is a torus, as in the official code; false clips the neighbourhood at the border.
     wrap: bool = True
     # How the neighbours become one target: class_attention | mean.
-    aggregation: str = "class_attention"
+    aggregation: str = one_of("class_attention", "mean")
     # Views with a target: all, or global, so that the teacher need not see the local ones.
-    views: str = "all"
+    views: str = one_of("all", "global")
 
 
 class Objective(PrototypeObjective):
@@ -66,7 +66,6 @@ def aggregated(cfg, net: Net, label: str = "selfpatch") -> Aggregated:
 
     Raises UserError for options that cannot work.
     """
-    check_options(label, cfg, aggregation=("class_attention", "mean"), views=("all", "global"))
     if cfg.aggregation == "class_attention" and net.readout != "class_attention":
         raise UserError(
             f"objective {label}: aggregation=class_attention needs network.readout=class_attention, not "

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..common.errors import UserError
-from ..common.ranges import bounded
+from ..common.ranges import bounded, one_of
 from ..geometry import overlap_grid, sampling
 from ..model.batchnorm import BatchNorm
-from . import HeadSpec, Net, Spec, Step, check_options, check_two_views
+from . import HeadSpec, Net, Spec, Step, check_two_views
 from . import Objective as Base
 from ._prototypes import cross_entropy
 
@@ -38,9 +38,9 @@ class Config:
     # The same for a local and a global view.
     local_samples: int = bounded(6, at_least=2, at_most=1000)
     # Beyond a crop's edge: zeros, as in the official code (they halve samples on the edge) | repeat (the patches).
-    border: str = "zeros"
+    border: str = one_of("zeros", "repeat")
     # Pairs of views without any: constant (terms without gradient, as in the official code) | drop (from the mean).
-    no_overlap: str = "constant"
+    no_overlap: str = one_of("constant", "drop")
 
 
 def relation_head(dim: int, predict: bool) -> nn.Module:
@@ -62,7 +62,6 @@ class Objective(Base):
 
     @staticmethod
     def spec(cfg: Config, net: Net) -> Spec:
-        check_options("sere", cfg, border=("zeros", "repeat"), no_overlap=("constant", "drop"))
         if not cfg.spatial + cfg.channel:
             raise UserError("objective sere: the weights spatial and channel must not both be 0")
         check_two_views("sere", net)

@@ -213,7 +213,7 @@ def test_boxes_of_squashed_images_are_in_the_squashed_frame():
         (Views([ViewSpec(size=0)]), "size"),
         (Views([ViewSpec(jitter=(0.4, 0.4, 0.2, 0.6))]), "hue"),
         (Views([ViewSpec(interpolation="nearest")]), "nearest"),
-        (Views([ViewSpec(role="teacher")]), r"rows\[0\]\.role=teacher: must be global or local"),
+        (Views([ViewSpec(role="teacher")]), r"rows\[0\]\.role=teacher: it is global or local"),
         (Views([ViewSpec(role="local")]), "at least one view must be global"),
         (
             Views([ViewSpec(1, 96, role="global"), ViewSpec(1, 224, role="global")]),
