@@ -65,7 +65,9 @@ OVERRIDES = {
     "optim.clip=null": lambda c: c.optim.clip is None,
     "objectives.selfpatch.weight=0": lambda c: [e.weight for e in c.objectives] == [1, 0],
     "objectives.1.k=8": lambda c: c.objectives[1].options.k == 8,
-    "objectives.selfpatch={k: 8, weight: 0.5}": lambda c: (c.objectives[1].options.k, c.objectives[1].weight) == (8, 0.5),
+    "objectives.selfpatch={k: 8, weight: 0.5}": lambda c: (
+        (c.objectives[1].options.k, c.objectives[1].weight) == (8, 0.5)
+    ),
     "objectives.selfpatch.radius=all": lambda c: c.objectives[1].options.radius == "all",
     "objectives.selfpatch.radius=2": lambda c: c.objectives[1].options.radius == 2,
     "objectives=[{name: dino, head: h}]": lambda c: [(e.name, e.options.head) for e in c.objectives] == [("dino", "h")],
