@@ -1,7 +1,7 @@
 """A task's protocol: a dataclass whose fields are its values, and `key=value` that override them."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import Field, fields, replace
+from dataclasses import Field, fields
 from typing import Any
 
 from ...pretrain.common.errors import UserError
@@ -12,15 +12,20 @@ from ...pretrain.common.ranges import check_value
 def parse_protocol(protocol: type, overrides: Iterable[str], preset: Mapping = {}) -> tuple[Any, dict, list[str]]:
     """A protocol dataclass with `key=value` applied -> (values, what differs from the defaults, keys it lacks).
 
-    preset: values in place of the defaults, which count as a difference. Raises UserError, naming what is valid, for a
-    value of another type or beyond what its field allows (pretrain.common.ranges).
+    preset: a variant's values in place of the defaults, which count as a difference. Raises UserError, naming what is
+    valid, for a value of another type or beyond what its field allows (pretrain.common.ranges).
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     known = {f.name: f for f in fields(protocol)}
     default = protocol()
-    values, unknown = OmegaConf.structured(replace(default, **preset)), []
+    try:
+        values, unknown = OmegaConf.merge(OmegaConf.structured(default), dict(preset)), []
+    except OmegaConfBaseException as error:  # of a task of a user's own
+        raise UserError(
+            f"a variant's values {dict(preset)} are not its protocol's: {str(error).splitlines()[0]}"
+        ) from None
     for item in overrides:
         key = key_value(item)[0].partition(".")[0]
         if key not in known:

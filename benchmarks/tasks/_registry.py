@@ -38,7 +38,7 @@ class Entry:
         """Raises UserError for a file that does not import, or lacks what a task must have."""
         found = self.file.module
         if not isinstance(found, Task):
-            found = getattr(found, "TASKS", {}).get(self.name) or _of_module(found, self.file.path)
+            found = _family(found).get(self.name) or _of_module(found, self.file.path)
         for hook in ("check", "run"):
             if hook not in vars(found) and getattr(type(found), hook) is getattr(Task, hook):
                 raise UserError(f"plug-in {self.file.path}: its task has no {hook}")
@@ -46,11 +46,18 @@ class Entry:
         return found
 
 
+def _family(module) -> dict[str, Task]:
+    """The TASKS of a file; {} where they are not a table of tasks by their names."""
+    found = getattr(module, "TASKS", None)
+    named = isinstance(found, dict) and all(isinstance(n, str) and isinstance(t, Task) for n, t in found.items())
+    return found if named else {}
+
+
 def _of_module(module, path: Path) -> Task:
     """The TASK of a file. Where it is a bare `Task(...)`, the functions beside it stand for its methods."""
     task = getattr(module, "TASK", None)
     if not isinstance(task, Task):
-        raise UserError(f"plug-in {path}: it has no TASK that is a Task")
+        raise UserError(f"plug-in {path}: it has no TASK that is a Task, and no TASKS, a table of Tasks by name")
     if type(task) is Task:
         for hook in ("check", "run", "check_data", "check_model", "parse"):
             if hasattr(module, hook):
@@ -70,18 +77,18 @@ def tasks() -> dict[str, Entry]:
 
 
 def _names(file: Plugin) -> list[str]:
-    """A file's own name, or those of its family; that of a family which does not import is the file's."""
+    """A file's own name, or those of its family; that of a family which does not import, or is none, is the file's."""
     if file.kind is FILES and FAMILY.search(file.path.read_text(encoding="utf-8", errors="replace")):
         with contextlib.suppress(UserError):
-            return list(file.module.TASKS)
+            return list(_family(file.module)) or [file.name]
     return [file.name]
 
 
 def get_task(name: str) -> Task:
     """The task called NAME or NAME:VARIANT. Raises UserError that lists the valid names."""
-    name, _, variant = name.partition(":")
+    name, colon, variant = name.partition(":")
     task = pick(tasks(), name, FILES.name).task
-    return task.of_variant(variant) if variant else task
+    return task.of_variant(variant) if colon else task
 
 
 def check_flags(asked: Iterable[Task], given: Iterable[str]) -> None:

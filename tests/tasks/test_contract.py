@@ -165,3 +165,29 @@ def test_task_files_import_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("family", ['{"odd": 3}', "{}", '["toy_small"]', "{1: make()}", "None"])
+def test_a_family_that_is_no_table_of_tasks_is_a_broken_file_and_breaks_no_other(place, family):
+    file = place / "plug/tasks/odd.py"
+    file.write_text(TOYS.partition("TASKS = ")[0] + f"TASKS = {family}\n")
+    rows = {line.split()[0]: line for line in listing("tasks", Path()).splitlines()}
+    assert f"broken: plug-in {file}: it has no TASK that is a Task, and no TASKS" in rows["odd"]
+    with pytest.raises(UserError, match="--add: is for toy_large, toy_small; plain has no such flag"):
+        plan([place / "net.safetensors"], ["plain"], Options(data=[str(place)], own={"bonus": 1}))
+
+
+def test_a_file_whose_text_alone_speaks_of_a_family_is_one_task(place):
+    (place / "plug/tasks/wordy.py").write_text(f'"""\nTASKS are for families.\n"""\n{PLAIN}')
+    assert get_task("wordy").protocol_id == "plain-v1"
+
+
+@pytest.mark.parametrize("values", ['{"sze": 5}', '{"size": "many"}'])
+def test_values_of_a_variant_that_are_not_its_protocols_are_one_line(place, values):
+    file = place / "plug/tasks/toys.py"
+    file.write_text(file.read_text().replace('{"size": 512}', values))
+    with pytest.raises(UserError, match=r"variant's values .* are not its protocol's: ") as found:
+        plan([place / "net.safetensors"], ["toy_small:huge"], Options(data=[str(place)]))
+    assert "\n" not in str(found.value)
+    with pytest.raises(UserError, match="toy_small:: variants of toy_small: huge"):
+        get_task("toy_small:")
