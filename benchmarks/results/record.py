@@ -121,6 +121,16 @@ def content(record: Record) -> dict:
     return {"schema": SCHEMA} | kept | {"model": vars(record.model), "protocol": protocol, "data": vars(record.data)}
 
 
+def text_of(record: Record) -> str:
+    """The file. Raises UserError for a record that `read` would refuse, like one with a number that is not finite."""
+    try:
+        text = json.dumps(content(record), indent=1, allow_nan=False)
+        parse(json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{record.task} gives what no record can hold: {error}", 1) from None
+    return text + "\n"
+
+
 def parse(table) -> Record:
     """A record from its file's content, whose unknown keys are left out. Raises ValueError: what is wrong with it."""
     if not isinstance(table, dict) or "schema" not in table:
@@ -128,12 +138,17 @@ def parse(table) -> Record:
     if table["schema"] != SCHEMA:
         raise ValueError(f"schema {table['schema']}, this version reads {SCHEMA}")
     record = _typed(Record, {k: v for k, v in table.items() if k not in BESIDE})
-    wrong = ["metrics"] if record.status == DONE and record.metrics is None else []
+    numbers = {} if record.status == FAILED and record.metrics is None else record.metrics
+    wrong = [] if isinstance(numbers, dict) and all(map(_is_number, numbers.values())) else ["metrics"]
     if not all(isinstance(p, list | tuple) and len(p) == 2 for p in record.published):
         wrong.append("published")
     if wrong:
         raise ValueError(f"bad or missing {', '.join(wrong)}")
     return replace(record, published=tuple((str(task), str(protocol)) for task, protocol in record.published))
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _typed(cls: type, table: dict):
@@ -211,10 +226,10 @@ def write(out: Path, record: Record) -> Path:
     """Write a record under the next free name of its key; the name appears only when the content is on disk.
 
     Two processes never get the same name, and a crash leaves nothing but a hidden temporary file. Raises UserError
-    when the disk refuses.
+    when the disk refuses, and as `text_of` does.
     """
     base, failed = folder(out, record.task), record.status == FAILED
-    text = json.dumps(content(record), indent=1, allow_nan=False) + "\n"
+    text = text_of(record)
     names = (f".failed-{n}" if failed else f".{n}" if n > 1 else "" for n in itertools.count(1))
     taken = []
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...pretrain.common.errors import UserError
+from ..datasets.base import Data
 from ..datasets.roots import data_roots
 from ..results.record import Model, records
 from ..tasks import Task, TaskConfig, make_key
@@ -140,6 +141,8 @@ def _task_config(task: Task, values, options: Options) -> TaskConfig:
         own={flag.key: options.own.get(flag.key, flag.default) for flag in task.flags},
     )
     cfg.data = task.check(cfg)
+    if not isinstance(cfg.data, Data):
+        raise UserError(f"{task.title}: its check gives {type(cfg.data).__name__} instead of Data")
     return cfg
 
 

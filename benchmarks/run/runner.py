@@ -33,6 +33,8 @@ def run(evaluations: list[Evaluation], options: Options, console: Console) -> in
     """Do what is planned; what another process is at comes last. Returns the exit status: 1 if any failed."""
     if options.rank:
         return int(not all([_follow(e, options) for e in evaluations if e.task.processes == "many"]))
+    for evaluation in evaluations:
+        record.text_of(dataclasses.replace(_planned(evaluation), status=record.FAILED))  # before any work
     notes = [note for e in evaluations for note in e.cfg.data.notes]
     for note in dict.fromkeys([*_once(evaluations, options), *notes]):
         console.print(f"note: {note}")
@@ -77,6 +79,8 @@ def _one(evaluation: Evaluation, options: Options, console: Console, came_back: 
         with Reporter(evaluation.title, console) as report:
             evaluation.cfg.progress = report
             result = evaluation.task.run(_subject(evaluation, console, last), evaluation.cfg, out)
+        finished = _finished(planned, result, str(out), _cost(evaluation, start))
+        record.text_of(finished)  # what is wrong with it is the task's failure
     except Exception as error:
         text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         found = {"status": record.FAILED, "error": text, "traceback": traceback.format_exc()}
@@ -86,8 +90,8 @@ def _one(evaluation: Evaluation, options: Options, console: Console, came_back: 
         return False
     finally:
         gc.collect()
-    path = record.write(options.out, _finished(planned, result, str(out), _cost(evaluation, start)))
-    declared, metrics = evaluation.task.metrics, result["metrics"]
+    path = record.write(options.out, finished)
+    declared, metrics = evaluation.task.metrics, finished.metrics
     shown = "  ".join([f"{m.name} {metrics[m.name]:.2f}" for m in declared if m.name in metrics][:3])
     console.print(f"{evaluation.title}: {shown}  ({path})")
     _label(evaluation, path, console)

@@ -35,6 +35,9 @@ class Metric:
 class Flag:
     """A flag of a task's own. Its value is `cfg.KEY`, `default` where it is not given.
 
+    It says where things lie or what is made beside the number, and is no part of a record's key: with another value, a
+    result counts as done already. What changes the number is a value of the protocol.
+
     type: bool (a switch), int, float, str or Path. text: as it is written, else `--KEY`. least: of a number.
     """
 

@@ -191,3 +191,41 @@ def test_values_of_a_variant_that_are_not_its_protocols_are_one_line(place, valu
     assert "\n" not in str(found.value)
     with pytest.raises(UserError, match="toy_small:: variants of toy_small: huge"):
         get_task("toy_small:")
+
+
+RESULT = '{"metrics": {"toy": float(cfg.protocol.size)}, "parts": {}, "protocol": {}}'
+
+
+@pytest.mark.parametrize(
+    ("result", "why"),
+    [
+        ("None", "not subscriptable"),
+        ('{"metrics": {"toy": 1.0}, "protocol": {}}', "KeyError: 'parts'"),
+        ('{"metrics": {"toy": float("nan")}, "parts": {}, "protocol": {}}', "plain gives what no record can hold"),
+        ('{"metrics": {"toy": "1.0"}, "parts": {}, "protocol": {}}', "bad or missing metrics"),
+        ('{"metrics": {"toy": 1.0}, "parts": {1: {2}}, "protocol": {}}', "set is not JSON"),
+    ],
+)
+def test_a_result_that_no_record_can_hold_is_a_failure_and_the_other_tasks_go_on(place, result, why, capsys):
+    file = place / "plug/tasks/plain.py"
+    file.write_text(file.read_text().replace(RESULT, result))
+    options = Options(data=[str(place)], out=place / "out", device="cpu")
+    assert run_command([str(place / "net.safetensors")], ["plain", "toy_small"], options) == 1
+    (one,) = record.records(place / "out", "plain")
+    assert (one.status, one.path.name.rpartition(".")[0][-9:]) == (record.FAILED, ".failed-1")
+    assert why in one.error
+    assert record.records(place / "out", "toy_small")[0].status == record.DONE
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [("None", "its check gives NoneType instead of Data"), ('Data("toy", Path(), "0", False, ["a"], "")', "differs")],
+)
+def test_a_check_that_gives_what_no_record_can_hold_is_told_before_the_work(place, data, why):
+    file = place / "plug/tasks/plain.py"
+    file.write_text(
+        file.read_text().replace('Data("toy", Path(cfg.root), "sha256:0", False, "a toy", "nothing")', data)
+    )
+    with pytest.raises(UserError, match=why):
+        evaluate(place, "plain")
+    assert not record.records(place / "out")
