@@ -50,6 +50,7 @@ def queue(job: SlurmJob, folder: Path, options: str, name: str):
     """Hand a job to Slurm; -> submitit's Job. folder: for submitit's files. options: `key=value,...`, submitit's or
     Slurm's names; cluster=local runs the job here. Raises UserError."""
     parameters = parse(options)
+    processes(options)  # raises for numbers that are none, before a folder is made
     import submitit
 
     parameters["tasks_per_node"] = tasks_per_node(parameters)
@@ -72,15 +73,19 @@ def queue(job: SlurmJob, folder: Path, options: str, name: str):
 def processes(options: str) -> int:
     """Of all nodes together. Raises UserError."""
     parameters = parse(options)
-    return tasks_per_node(parameters) * int(parameters.get("nodes", 1))
+    return tasks_per_node(parameters) * whole(parameters, "nodes")
 
 
 def tasks_per_node(parameters: dict) -> int:
     """A process for each GPU, unless the user says another number. Raises UserError."""
-    key = "tasks_per_node" if "tasks_per_node" in parameters else "gpus_per_node"
+    return whole(parameters, "tasks_per_node" if "tasks_per_node" in parameters else "gpus_per_node")
+
+
+def whole(parameters: dict, key: str) -> int:
+    """A number of things, 1 if not given. Raises UserError."""
     value = parameters.get(key, 1)
-    if not isinstance(value, int):
-        raise UserError(f"--slurm {key}={value}: it is a whole number")
+    if not isinstance(value, int) or value < 1:
+        raise UserError(f"--slurm {key}={value}: it is a whole number of at least 1")
     return value
 
 

@@ -18,7 +18,7 @@ from training import DINO, final, lines, pictures, same
 from training import one_thread as one_thread
 
 
-def test_options():
+def test_options(tmp_path):
     pytest.importorskip("submitit", reason="submitit (extra `slurm`) is not installed")
     assert slurm.parse("partition=gpu, nodes=2,mem_gb=1.5") == {"partition": "gpu", "nodes": 2, "mem_gb": 1.5}
     assert [
@@ -30,6 +30,12 @@ def test_options():
         slurm.parse("gpu")
     with pytest.raises(UserError, match="gpus_per_node=a100:8: it is a whole number"):
         slurm.processes("gpus_per_node=a100:8")
+    for options in ("nodes=two", "nodes=0", "tasks_per_node=1.5", "gpus_per_node=-1"):
+        with pytest.raises(UserError, match=f"--slurm {options}: it is a whole number of at least 1"):
+            slurm.processes(options)
+        with pytest.raises(UserError, match=f"--slurm {options}: it is a whole number of at least 1"):
+            slurm.queue(None, tmp_path / "slurm", options, "name")
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
