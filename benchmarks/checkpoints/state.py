@@ -215,7 +215,8 @@ def locate(folder: Path) -> Path:
         return newest  # DINO and its relatives: the newest, beside numbered ones
     if len(files) != 1:
         there = ", ".join(p.name for p in files[:8]) + (" ..." if len(files) > 8 else "")
-        raise UserError(f"{folder}: a folder with {f'several checkpoints ({there}): name one' if files else 'none'}")
+        found = f"several checkpoints ({there}): name one" if files else "no checkpoint"
+        raise UserError(f"{folder}: a folder with {found}")
     return files[0]
 
 

@@ -201,7 +201,7 @@ def test_folders_with_one_checkpoint(vit, mark, tmp_path):
     """A single file; mmengine's `last_checkpoint`; DINO's checkpoint.pth beside numbered ones; else all are named."""
     run = tmp_path / "run"
     run.mkdir()
-    with pytest.raises(UserError, match=r"run: a folder with none"):
+    with pytest.raises(UserError, match=r"run: a folder with no checkpoint"):
         open_checkpoint(run)
     (run / "log.txt").write_text("{}")
     torch.save({"teacher": vit}, run / "checkpoint0020.pth")
