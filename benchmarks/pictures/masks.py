@@ -59,18 +59,16 @@ def _paired(frames: Sequence[Path], masks: Sequence[Path]) -> None:
         raise ValueError(f"{len(frames)} frames and {len(masks)} masks: as many as each other are needed, at least one")
 
 
-def contact_sheet(
-    frames: Sequence[Path], masks: Sequence[Path], out: Path | str, title: str, tiles: int = 8, columns: int = 4
-) -> Path:
-    """Write a PNG of up to `tiles` frames, evenly from the first to the last, with their masks; returns its path.
+def contact_sheet(frames: Sequence[Path], masks: Sequence[Path], out: Path | str, title: str) -> Path:
+    """Write a PNG of up to eight frames, evenly from the first to the last, with their masks; returns its path.
 
     frames, masks: files in order, a mask a frame. title: the sequence's name. Tiles are at most 320 pixels wide; one
     frame is in memory at a time. UserError (from the readers) naming a file that cannot be read.
     """
     _paired(frames, masks)
-    chosen = _spread(len(frames), tiles)
+    chosen = _spread(len(frames), 8)
     panels = ((Path(frames[i]).stem, Image.fromarray(_tile(Path(frames[i]), Path(masks[i]), 320))) for i in chosen)
-    whole = sheet(panels, len(chosen), min(columns, len(chosen)), title, f"{len(frames)} frames")
+    whole = sheet(panels, len(chosen), min(4, len(chosen)), title, f"{len(frames)} frames")
     return save(whole, out, format="PNG")
 
 

@@ -12,6 +12,8 @@ from PIL import Image, ImageDraw
 from .sheet import FOOT, GAP, INK, PAPER, save, sheet, write_text
 
 IGNORED = 255
+LEAST = 0.3  # score of a detection that is painted
+NAMES = 12  # classes whose names stand below a segmentation
 
 
 @dataclass(frozen=True)
@@ -105,13 +107,12 @@ def detections(
     classes: Sequence[str],
     out: Path | str,
     title: str,
-    least: float = 0.3,
     most: int = 20,
     width: int = 480,
 ) -> Path:
     """Write a PNG of the ground truth (left) and the detections over it (right); returns its path.
 
-    image: uint8 RGB [H, W, 3]; truth, found: in its pixels. Only detections with a score of at least `least` are
+    image: uint8 RGB [H, W, 3]; truth, found: in its pixels. Only detections with a score of at least LEAST are
     painted, the `most` best of them. On the right, the ground truth is the white outline: that of the masks, or of the
     boxes where there are none. Each panel is `width` pixels wide.
     """
@@ -120,11 +121,11 @@ def detections(
     total = len(found.labels)
     if found.scores is not None:
         order = np.argsort(np.asarray(found.scores), kind="stable")
-        found = found.pick(order[np.asarray(found.scores)[order] >= least][-most:])
+        found = found.pick(order[np.asarray(found.scores)[order] >= LEAST][-most:])
     left = _painted(picture, truth, classes, factor)
     right = _painted(picture, found, classes, factor, truth)
     shown = f"{len(found.labels)} of {_count(total, 'detection')}" + (
-        f", score from {least:g}" if found.scores is not None else ""
+        f", score from {LEAST:g}" if found.scores is not None else ""
     )
     panels = [(f"ground truth: {_count(len(truth.labels), 'object')}", left), (f"{shown}; white: ground truth", right)]
     return save(sheet(panels, 2, 2, title, ""), out, format="PNG")
@@ -155,13 +156,12 @@ def segmentation(
     classes: Sequence[str],
     out: Path | str,
     title: str,
-    names: int = 12,
     width: int = 360,
 ) -> Path:
     """Write a PNG of the picture, its ground truth and the segmentation side by side; returns its path.
 
     image: uint8 RGB [H, W, 3]; truth, found: [H, W], indices of the class names, 255 where nothing is judged (left
-    unpainted). Below stand the colours and names of the `names` largest classes.
+    unpainted). Below stand the colours and names of the NAMES largest classes.
     """
     size, picture = _fit(image, width)
     judged = truth != IGNORED
@@ -174,7 +174,7 @@ def segmentation(
         small = cv2.resize(shifted, size, interpolation=cv2.INTER_NEAREST)
         panels.append((text, Image.fromarray(_paint(picture, small, 0.65))))
     seen = np.bincount(np.concatenate([truth[judged], found[found != IGNORED]]).astype(np.int64))
-    largest = [k for k in np.argsort(-seen, kind="stable") if seen[k]][:names]
+    largest = [k for k in np.argsort(-seen, kind="stable") if seen[k]][:NAMES]
     columns = 3 * max(1, width // 180)
     rows = -(-len(largest) // columns)
     whole = sheet(panels, 3, 3, title, right, rows * FOOT)

@@ -62,9 +62,9 @@ class Probe(nn.Module):
         return losses.detach()
 
     @torch.no_grad()
-    def top(self, features: Tensor, count: int = 5) -> Tensor:
-        """Best classes, best first: int64 [R, n, min(count, classes)]"""
-        k = min(count, self.bias.shape[1])
+    def top(self, features: Tensor) -> Tensor:
+        """Best classes, best first: int64 [R, n, min(5, classes)]"""
+        k = min(5, self.bias.shape[1])
         return torch.cat([self(some).topk(k, dim=2).indices for some in features.split(4096)], 1)
 
     def to(self, device):
