@@ -100,7 +100,7 @@ class Evaluator:
         data, protocol, before, found = self.knn, knn.Protocol(), 0, []
         whole = len(data.train) + len(data.val)
         for note in knn.few([protocol.k], len(data.train)):
-            log.reporter.console.print(f"watch.knn: {note}", highlight=False, soft_wrap=True)
+            log.reporter.console.print(f"watch.knn: {note}")
         for split in (data.train, data.val):
             found.append(
                 vectors(encoder, split, self.crop, self.device, lambda n, k=before: pulse(k + n, whole, "k-NN"))

@@ -10,12 +10,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from ...pretrain.common.atomic import os_error
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.locks import take
-from ...pretrain.common.progress import Reporter
+from ...pretrain.common.progress import Reporter, line_console
 from .download import Progress, download, open_part
 from .zoo import Public, get, remember
 
@@ -132,7 +130,7 @@ def fetch_command(names: list[str], folder: Path) -> int:
     if not names:
         raise UserError("zoo fetch: which? `selfpatch zoo` lists the names")
     entries = [get(name) for name in dict.fromkeys(names)]
-    console, status = Console(file=sys.stdout), 0
+    console, status = line_console(file=sys.stdout), 0
     for entry in entries:
         try:
             with Reporter(entry.name, console) as report:

@@ -12,7 +12,7 @@ def line_console(**how) -> Console:
 
 
 class Reporter:
-    """`report(done, total, text)` as work proceeds; a context manager.
+    """`report(done, total, text)` as work proceeds; a context manager. console: `line_console`'s.
 
     On a terminal: bar, count, elapsed and remaining time. Otherwise (logs, CI) a plain line at most every `every`
     seconds, with the same estimate.
@@ -49,4 +49,4 @@ class Reporter:
         self.last = now
         spent, count = now - self.first[0], done - self.first[1]
         left = f", about {spent / count * (total - done):.0f} s left" if count > 0 and done < total else ""
-        self.console.print(f"{self.title}  {done:g}/{total:g}  {text}{left}", highlight=False, soft_wrap=True)
+        self.console.print(f"{self.title}  {done:g}/{total:g}  {text}{left}")

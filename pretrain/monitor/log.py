@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from ..checkpoint import Run
 from ..common.atomic import write_atomic
 from ..common.errors import UserError
 from ..common.machine import process_peak
-from ..common.progress import Reporter
+from ..common.progress import Reporter, line_console
 from .collapse import Signs
 
 
@@ -41,7 +40,7 @@ class Log:
 
             # What its files hold of later steps is hidden.
             self.events = SummaryWriter(os.fspath(run.folder / "tensorboard"), purge_step=start + 1)
-        self.reporter = Reporter(title, Console(stderr=True))
+        self.reporter = Reporter(title, line_console(stderr=True))
 
     def __enter__(self) -> "Log":
         self.file = open(self.path, "a", encoding="utf-8")
@@ -88,7 +87,7 @@ class Log:
         """Write a line, of which `step` is one value; a `warning` is also said."""
         values = {k: json_value(v) for k, v in values.items()}
         if text := values.get("warning"):
-            self.reporter.console.print(f"step {values['step']}: warning: {text}", highlight=False, soft_wrap=True)
+            self.reporter.console.print(f"step {values['step']}: warning: {text}")
         try:
             self.file.write(json.dumps(values) + "\n")
             self.file.flush()

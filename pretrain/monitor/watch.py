@@ -91,7 +91,7 @@ class Watch:
         rates = {key.rpartition(".")[2]: value for key, value in numbers.items() if isinstance(value, float)}
         shown = "  ".join(f"{name} {value:.2f}" for name, value in rates.items())
         text = f"step {step}: {shown or 'evaluated'} ({time.perf_counter() - began:.0f} s)"
-        log.reporter.console.print(text, highlight=False, soft_wrap=True)
+        log.reporter.console.print(text)
 
 
 # --------------------------------------------------------------------------------------------- several processes

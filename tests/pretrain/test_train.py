@@ -12,11 +12,14 @@ from torch import nn
 
 from selfpatch_bench.benchmarks.commands.pretrain import pretrain_command
 from selfpatch_bench.pretrain import optim, train
+from selfpatch_bench.pretrain.checkpoint import Run
 from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.data.images import open_source
 from selfpatch_bench.pretrain.data.loader import batches
 from selfpatch_bench.pretrain.distributed import Ranks
+from selfpatch_bench.pretrain.monitor.collapse import Signs
+from selfpatch_bench.pretrain.monitor.log import Log
 from selfpatch_bench.pretrain.step import NotFinite, Trainer
 from training import DINO, SELFPATCH, difference, final, lines, pictures, same, tensors
 from training import one_thread as one_thread
@@ -226,6 +229,12 @@ def test_not_finite_run(data, tmp_path, monkeypatch):
     text = str(caught.value)
     assert text.startswith(f"the loss of step 6 is not finite; its images: {', '.join(expected[:3])} and 1 more, see ")
     assert f"the last good checkpoint is {tmp_path}/run/checkpoints/step-00000004.pt" in text
+
+
+def test_a_warning_is_said_as_it_is(tmp_path, capsys):
+    with Log(Run(tmp_path), 0, 1, Signs({}, 1)) as log:
+        log.write({"step": 1, "warning": "photos/[a].jpg is [red]odd"})
+    assert capsys.readouterr().err == "step 1: warning: photos/[a].jpg is [red]odd\n"
 
 
 def test_log(data, tmp_path, capsys):
