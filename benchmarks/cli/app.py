@@ -55,7 +55,10 @@ def task_flags(arguments: Sequence[str]) -> list:
     from ..tasks._registry import check_flags, get_task
 
     tasks = [get_task(name) for name in named]
-    flags = {flag.key: flag for task in tasks for flag in task.flags}
+    flags = {}
+    for flag in (flag for task in tasks for flag in task.flags):
+        if (other := flags.setdefault(flag.key, flag)) != flag and other.type is not flag.type:
+            raise UserError(f"{flag.spelling} means different things to {', '.join(named)}: run them one by one")
     common = {"--help"}
     for one in parameters_of(evaluate.run):
         common |= {one.name, one.annotation.__metadata__[0].default}  # in an annotation that is the option's spelling

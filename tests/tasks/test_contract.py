@@ -10,6 +10,7 @@ import torch
 
 from selfpatch_bench.benchmarks import UserError
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
+from selfpatch_bench.benchmarks.cli.app import task_flags
 from selfpatch_bench.benchmarks.commands.ls import listing
 from selfpatch_bench.benchmarks.results import record
 from selfpatch_bench.benchmarks.run.runner import Options, plan, run_command
@@ -151,6 +152,15 @@ def test_the_command_line_takes_the_flags_of_the_tasks_asked_for(place):
     toys.write_text(toys.read_text().replace('text="--add"', 'text="--out"'))
     done = selfpatch("run", *words, "--task", "toy_small", cwd=place)
     assert done.stderr == "error: --out of toy_small: every run has an option of that name\n"
+
+
+def test_two_tasks_whose_flags_of_one_name_are_of_two_types_do_not_run_together(place):
+    flag = 'seeded=False, flags=(Flag("twice", int, "How often."),)'
+    text = PLAIN.replace("seeded=False", flag).replace("import Data", "import Flag, Data")
+    (place / "plug/tasks/other.py").write_text(text.replace("benchmarks.task import", "benchmarks import"))
+    with pytest.raises(UserError, match="--twice means different things to toy_small, other: run them one by one"):
+        task_flags(["run", "--task", "toy_small,other"])
+    assert [flag.type for flag in task_flags(["run", "--task", "other,plain"])] == [int]
 
 
 def test_task_files_import_without_torch():
