@@ -47,11 +47,12 @@ def safe_path() -> Iterator[None]:
 @contextlib.contextmanager
 def _sheltered() -> Iterator[None]:
     """Processes that are started inside find no main module to import, and never get a Ctrl-C, which is the caller's to
-    handle: else they print their own traceback, or end while the caller still needs them."""
+    handle: else they print their own traceback, or end while the caller still needs them. Nor a SIGTERM, which
+    launchers send to whole groups of processes: the server of forks ends with its caller, and its forks unblock it."""
     with safe_path():
         main = sys.modules["__main__"]
         sys.modules["__main__"] = types.ModuleType("__main__")
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             yield
         finally:

@@ -151,11 +151,14 @@ def _too_many(source: ImageSource, bad: dict[int, str], reason: str) -> UserErro
 
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)  # torch's threads are set to one by the DataLoader
-    # The main process decides when to stop: a Ctrl-C or a scheduler's signal goes to the whole process group, and the
-    # main process may still want to finish its step and save.
+    # The main process decides when to stop: a Ctrl-C, torchrun's SIGTERM or a scheduler's signal goes to the whole
+    # process group, and the main process may still want to finish its step and save.
+    os.setpgid(0, 0)
     for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # drops one that the group got while this process was started
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     # A worker's parent is the fork server, which outlives a killed main process as long as any worker lives.
     parent = multiprocessing.parent_process()

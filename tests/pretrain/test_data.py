@@ -295,6 +295,32 @@ def test_workers_end_with_a_killed_run(folder, tmp_path):
         run.kill()
 
 
+STOPPED = """
+import os, signal, sys
+from selfpatch_bench.pretrain.data.loader import batches
+from selfpatch_bench.pretrain.data.images import open_source
+from selfpatch_bench.pretrain.data.views import Views, ViewSpec
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    items = batches(open_source(sys.argv[1]), Views([ViewSpec(1, 8)]), seed=0, epochs=100, batch=5, workers=2)
+    first = next(items)
+    os.killpg(0, signal.SIGTERM)
+    print(1 + sum(1 for _ in items), flush=True)
+"""
+
+
+def test_a_signal_to_the_group_leaves_workers_at_work(folder, tmp_path):
+    """As torchrun sends it; all processes of a run then finish the same step, for which each still needs its batch."""
+    script = tmp_path / "run.py"
+    script.write_text(STOPPED)
+    run = subprocess.run(
+        [sys.executable, script, folder], capture_output=True, text=True, timeout=100, start_new_session=True
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert int(run.stdout) == 100 * steps_per_epoch(len(open_source(folder)), 5)
+
+
 @needs_proc
 def test_workers_end_with_the_iterator_and_a_dead_one_is_reported(folder):
     source = open_source(folder)
