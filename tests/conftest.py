@@ -32,7 +32,17 @@ def golden_cases(pattern: str) -> list:
     return kept + [pytest.param(*c.values, id=c.id, marks=pytest.mark.shared) for c in more]
 
 
+# The files that take longest, longest first: begun last, one of them would keep one process busy after all others.
+LONGEST = (
+    *("tasks/test_davis", "common/test_processes", "mm/test_mm_full", "test_commands_golden_runs"),
+    *("pretrain/test_slurm", "commands/test_ablate", "run/test_opened", "pretrain/test_distributed", "tasks/test_knn"),
+    *("cli/test_cli", "test_commands_golden_training", "formats/test_formats", "pretrain/test_resume"),
+)
+
+
 def pytest_collection_modifyitems(items):
+    place = {REPO / "tests" / f"{name}.py": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
     if SHARED.is_dir():
         return
     skip = pytest.mark.skip(reason=f"no folder {SHARED}: set SELFPATCH_SHARED to run the tests on reference data")
