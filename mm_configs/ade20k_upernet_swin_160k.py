@@ -29,6 +29,15 @@ model = dict(
     auxiliary_head=dict(in_channels=None),
 )
 optim_wrapper = dict(
+    _delete_=True,
+    type="OptimWrapper",
+    clip_grad=None,
+    constructor="DecayByName",
     paramwise_cfg=dict(no_decay=("absolute_pos_embed", "relative_position_bias_table", "norm")),
-    optimizer=dict(lr=harness["lr"]),
+    optimizer=dict(type="AdamW", lr=harness["lr"], betas=(0.9, 0.999), weight_decay=0.01),
 )
+param_scheduler = [
+    # mmengine divides by end - begin - 1: these two, multiplied, are mmcv 1's poly with warm-up from iteration 0
+    dict(type="LinearLR", start_factor=1e-6, by_epoch=False, begin=0, end=1501),
+    dict(type="PolyLR", eta_min=0.0, power=1.0, by_epoch=False, begin=0, end=160001),
+]

@@ -54,3 +54,7 @@ optim_wrapper = dict(
     clip_grad=None,
     optimizer=dict(type="SGD", lr=harness["lr"], momentum=0.9, weight_decay=1e-4),
 )
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=501),
+    dict(type="MultiStepLR", by_epoch=True, begin=0, end=12, milestones=[8, 11], gamma=0.1),
+]

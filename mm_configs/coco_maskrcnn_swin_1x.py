@@ -28,6 +28,14 @@ model = dict(
     neck=dict(in_channels=None),
 )
 optim_wrapper = dict(
+    _delete_=True,
+    type="OptimWrapper",
+    clip_grad=None,
+    constructor="DecayByName",
     paramwise_cfg=dict(no_decay=("absolute_pos_embed", "relative_position_bias_table", "norm")),
-    optimizer=dict(lr=harness["lr"]),
+    optimizer=dict(type="AdamW", lr=harness["lr"], betas=(0.9, 0.999), weight_decay=0.05),
 )
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=501),
+    dict(type="MultiStepLR", by_epoch=True, begin=0, end=12, milestones=[8, 11], gamma=0.1),
+]

@@ -1,4 +1,4 @@
-# Mask R-CNN with FPN on COCO, 12 epochs: what coco_* recipes share. Model, data and loop are mmdet's, AdamW is Swin's.
+# Mask R-CNN with FPN on COCO, 12 epochs: what every coco_* recipe shares. Model, data and loop are mmdet's own.
 # DETR's augmentation (protocols of Swin, XCiT and SelfPatch): flip, then resize, or resize, crop and resize.
 _base_ = [
     "mmdet::_base_/models/mask-rcnn_r50_fpn.py",
@@ -33,14 +33,3 @@ train_dataloader = dict(batch_size=1, dataset=dict(pipeline=train_pipeline))
 val_evaluator = dict(_delete_=True, type="SelfpatchCocoMetric", metric=["bbox", "segm"])
 train_cfg = dict(max_epochs=12, val_interval=1)
 default_hooks = dict(checkpoint=dict(interval=1))
-optim_wrapper = dict(
-    _delete_=True,
-    type="OptimWrapper",
-    clip_grad=None,
-    constructor="DecayByName",  # a recipe says which names
-    optimizer=dict(type="AdamW", lr=None, betas=(0.9, 0.999), weight_decay=0.05),
-)
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=501),
-    dict(type="MultiStepLR", by_epoch=True, begin=0, end=12, milestones=[8, 11], gamma=0.1),
-]

@@ -16,7 +16,14 @@ model = dict(
     ),
     neck=dict(in_channels=None),
 )
-optim_wrapper = dict(paramwise_cfg=dict(no_decay=("pos_embed", "cls_token", "norm")))
+optim_wrapper = dict(
+    _delete_=True,
+    type="OptimWrapper",
+    clip_grad=None,
+    constructor="DecayByName",
+    paramwise_cfg=dict(no_decay=("pos_embed", "cls_token", "norm")),
+    optimizer=dict(type="AdamW", lr=None, betas=(0.9, 0.999), weight_decay=0.05),
+)
 param_scheduler = [
     # mmengine divides by end - begin - 1: with end = 1001 the full rate is reached at iteration 1000, as in mmcv 1
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=1001),
