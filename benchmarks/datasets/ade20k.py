@@ -16,7 +16,7 @@ from .base import (
     share_of_splits,
     summary_of_splits,
 )
-from .files import Known, check_whole, look_at_mask, look_at_picture
+from .files import Known, check_whole, look_at_mask, look_at_picture, note_turns
 
 IMAGES = {"train": 20210, "val": 2000}  # of the scene parsing benchmark (Zhou et al., 2017)
 CLASSES = 150
@@ -52,6 +52,7 @@ def open_ade20k(
         known.look(labels, look_at_mask)
         _check(images, labels, known.seen, number, notes)
         check_whole(images, known.seen, notes if split == "train" else None)
+        note_turns(images, known.seen, notes)
         counts[split] = len(images)
         used += images + labels
     differs = ", ".join(share_of_splits(counts, IMAGES) + [f"{number} classes of its own"] * bool(names))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...pretrain.common.errors import UserError
+from ...pretrain.common.reading.regular import read_regular
 
 SPLITS = {"train": "training", "val": "validation"}  # of the sets in COCO's and ADE20K's layout
 ANY = "any"  # number of classes: the published benchmark's or a set's own, as many as it has
@@ -59,9 +60,9 @@ def find_layout(root: Path | str, name: str, parts: Sequence[str], advice: str, 
 
 
 def read_bytes(path: Path | str) -> bytes:
-    """The whole file. Raises UserError naming it."""
+    """The whole file. Raises UserError naming it, also for what is no regular file."""
     try:
-        return Path(path).read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
 
@@ -69,7 +70,7 @@ def read_bytes(path: Path | str) -> bytes:
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file without the space around them. Raises UserError naming it."""
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        return [line.strip() for line in read_regular(path).decode("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
 

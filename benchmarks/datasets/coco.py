@@ -19,7 +19,7 @@ from .base import (
     share_of_splits,
     summary_of_splits,
 )
-from .files import Known, check_whole, look_at_picture
+from .files import Known, check_whole, look_at_picture, note_turns
 
 # COCO's categories as (id, name), in the order of its files (Lin et al., 2014; instances_val2017.json).
 _NAMES = """
@@ -106,6 +106,7 @@ def _pictures(folder: Path, images: list[list], source: Path, known: Known, note
     for path, (_, _, height, width, _) in zip(paths, images, strict=True):
         check_size(path, seen[path]["size"], (height, width), f"{source.name} says")
     check_whole(paths, seen, notes if folder.name == "train2017" else None)
+    note_turns(paths, seen, notes)
     return paths
 
 

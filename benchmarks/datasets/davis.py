@@ -9,7 +9,7 @@ import numpy as np
 
 from ...pretrain.common.errors import UserError
 from .base import Data, check_positive, check_size, find_layout, instead, more, read_lines
-from .files import Known, check_whole, look_at_mask, look_at_picture
+from .files import Known, check_whole, look_at_mask, look_at_picture, note_turns
 from .masks import VOID, read_mask
 
 FRAMES, ANNOTATIONS = "JPEGImages/480p", "Annotations/480p"
@@ -83,6 +83,7 @@ def open_davis(
     known = Known(root)
     known.look([path for every, _ in pairs.values() for path in every], look_at_picture)
     known.look([path for _, masks in pairs.values() for path in masks], look_at_mask)
+    note_turns([frame for frames, _ in pairs.values() for frame in frames], known.seen, notes)
     content = Videos([_check(name, *paths, known.seen, notes) for name, paths in pairs.items()])
     if results:
         content = _with_results(content.sequences, Path(results).expanduser(), notes)

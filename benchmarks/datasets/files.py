@@ -2,10 +2,11 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,58 +17,52 @@ from PIL import Image
 from ...pretrain.common.atomic import write_atomic
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.machine import cache_folder
+from ...pretrain.data.decode import Unreadable, decode, open_picture, orientation, read_picture
 from .base import digest, more, read_bytes
 from .masks import decode_labels
 
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)  # what Pillow raises
+_DAMAGED = (Unreadable, OSError, SyntaxError, ValueError, EOFError)  # what Pillow and ours raise
 
 
 def read_frame(path: Path) -> np.ndarray:
-    """A frame, uint8 RGB [H, W, 3], decoded as cv2.imread does. UserError naming the file if it cannot be."""
+    """A frame, uint8 RGB [H, W, 3], as `decode` reads every picture. UserError naming the file if it cannot be."""
     try:
-        data = np.fromfile(path, np.uint8)
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
-    except (OSError, cv2.error) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    if image is None:
-        raise UserError(f"{path}: cannot be decoded as a picture: the file is damaged or no picture")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        return decode(read_picture(path))
+    except (Unreadable, OSError) as error:
+        raise UserError(f"{path}: cannot be decoded as a picture: {error}") from None
 
 
 def look_at_picture(path: Path) -> dict:
-    """Facts from the header: `size` [H, W] as OpenCV (and so mm) decodes it, turned by the EXIF orientation; `bytes`;
-    `whole`: false where the end is missing, since OpenCV decodes such a file to a picture that is grey below."""
+    """Facts from the header: `size` [H, W] of the stored pixels; `turn`, the EXIF orientation where it is one of 2 to
+    8, which nothing here follows; `bytes`; `whole`: false where the end is missing."""
     try:
-        with open(path, "rb") as file:
-            with Image.open(file, formats=["JPEG", "PNG"]) as image:
-                (width, height), encoding = image.size, image.format
-                turned = encoding == "JPEG" and _orientation(image) > 4
-            size = os.path.getsize(path)
-            file.seek(max(0, size - 1024))
-            tail = file.read()
+        data = read_picture(path)
+        with open_picture(io.BytesIO(data), ["JPEG", "PNG"]) as image:
+            (width, height), turn = image.size, orientation(image)
+            end = b"IEND" if image.format == "PNG" else b"\xff\xd9"
+            # Behind the end there may be much of other data; Pillow refuses a file that was cut.
+            whole = end in data[-1024:] or _decodes(image)
     except _DAMAGED as error:
         reason = "no JPEG or PNG" if isinstance(error, Image.UnidentifiedImageError) else error
         raise UserError(f"{path}: cannot be read as a picture: {reason}") from None
-    whole = (b"IEND" if encoding == "PNG" else b"\xff\xd9") in tail or _decodes(path)
-    return {"size": [width, height] if turned else [height, width], "bytes": size, "whole": whole}
+    return {"size": [height, width], "bytes": len(data), "whole": whole} | ({"turn": turn} if turn > 1 else {})
 
 
-def _decodes(path: Path) -> bool:
-    """Whether Pillow, which refuses a file that was cut, decodes it: there may be much of other data behind the end."""
+def _decodes(image: Image.Image) -> bool:
     try:
-        with Image.open(path) as image:
-            image.load()
+        image.load()
     except _DAMAGED:
         return False
     return True
 
 
-def _orientation(image: Image.Image) -> int:
-    try:
-        value = image.getexif().get(0x0112, 1)
-    except Exception:  # whatever a damaged EXIF block makes Pillow raise: OpenCV ignores such a block
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+def note_turns(paths: Collection[Path], seen: dict[Path, dict], notes: list[str]) -> None:
+    """A note where EXIF orientations ask for other pictures than the stored pixels."""
+    if turned := [path for path in paths if "turn" in seen[path]]:
+        notes.append(
+            f"{turned[0]}: its orientation tag is ignored, the stored pixels count; so it is with "
+            f"{len(turned)} of {len(paths)} pictures"
+        )
 
 
 def look_at_mask(path: Path) -> dict:
@@ -93,7 +88,7 @@ class Known:
     """What was seen in the files below a folder, kept between runs; a file counts as known while its size and times
     stay what they were. A cache that is absent, damaged or cannot be written only costs time."""
 
-    VERSION = 2
+    VERSION = 3
 
     def __init__(self, root: Path):
         self.base, self.root = root, str(root.resolve())

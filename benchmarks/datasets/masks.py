@@ -11,11 +11,12 @@ from PIL import Image
 
 from ...pretrain.common.atomic import write_atomic
 from ...pretrain.common.errors import UserError
+from ...pretrain.data.decode import Unreadable, open_picture
 from .base import read_bytes
 
 VOID = 255  # "do not judge" in indexed annotations, and "the object" in binary ones: `datasets` decides per sequence
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+_UNREADABLE = (Unreadable, OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
 @cache
@@ -69,7 +70,7 @@ def decode_labels(data: bytes, name: Path | str) -> tuple[np.ndarray, str]:
     if damage := _damage(data):
         raise UserError(f"{name}: cannot be read as a mask: {damage}")
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        with open_picture(io.BytesIO(data), ["PNG"]) as image:
             mode, pixels = image.mode, np.array(image)
     except _UNREADABLE as error:
         raise UserError(f"{name}: cannot be read as a mask: {error}") from None

@@ -19,6 +19,7 @@ from . import (
     backbones,  # noqa: F401 (these register what the recipes name)
     metrics,  # noqa: F401 (these register what the recipes name)
     optim,  # noqa: F401 (these register what the recipes name)
+    pixels,
     schedule,
 )
 from .keys import for_record, override, walk
@@ -230,6 +231,7 @@ def _finish(cfg: Config, training: Training) -> None:
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         if not loader.num_workers:
             loader.persistent_workers = False
+        pixels.read_stored(loader)
     cfg.test_dataloader, cfg.test_evaluator = copy.deepcopy(cfg.val_dataloader), copy.deepcopy(cfg.val_evaluator)
     cfg.test_cfg = {"type": "TestLoop"}
     cfg.work_dir, cfg.load_from, cfg.resume, cfg.launcher = training.out, None, False, "none"

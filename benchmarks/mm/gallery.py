@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from ..datasets.files import read_frame
 from ..datasets.masks import read_mask
 from ..pictures import predictions
 
@@ -36,7 +36,7 @@ class Gallery(Hook):
         if info["img_path"] != sample.img_path:
             return
         path = Path(sample.img_path)
-        image = cv2.cvtColor(cv2.imread(str(path), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        image = read_frame(path)
         self.folder.mkdir(parents=True, exist_ok=True)
         out = self.folder / f"{path.stem}.png"
         if "pred_sem_seg" in sample:

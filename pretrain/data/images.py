@@ -2,60 +2,19 @@
 
 import contextlib
 import hashlib
-import io
 import os
 import tarfile
-import warnings
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
-from PIL import Image
 
 from ..common.atomic import write_atomic
 from ..common.errors import UserError
 from ..common.machine import cache_folder
+from .decode import Unreadable, decode, read_picture
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
-_RGB = getattr(cv2, "IMREAD_COLOR_RGB", None)  # since OpenCV 4.11
-_FLAGS = (cv2.IMREAD_COLOR if _RGB is None else _RGB) | cv2.IMREAD_IGNORE_ORIENTATION
-
-
-class Unreadable(Exception):
-    """One image cannot be read; the message says why."""
-
-
-def decode(data: bytes) -> np.ndarray:
-    """The bytes of a picture file -> uint8 RGB [H, W, 3], as Pillow's `.convert("RGB")` gives it: EXIF orientation and
-    alpha are ignored. Unreadable where Pillow would raise."""
-    # OpenCV decodes usual JPEGs to the same numbers faster; some of its versions fill up truncated ones in silence, so
-    # anything without an end marker is Pillow's, and so are unusual channels and depths.
-    if data[-2:] == b"\xff\xd9" and _jpeg_channels(data) in (1, 3):
-        try:
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS)
-        except cv2.error:
-            image = None
-        if image is not None:
-            return image if _RGB is not None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # notes on palettes, metadata and large pictures
-            return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
-    except Exception as error:  # Pillow's plug-ins raise almost anything on damaged files
-        reason = "no picture format that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise Unreadable(reason if data else "the file is empty") from None
-
-
-def _jpeg_channels(data: bytes) -> int | None:
-    """Channels of an 8-bit JPEG from its frame header; None for anything else."""
-    at = 2 if data[:2] == b"\xff\xd8" else len(data)
-    while at + 9 < len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return data[at + 9] if data[at + 4] == 8 else None
-        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return None
 
 
 class Names:
@@ -106,8 +65,7 @@ class Files(ImageSource):
         self.root = os.fspath(root)
 
     def data(self, i: int) -> bytes:
-        with open(os.path.join(self.root, self.name(i)), "rb", buffering=0) as file:
-            return file.read()
+        return read_picture(os.path.join(self.root, self.name(i)))
 
 
 class Shards(ImageSource):

@@ -320,16 +320,23 @@ def test_damaged_frames(root):
     _refused(path, root=root)
 
 
-def test_frames_are_looked_at_as_opencv_decodes_them(root):
-    """Turned by their EXIF orientation, and whole with much of other data behind the end."""
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_frames_are_their_stored_pixels(root, turn):
+    """Masks are drawn on the stored pixels: a tag that asks for turned ones changes nothing, and is counted."""
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = turn
     path = _frame(root, "b", 1)
-    Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
-    with open(path, "ab") as file:
-        file.write(bytes(9000))
-    assert read_frame(path).shape == (H, W, 3)
-    assert open_davis(root).content.sequences[1].size == (H, W)
+    image, found = Image.fromarray(read_frame(path)), []
+    for tags in (Image.Exif(), exif):
+        image.save(path, exif=tags)
+        with open(path, "ab") as file:
+            file.write(bytes(9000))  # a file is whole with much of other data behind its end
+        found.append(read_frame(path))
+    assert (found[0] == found[1]).all()
+    data = open_davis(root)
+    assert data.content.sequences[1].size == (H, W)
+    assert [note for note in data.notes if "1 of 15 pictures" in note and str(path) in note] == data.notes
+    assert len(data.notes) == (turn > 1)
 
 
 def test_frames_as_png(root):

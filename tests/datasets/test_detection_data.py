@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -216,18 +215,30 @@ def test_remarks(coco, tmp_path):
     assert note.startswith("2 validation pictures are named like training pictures")
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_size_is_what_opencv_decodes(tmp_path, orientation):
-    """OpenCV (and mm with it) turns a picture by its EXIF orientation, so that is the size to compare."""
+def test_size_is_that_of_the_stored_pixels(tmp_path, orientation, kind):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = tmp_path / "x.jpg"
-    Image.fromarray(np.zeros((20, 33, 3), np.uint8)).save(path, exif=exif)
-    assert files.look_at_picture(path) == {
-        "size": [*cv2.imread(str(path)).shape[:2]],
-        "bytes": path.stat().st_size,
-        "whole": True,
-    }
+    path = tmp_path / "x"
+    Image.fromarray(np.zeros((20, 33, 3), np.uint8)).save(path, kind, exif=exif)
+    facts = {"size": [20, 33], "bytes": path.stat().st_size, "whole": True}
+    assert files.look_at_picture(path) == facts | ({"turn": orientation} if orientation > 1 else {})
+
+
+def test_turned_pictures_are_counted(coco, ade):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for opened, picture in (
+        (lambda: open_coco(coco, classes=3), coco / "val2017/000000100001.jpg"),
+        (lambda: open_ade20k(ade, classes=9), ade / "images/validation/ADE_val_00000001.jpg"),
+    ):
+        assert not opened().notes
+        with Image.open(picture) as image:
+            image.save(picture, quality="keep", exif=exif)
+        (note,) = opened().notes
+        assert str(picture) in note
+        assert "the stored pixels count; so it is with 1 of " in note
 
 
 def test_fingerprint(coco, ade, tmp_path):

@@ -325,7 +325,7 @@ def test_detection_pipelines(name):
     cfg, _ = configured(name, data="/data/coco")
     load, boxes, *rest, pack = cfg.train_dataloader.dataset.pipeline
     assert (load.type, boxes.with_bbox, boxes.with_mask, pack.type) == (
-        "LoadImageFromFile",
+        "LoadStoredPixels",
         True,
         True,
         "PackDetInputs",
@@ -368,7 +368,7 @@ def test_segmentation_pipelines(name):
     assert (resize.type, tuple(resize.scale), tuple(resize.ratio_range)) == ("RandomResize", (2048, 512), (0.5, 2.0))
     assert (crop.type, tuple(crop.crop_size), crop.cat_max_ratio) == ("RandomCrop", (512, 512), 0.75)
     assert (flip.type, flip.prob, colour.type) == ("RandomFlip", 0.5, "PhotoMetricDistortion")
-    assert (load.type, pack.type) == ("LoadImageFromFile", "PackSegInputs")
+    assert (load.type, pack.type) == ("LoadStoredPixels", "PackSegInputs")
     assert tuple(cfg.model.data_preprocessor.size) == (512, 512)
     for loader in (cfg.val_dataloader, cfg.test_dataloader):
         (resize,) = [t for t in loader.dataset.pipeline if "Resize" in t.type or "Flip" in t.type]

@@ -18,7 +18,7 @@ from PIL import Image
 import reference_views as reference
 from conftest import SHARED
 from selfpatch_bench.pretrain.common.errors import UserError
-from selfpatch_bench.pretrain.data import images as sources
+from selfpatch_bench.pretrain.data import decode as decoder
 from selfpatch_bench.pretrain.data.images import Unreadable, decode, open_source
 from selfpatch_bench.pretrain.data.loader import batches, steps_per_epoch
 from selfpatch_bench.pretrain.data.pixels import apply, pre_resize
@@ -532,7 +532,7 @@ def test_every_kind_of_picture_is_decoded_as_pillow_does(kind):
 
 
 def test_usual_jpegs_take_the_fast_path(monkeypatch):
-    monkeypatch.setattr(sources.Image, "open", lambda *_: pytest.fail("Pillow was asked"))
+    monkeypatch.setattr(decoder, "open_picture", lambda *_: pytest.fail("Pillow was asked"))
     for kind in ("plain", "4:4:4", "poor", "progressive", "gray", "turned", "comment"):
         decode(ALL_KINDS[kind])
 
