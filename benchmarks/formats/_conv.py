@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from ...pretrain.common.card import LIMITS, Card
+from ...pretrain.common.card import MAX_WINDOW, Card
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.shapes import resnet_card, shapes_of, swin_card
 from ..checkpoints.state import BARE
@@ -80,7 +80,7 @@ def swin(state, prefix: str, reasons: Mapping[str, str], **known) -> tuple[dict,
 def _check_index(name: str, index: torch.Tensor) -> None:
     """Is this the index that every Swin has: row times (2 window - 1) plus column of the difference of positions?"""
     side = math.isqrt(index.shape[0]) if index.dim() == 2 else 0
-    if not 1 <= side <= LIMITS["window"] or tuple(index.shape) != (side * side, side * side):
+    if not 1 <= side <= MAX_WINDOW or tuple(index.shape) != (side * side, side * side):
         raise UserError(f"{name} is {list(index.shape)}, not that of a square window")
     at = torch.cartesian_prod(torch.arange(side), torch.arange(side))
     away = at[:, None] - at[None] + side - 1

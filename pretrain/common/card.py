@@ -4,12 +4,12 @@ A state dict never reveals its number of heads, its normalisation or how its pos
 all of it, one field for every fact that changes a feature; it is stored in every record.
 """
 
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 
 from .errors import UserError, shorten
+from .ranges import bounded, check_value, one_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -24,9 +24,6 @@ POSITION_RULES = {
     "stored": "the stored grid only; else as dino (assumed)",
     "rotary": "no stored positions: queries and keys are rotated by the place of their patch in the image",
 }
-READOUTS = ("token", "class_attention", "mean", "mean_norm")
-ACTS = ("gelu (erf)", "gelu (tanh)", "swiglu")
-
 # Widths and heads of the names that `args.arch` uses; a name counts only if its width is that of the weights.
 ARCHITECTURES = {
     "tiny": (192, 3),
@@ -35,21 +32,26 @@ ARCHITECTURES = {
     "large": (1024, 16),
     "huge": (1280, 16),
 }
-
-
 # A ResNet's blocks: where a stage's stride is cannot be seen in the weights.
 BLOCKS = ("bottleneck, stride on the 3x3", "bottleneck, stride on the 1x1", "basic")
 # What becomes of an image whose sides are not multiples of patch x window x 2^(stages - 1), 224 for Swin-T: the
 # official pretraining code refuses it, so the rule is not the format's but that of Swin's detection code (swin.py).
 SIZE_RULES = {"padded": "zeros at the bottom and right, to whole patches and in each block to whole windows (assumed)"}
-# The other families' own fields: only these, mean and std are in their cards' `as_dict`, and none in a ViT's.
-FAMILY_FIELDS = {
+# Each family's fields beside family, mean and std.
+FAMILIES = {
+    "vit": (
+        *("patch", "dim", "depth", "heads", "class_token", "final_norm", "registers", "layer_scale", "pos"),
+        *("pos_resize", "norm_eps", "mlp_ratio", "qkv_bias", "act", "readout"),
+    ),
     "resnet": ("block", "blocks", "stem_channels", "widths", "groups", "base_width", "bn_eps"),
     "swin": (
         *("patch", "window", "dim", "depths", "heads", "final_norm", "class_token", "patch_norm", "absolute_pos"),
         *("mlp_ratio", "qkv_bias", "norm_eps", "act", "sizes"),
     ),
 }
+MAY_LACK = {"heads", "mean", "std", "groups", "base_width"}  # what a card can be made without
+# Largest sizes taken from a card: far above any network, far below what would keep a machine busy.
+MAX_WIDTH, MAX_BLOCKS, MAX_WINDOW = 65536, 1000, 32
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,9 @@ class Card:
     """The facts of a network. None: unknown; a task refuses to run while heads, mean or std are.
 
     patch, dim, depth, heads: pixels, width, blocks, attention heads. pos: kind and stored grid, `learned 14x14`, or
-    `rotary`. pos_resize: a key of POSITION_RULES. act: of the MLP, one of ACTS. readout: what the image vector is: the
-    normed class token, SelfPatch's class attention, the mean of the normed patches, or the norm of their mean.
-    mean, std: of RGB in 0..1, per channel.
+    `rotary`. pos_resize: a key of POSITION_RULES. act: of the MLP. readout: what the image vector is: the normed class
+    token, SelfPatch's class attention, the mean of the normed patches, or the norm of their mean. mean, std: of RGB in
+    0..1, per channel.
 
     Swin: dim is the width of the first stage; depths and heads of each stage; window: its side in tokens. ResNet:
     block: one of BLOCKS; blocks and widths (channels of the output) of each stage; groups and base_width of the 3x3
@@ -68,44 +70,44 @@ class Card:
     Raises UserError for a family without all that it needs.
     """
 
-    family: str
-    patch: int | None = None
-    dim: int | None = None
-    depth: int | None = None
-    heads: int | tuple[int, ...] | None = None
+    family: str = field(metadata={"words": tuple(FAMILIES)})
+    patch: int | None = bounded(None, at_least=1, at_most=1024)
+    dim: int | None = bounded(None, at_least=1, at_most=MAX_WIDTH)
+    depth: int | None = bounded(None, at_least=1, at_most=MAX_BLOCKS)
+    heads: int | tuple[int, ...] | None = bounded(None, at_least=1, at_most=MAX_WIDTH)
     class_token: bool = True
     final_norm: bool = True
-    registers: int = 0
+    registers: int = bounded(0, at_least=0, at_most=1024)
     layer_scale: bool = False
     pos: str = "learned 14x14"
-    pos_resize: str = "dino"
-    norm_eps: float = 1e-6
-    mlp_ratio: float = 4.0
+    pos_resize: str = one_of(*POSITION_RULES)
+    norm_eps: float = bounded(1e-6, above=0)
+    mlp_ratio: float = bounded(4.0, above=0, at_most=64)
     qkv_bias: bool = True
-    act: str = "gelu (erf)"
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    readout: str = "token"
-    window: int | None = None
-    depths: tuple[int, ...] | None = None
+    act: str = one_of("gelu (erf)", "gelu (tanh)", "swiglu")
+    mean: tuple[float, ...] | None = bounded(None)
+    std: tuple[float, ...] | None = bounded(None, above=0)
+    readout: str = one_of("token", "class_attention", "mean", "mean_norm")
+    window: int | None = bounded(None, at_least=1, at_most=MAX_WINDOW)
+    depths: tuple[int, ...] | None = bounded(None, at_least=1, at_most=MAX_BLOCKS)
     patch_norm: bool | None = None
     absolute_pos: bool | None = None
-    sizes: str | None = None
-    block: str | None = None
-    blocks: tuple[int, ...] | None = None
-    stem_channels: int | None = None
-    widths: tuple[int, ...] | None = None
-    groups: int | None = None
-    base_width: int | None = None
-    bn_eps: float | None = None
+    sizes: str | None = one_of(None, *SIZE_RULES)
+    block: str | None = one_of(None, *BLOCKS)
+    blocks: tuple[int, ...] | None = bounded(None, at_least=1, at_most=MAX_BLOCKS)
+    stem_channels: int | None = bounded(None, at_least=1, at_most=MAX_WIDTH)
+    widths: tuple[int, ...] | None = bounded(None, at_least=1, at_most=MAX_WIDTH)
+    groups: int | None = bounded(None, at_least=1, at_most=MAX_WIDTH)
+    base_width: int | None = bounded(None, at_least=1, at_most=MAX_WIDTH)
+    bn_eps: float | None = bounded(None, above=0)
 
     def __post_init__(self):
         if self.family == "resnet":  # none of these has one, and their cards do not speak of it
             object.__setattr__(self, "class_token", False)
         if self.family == "vit" and not isinstance(self.heads, int | None):
             raise UserError(f"heads={self.heads}: a ViT has one number of heads")
-        needed = REQUIRED.get(self.family, ())
-        if lacking := [key for key in needed if getattr(self, key) is None]:
+        own = FAMILIES.get(self.family, ())
+        if lacking := [key for key in own if key not in MAY_LACK and getattr(self, key) is None]:
             raise UserError(f"a card of family {self.family} lacks {', '.join(lacking)}")
 
     @property
@@ -124,45 +126,27 @@ class Card:
 
     def as_dict(self) -> dict:
         """Plain types, for JSON: the fields of the card's family."""
-        facts = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        if own := FAMILY_FIELDS.get(self.family):
-            keep = {"family", "mean", "std", *own} - {k for k in OPTIONAL if facts[k] is None}
-            keep |= {"readout"} if self.readout == "class_attention" else set()  # else the mean of the last map
-        else:
-            keep = facts.keys() - OPTIONAL
-        return {k: v for k, v in facts.items() if k in keep}
+        keep = {"family", "mean", "std", *FAMILIES[self.family]}
+        keep -= {key for key in ("groups", "base_width") if getattr(self, key) is None}
+        keep |= {"readout"} if self.readout == "class_attention" else set()  # else a Swin's: the mean of the last map
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if k in keep}
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, object]) -> "Card":
         """The card whose `as_dict` this is. Raises UserError for a bad value or unknown field."""
-        return cls(**{k: v if v is None and k in NULLABLE else parse_field(k, v) for k, v in facts.items()})
+        unknown = {k for k, v in facts.items() if v is None and k in FIELDS and FIELDS[k].default is None}
+        return cls(**{k: None if k in unknown else parse_field(k, v) for k, v in facts.items()})
 
     def override(self, values: Mapping[str, object]) -> "Card":
         """A card with some fields replaced; texts are converted. Raises UserError for a bad value or unknown field."""
-        own = FAMILY_FIELDS.get(self.family, FIELDS.keys() - OPTIONAL)
+        own = (*FAMILIES[self.family], "mean", "std")
         for key in values:
-            if key in FIELDS and key not in own and key not in ("mean", "std"):
-                there = ", ".join((*own, "mean", "std"))
-                raise UserError(f"the card of a {self.family} has no field {key}; there are: {there}")
+            if key in FIELDS and key not in own:
+                raise UserError(f"the card of a {self.family} has no field {key}; there are: {', '.join(own)}")
         return replace(self, **{key: parse_field(key, value) for key, value in values.items()})
 
 
-REQUIRED = {
-    "vit": ("patch", "dim", "depth"),
-    "resnet": ("block", "blocks", "stem_channels", "widths", "bn_eps"),
-    "swin": ("patch", "window", "dim", "depths", "heads", "patch_norm", "absolute_pos", "sizes"),
-}
 FIELDS = {f.name: f for f in fields(Card)}
-OPTIONAL = {name for own in FAMILY_FIELDS.values() for name in own if FIELDS[name].default is None}
-OPTIONAL -= {"patch", "dim", "heads"}
-NULLABLE = {name for name, spec in FIELDS.items() if "None" in str(spec.type)}
-LISTS = {"depths", "blocks", "widths"}  # a number for each stage
-# Largest sizes taken from a card: far above any network, far below what would keep a machine busy.
-LIMITS = {"patch": 1024, "dim": 65536, "depth": 1000, "heads": 65536, "registers": 1024, "mlp_ratio": 64}
-LIMITS |= {"window": 32, "depths": 1000, "blocks": 1000, "stem_channels": 65536, "widths": 65536, "groups": 65536}
-LIMITS |= {"base_width": 65536}
-CHOICES = {"family": tuple(REQUIRED), "pos_resize": tuple(POSITION_RULES), "readout": READOUTS, "act": ACTS}
-CHOICES |= {"block": BLOCKS, "sizes": tuple(SIZE_RULES)}
 WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -170,7 +154,6 @@ def parse_field(key: str, value):
     """`value` (text or Python) as the type of the card's field `key`. Raises UserError that names what is valid."""
     if key not in FIELDS:
         raise UserError(f"the card has no field {shorten(key)}; there are: {', '.join(FIELDS)}")
-    said = f"card {key}={shorten(value)}"  # a file may say anything
     try:
         parsed = _convert(key, value)
     except (TypeError, ValueError, KeyError):
@@ -178,35 +161,24 @@ def parse_field(key: str, value):
         needed = needed.__name__ if isinstance(needed, type) else needed
         if key in ("mean", "std"):
             needed = "1 or 3 numbers, like 0.5 or 0.485,0.456,0.406"
-        raise UserError(f"{said}: not {needed}") from None
-    largest = max(parsed) if isinstance(parsed, tuple) else parsed
-    if key in LIMITS and largest > LIMITS[key]:
-        raise UserError(f"{said}: at most {LIMITS[key]}")
-    if key in CHOICES and parsed not in CHOICES[key]:
-        raise UserError(f"{said}: it is one of {', '.join(CHOICES[key])}")
+        raise UserError(f"card {key}={shorten(value)}: not {needed}") from None
+    check_value(FIELDS[key], parsed, f"card {key}")
     return parsed
 
 
 def _convert(key: str, value):
     """The value as the field's type; ValueError, TypeError or KeyError for one that is not of it."""
-    wanted, valid = str(FIELDS[key].type), True
+    wanted = str(FIELDS[key].type)
     if key in ("mean", "std"):
         parsed = tuple(float(v) for v in _listed(value))
         parsed = parsed * 3 if len(parsed) == 1 else parsed
-        valid = len(parsed) == 3 and all(map(math.isfinite, parsed)) and (key == "mean" or min(parsed) > 0)
-    elif key in LISTS or (key == "heads" and isinstance(value, (list, tuple))):
+        valid = len(parsed) == 3
+    elif wanted.startswith("tuple") or (key == "heads" and isinstance(value, (list, tuple))):  # one for each stage
         parsed = tuple(int(str(v)) for v in _listed(value))
-        valid = 1 <= len(parsed) <= 16 and min(parsed) >= 1
-    elif "bool" in wanted:
-        parsed = WORDS[str(value).lower()]
-    elif "int" in wanted:
-        parsed = int(str(value))
-        valid = parsed >= (0 if key == "registers" else 1)
-    elif "float" in wanted:
-        parsed = float(value)
-        valid = 0 < parsed < math.inf
+        valid = 1 <= len(parsed) <= 16
     else:
-        parsed = str(value)
+        kind = next(kind for kind in (bool, int, float, str) if kind.__name__ in wanted)
+        parsed = WORDS[str(value).lower()] if kind is bool else kind(value if kind is float else str(value))
         valid = key != "pos" or re.fullmatch(r"rotary|\w+ (\d{1,4})x\1(, stored)?", parsed)
     if not valid:
         raise ValueError

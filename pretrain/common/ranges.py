@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import Field, field, fields, is_dataclass
 from typing import Any
 
-from .errors import UserError
+from .errors import UserError, shorten
 
 TESTS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
@@ -38,8 +38,8 @@ def check_value(spec: Field, value: Any, name: str) -> None:
     """`check_values` of one field."""
     words = spec.metadata.get("words")
     if words and value not in words:
-        *most, last = (word for word in words if word)
-        raise UserError(f"{name}={value}: it is {', '.join(most)} or {last}")
+        *most, last = filter(None, words)
+        raise UserError(f"{name}={shorten(value)}: it is {', '.join(most)}{' or ' * bool(most)}{last}")
     check_number(value, name, **spec.metadata.get("bounds", {}))
 
 
@@ -51,25 +51,11 @@ def check_number(value: Any, name: str, **limits: float) -> None:
     elif isinstance(value, Mapping):
         for key, part in value.items():
             check_number(part, f"{name}.{key}", **limits)
-    elif isinstance(value, (list, tuple)) and not all(map(_is_number, value)):
+    elif isinstance(value, (list, tuple)):
         for i, part in enumerate(value):
             check_number(part, f"{name}[{i}]", **limits)
-    elif isinstance(value, (list, tuple)):
-        for number in value:
-            if must := _broken(number, limits):
-                raise UserError(f"{name}={list(value)}: each must be {must}")
-    elif _is_number(value) and (must := _broken(value, limits)):
-        raise UserError(f"{name}={value}: it must be {must}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _broken(value: float, limits: Mapping[str, float]) -> str:
-    """What a number must be, in words; nothing if it is."""
-    finite = isinstance(value, int) or math.isfinite(value)
-    if finite and all(TESTS[limit](value, bound) for limit, bound in limits.items()):
-        return ""
-    words = [f"{limit.replace('_', ' ')} {bound}" for limit, bound in limits.items()]
-    return " and ".join(words if finite else ["finite", *words])
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        finite = isinstance(value, int) or math.isfinite(value)
+        if not finite or not all(TESTS[limit](value, bound) for limit, bound in limits.items()):
+            must = ["finite"] * (not finite) + [f"{limit.replace('_', ' ')} {bound}" for limit, bound in limits.items()]
+            raise UserError(f"{name}={shorten(value)}: it must be {' and '.join(must)}")

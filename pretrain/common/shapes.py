@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 
-from .card import LIMITS, Card
+from .card import MAX_BLOCKS, MAX_WINDOW, Card
 from .errors import UserError
 
 
@@ -112,7 +112,7 @@ def swin_card(shapes: Mapping[str, tuple], **known) -> Card:
     except (KeyError, ValueError, IndexError) as error:
         raise UserError(f"not a Swin: no usable {error}") from None
     window = (math.isqrt(rows) + 1) // 2
-    if channels != 3 or patch != patch_w or (2 * window - 1) ** 2 != rows or not 1 <= window <= LIMITS["window"]:
+    if channels != 3 or patch != patch_w or (2 * window - 1) ** 2 != rows or not 1 <= window <= MAX_WINDOW:
         raise UserError(f"not a Swin on RGB: patch embedding {dim}x{channels}x{patch}x{patch_w}, {rows} positions")
     facts = {
         "patch": patch,
@@ -135,7 +135,7 @@ def swin_card(shapes: Mapping[str, tuple], **known) -> Card:
 def _count(shapes: Iterable[str], pattern: str) -> int:
     """How many numbered members there are. Raises ValueError unless they are numbered 0, 1, 2 ... (1000 at most)."""
     numbers = {int(m[1]) for k in shapes if (m := re.match(pattern, k))}
-    if not numbers or numbers != set(range(len(numbers))) or len(numbers) > LIMITS["blocks"]:
+    if not numbers or numbers != set(range(len(numbers))) or len(numbers) > MAX_BLOCKS:
         raise ValueError(f"numbering of {pattern.partition('(')[0]}")
     return len(numbers)
 
