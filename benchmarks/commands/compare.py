@@ -94,6 +94,7 @@ def compare_text(task: str, metrics: Sequence[Metric], groups: Sequence[Sequence
         lines += [f"The conditions differ ({' | '.join(names)}):", *(f"- {line}" for line in differ), ""]
     else:
         lines += ["The conditions are the same.", ""]
+    lines += [f"{group[0].model.name}: {doubt}\n" for group in groups for doubt in group[0].doubts or ()]
     rows = []
     for metric in metrics:
         values = [[r.metrics.get(metric.name) for r in group] for group in groups]

@@ -29,6 +29,7 @@ class Data:
     summary: str  # what there is, counted
     notes: list[str] = field(default_factory=list)  # lines for the user
     content: Any = field(default=None, repr=False)  # the opened set, for the task's `run`
+    doubts: list[str] = field(default_factory=list)  # why its number may not be what it seems: said beside it
 
 
 def digest(files: Iterable[tuple[str, int, str]]) -> str:

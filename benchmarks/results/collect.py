@@ -146,6 +146,7 @@ def _conditions(record: Record, task) -> list[str]:
     if not data.official:
         text, root = data.differs or data.summary or "not the official data", Path(data.root).name
         differs.append(f"{text} ({root})" if root else text)
+    differs += record.doubts or []
     differs += changed(record.protocol.overridden, 4)
     if task is not None and getattr(task, "version", record.version) != record.version:
         differs.append(f"version {record.version} of the task, now {task.version}")

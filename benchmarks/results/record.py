@@ -54,7 +54,8 @@ class Protocol:
 
 @dataclass(frozen=True)
 class DataSet:
-    """official: exactly the benchmark's data. differs: what is not, in words. summary: the counts in words."""
+    """official: exactly the benchmark's data. differs: what is not, in words. summary: the counts in words. notes: what
+    the check of the data had to say."""
 
     name: str = "data"
     root: str = ""
@@ -62,12 +63,14 @@ class DataSet:
     official: bool = False
     differs: str = ""
     summary: str = ""
+    notes: list = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Record:
     """One evaluation. The fields up to `created` are the file's keys, in its order; those that are None in OPTIONAL are
-    left out of it. metrics to artifacts: of a result; error to log: of a failure.
+    left out of it. metrics to artifacts: of a result; error to log: of a failure. doubts: why the number may not be what
+    it seems, said wherever it is shown.
 
     model: with the newest name and row. names: every name that the result has had, its own first. labelled: when the
     newest was given, '' if none was.
@@ -84,6 +87,7 @@ class Record:
     seed: int = 0
     status: str = DONE
     metrics: dict | None = None
+    doubts: list | None = None
     parts: dict | None = None
     artifacts: str | None = None
     error: str | None = None
@@ -110,7 +114,7 @@ class Record:
         return f"{self.task}/{self.path.name if self.path else self.key + '.json'}"
 
 
-OPTIONAL = ("effective", "metrics", "parts", "artifacts", "error", "traceback", "log")
+OPTIONAL = ("effective", "metrics", "doubts", "parts", "artifacts", "error", "traceback", "log")
 BESIDE = ("path", "names", "labelled")
 
 
@@ -118,7 +122,8 @@ def content(record: Record) -> dict:
     """What the file holds."""
     kept = {k: v for k, v in vars(record).items() if k not in BESIDE and (k not in OPTIONAL or v is not None)}
     protocol = {k: v for k, v in vars(record.protocol).items() if k not in OPTIONAL or v is not None}
-    return {"schema": SCHEMA} | kept | {"model": vars(record.model), "protocol": protocol, "data": vars(record.data)}
+    data = {k: v for k, v in vars(record.data).items() if k != "notes" or v}
+    return {"schema": SCHEMA} | kept | {"model": vars(record.model), "protocol": protocol, "data": data}
 
 
 def text_of(record: Record) -> str:

@@ -93,7 +93,8 @@ def _one(evaluation: Evaluation, options: Options, console: Console, came_back: 
     path = record.write(options.out, finished)
     declared, metrics = evaluation.task.metrics, finished.metrics
     shown = "  ".join([f"{m.name} {metrics[m.name]:.2f}" for m in declared if m.name in metrics][:3])
-    console.print(f"{evaluation.title}: {shown}  ({path})")
+    said = "; ".join([shown, *(finished.doubts or ())])
+    console.print(f"{evaluation.title}: {said}  ({path})")
     _label(evaluation, path, console)
     return True
 
@@ -159,9 +160,12 @@ def _planned(evaluation: Evaluation) -> Record:
         version=task.version,
         protocol=Protocol(task.protocol_id, dataclasses.asdict(cfg.protocol), evaluation.overridden),
         published=task.published,
-        data=DataSet(data.name, str(data.root), data.fingerprint, data.official, data.differs, data.summary),
+        data=DataSet(
+            data.name, str(data.root), data.fingerprint, data.official, data.differs, data.summary, data.notes
+        ),
         limit=cfg.limit,
         seed=cfg.seed,
+        doubts=data.doubts or None,
     )
 
 

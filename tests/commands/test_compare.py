@@ -272,6 +272,12 @@ def test_conditions_that_differ_come_first():
     assert not describe_differences([[record()], [record("b")]])
 
 
+def test_what_makes_a_number_doubtful_is_said():
+    assert "b: grey masks\n" in compare_text(
+        "knn", [Metric("top1")], [[record()], [record("b", doubts=["grey masks"])]]
+    )
+
+
 def test_seeds_images_and_noise_in_words():
     a, b = ([record(n, v + s, s) for s, v in enumerate((50.0, 51.5, 50.2))] for n in "ab")
     assert "Welch's t-test over 3 and 3 seeds" in compare_text("knn", [Metric("top1")], [a, b])

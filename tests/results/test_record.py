@@ -1,12 +1,13 @@
 """The one definition of a record: files of older versions are read, and written again byte by byte."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from conftest import REPO
-from selfpatch_bench.benchmarks.results.record import content, parse, records, write
+from selfpatch_bench.benchmarks.results.record import DataSet, Model, Record, content, parse, records, write
 
 STORED = sorted((REPO / "tests/golden/commands/stored").glob("*/records/*/*.json"))
 
@@ -19,6 +20,14 @@ def test_stored_records_are_read_and_written_as_they_are(tmp_path):
         assert json.dumps(content(one), indent=1) + "\n" == path.read_text(), path
         assert write(tmp_path, one).read_text() == path.read_text()
     assert len(records(tmp_path)) == len(STORED)
+
+
+def test_notes_and_doubts_are_keys_only_where_there_are_any():
+    one = Record("0" * 16, Model("a", "sha256:a"), "t", metrics={})
+    assert not {"doubts"} & content(one).keys() | {"notes"} & content(one)["data"].keys()
+    noted = replace(one, doubts=["grey masks"], data=DataSet(notes=["two lists"]))
+    again = parse(json.loads(json.dumps(content(noted))))
+    assert (again.doubts, again.data.notes) == (["grey masks"], ["two lists"])
 
 
 @pytest.mark.parametrize(

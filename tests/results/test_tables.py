@@ -236,6 +236,7 @@ def test_joins_under_the_same_conditions():
         ({"published": [["davis2017", "another"]]}, "protocol another, not label_propagation"),
         ({"published": []}, "davis2017-dino-v1 is not in this table"),
         ({"model__format": "masks"}, "masks of another method, only scored here"),
+        ({"doubts": ["127 of 128 objects are empty"]}, "127 of 128 objects are empty"),
     ],
 )
 def test_below_the_rule_with_what_differs(changes, named):
