@@ -16,7 +16,7 @@ from ...pretrain.common.errors import UserError, shorten
 from ...pretrain.common.reading.files import map_file
 from ...pretrain.common.reading.flatten import flatten
 from ...pretrain.common.reading.names import Inert
-from ...pretrain.common.reading.tensors import DTYPES, MAX_DIM, BadFile
+from ...pretrain.common.reading.tensors import DTYPES, MAX_DIM, BadFile, one_error
 from ...pretrain.common.reading.torchfile import read_bytes
 from ...pretrain.common.reading.unpickle import Unpickler
 
@@ -57,10 +57,8 @@ class PiecedTensor:
         return whole
 
     def _part(self, piece: Piece) -> torch.Tensor:
-        try:
+        with one_error(f"{piece.file}: {shorten(self.name)}"):
             tree = _value(piece, self.files)
-        except BadFile as error:
-            raise UserError(f"{piece.file}: {shorten(self.name)}: {error}") from error
         tensors, _ = flatten(tree, str(piece.file))
         if len(tensors) != 1:
             raise UserError(f"{piece.file}: the piece of {shorten(self.name)} holds {len(tensors)} tensors")
@@ -80,18 +78,10 @@ def _value(piece: Piece, files: dict[Path, mmap.mmap]):
 def read_dcp(folder: Path) -> tuple[dict[str, PiecedTensor], dict]:
     """Tensors by name, and the values that are no tensors. Raises UserError for a folder that is damaged."""
     where = folder / ".metadata"
-    try:
+    with one_error(str(where)):
         mapped = map_file(str(where))
         tree = Unpickler(mapped, len(mapped), str(where)).load()
         return _read(folder, _fields(tree, "Metadata"))
-    except UserError:
-        raise
-    except BadFile as error:
-        raise UserError(f"{where}: {error}") from error
-    except OSError as error:
-        raise UserError(f"{error.filename or where}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise UserError(f"{where}: damaged ({type(error).__name__}: {shorten(error)})") from error
 
 
 def _fields(node, cls: str) -> dict:

@@ -5,6 +5,7 @@ by content. The file is mapped privately (copy-on-write); tensors stay in it unt
 allocated from a declared size, and every storage is checked to lie inside the file, on its own.
 """
 
+import contextlib
 import json
 import mmap
 import os
@@ -14,8 +15,8 @@ from itertools import islice
 
 from safetensors import safe_open
 
-from ..errors import UserError, shorten
-from .tensors import DTYPES, BadFile, Source, Storage, TensorRef, dense_ref
+from ..errors import shorten
+from .tensors import DTYPES, BadFile, Source, Storage, TensorRef, dense_ref, one_error
 from .torchfile import MAGIC, read_legacy, read_zip
 from .unpickle import MAX_OPS, Unpickler
 
@@ -49,17 +50,8 @@ def read_tree(path):
     Raises UserError with one line that names the file for everything that is wrong.
     """
     path = os.fspath(path)
-    try:
+    with one_error(path):
         return _read(Source(path, map_file(path)))
-    except UserError:
-        raise
-    except BadFile as error:
-        raise UserError(f"{path}: {error}") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # whatever a crafted file makes the parsers raise is the file's fault
-        reason = f"{type(error).__name__}: {shorten(error)}"
-        raise UserError(f"{path}: damaged, or not a checkpoint file ({reason})") from error
 
 
 def map_file(path: str) -> mmap.mmap:
@@ -101,15 +93,12 @@ def _read(source: Source):
 
 def _decodes_as_pickle(mapped: mmap.mmap) -> bool:
     """Protocols 0 and 1 have no magic: a pickle is what decodes as one up to a STOP that is the last byte."""
-    if mapped[-1:] != b".":
-        return False
     mapped.seek(0)
-    try:
+    with contextlib.suppress(Exception):
         for _ in islice(pickletools.genops(mapped), MAX_OPS):
             pass
-    except Exception:
-        return False
-    return mapped.tell() == len(mapped)
+        return mapped.tell() == len(mapped)
+    return False
 
 
 def _read_pickle(source: Source):

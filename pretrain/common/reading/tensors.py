@@ -4,8 +4,9 @@ Nothing here allocates from a number that a file declares: a `TensorRef` exists 
 bytes that are present, and `TensorRef.load` views the mapped file, or copies at most that storage.
 """
 
+import contextlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -24,6 +25,22 @@ MAX_DIM = 1 << 40  # bounds the products below; more elements than any file hold
 
 class BadFile(ValueError):
     """What is wrong with a file, without its name; becomes a `UserError` that begins with the name."""
+
+
+@contextlib.contextmanager
+def one_error(where: str) -> Iterator[None]:
+    """Whatever goes wrong in the block becomes a UserError of one line, which begins with `where`, the file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except BadFile as error:
+        raise UserError(f"{where}: {error}") from error
+    except OSError as error:
+        raise UserError(f"{error.filename or where}: cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # whatever a crafted file makes the parsers raise is the file's fault
+        reason = f"{type(error).__name__}: {shorten(error)}"
+        raise UserError(f"{where}: damaged, or not a checkpoint file ({reason})") from error
 
 
 @dataclass(frozen=True)
