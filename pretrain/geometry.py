@@ -14,8 +14,9 @@ from torch import Tensor
 from .common.errors import UserError
 
 
+@lru_cache(maxsize=64)
 def neighbours(
-    h: int, w: int, radius: int | str = 1, wrap: bool = True, device: torch.device | None = None
+    h: int, w: int, radius: int | str = 1, wrap: bool = True, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor | None]:
     """The patches around every patch of an h x w grid, itself left out.
 
@@ -31,11 +32,6 @@ def neighbours(
         reach = 0
     if reach < 1 or h < 1 or w < 1:
         raise UserError(f"neighbourhood radius {radius} on a {h}x{w} grid: it is 1, 2, ... or all")
-    return _neighbours(h, w, reach, wrap, torch.device(device or "cpu"))
-
-
-@lru_cache(maxsize=64)
-def _neighbours(h: int, w: int, reach: int, wrap: bool, device: torch.device) -> tuple[Tensor, Tensor | None]:
     near = _near(h, reach, wrap)[:, None, :, None] & _near(w, reach, wrap)[None, :, None, :]
     near = near.reshape(h * w, h * w)
     near.fill_diagonal_(False)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..common.ranges import bounded, one_of
 from ..data.views import hashed
-from . import Net, Spec, Step, selfpatch
+from . import Net, Spec, Step
 from ._contrast import ContrastObjective, Queues, info_nce, shared_rows, unit
+from ._neighbours import NeighbourConfig
 from .moby import Config as MobyConfig
 from .moby import heads
 
@@ -22,7 +22,7 @@ _PICK = 0x7069636B  # apart from the keys of other draws
 
 
 @dataclass
-class Config(MobyConfig):
+class Config(NeighbourConfig, MobyConfig):
     """Options of SelfPatch's term on MoBY; the rest as in `moby`."""
 
     # Name of the patches' head on both sides.
@@ -31,16 +31,6 @@ class Config(MobyConfig):
     predictor: str = "patch_predictor"
     # Contrast with a queue (temperature; queue: its length), else 2 - 2 cos.
     negatives: bool = True
-    # Neighbours in a target.
-    k: int = bounded(4, at_least=1)
-    # Of the neighbourhood in patches: 1, 2, ... or all (every other patch of the view).
-    radius: int | str = 1
-    # The patch grid is a torus; false clips the neighbourhood at the border.
-    wrap: bool = True
-    # How the neighbours become one target: class_attention | mean.
-    aggregation: str = one_of("class_attention", "mean")
-    # Views with a target: all | global.
-    views: str = one_of("all", "global")
 
 
 class Objective(ContrastObjective):
@@ -52,8 +42,7 @@ class Objective(ContrastObjective):
 
     @staticmethod
     def spec(cfg: Config, net: Net) -> Spec:
-        aggregated = selfpatch.aggregated(cfg, net, "moby_patch")
-        patch_heads = heads(cfg, cfg.views, input="patch", teacher_input=aggregated)
+        patch_heads = heads(cfg, cfg.views, input="patch", teacher_input=cfg.aggregated(net, "moby_patch"))
         return Spec(patch_heads, teacher_views=cfg.views, bn_scope="view")
 
     def __init__(self, cfg: Config, net: Net):

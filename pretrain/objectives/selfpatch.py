@@ -9,31 +9,20 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..common.errors import UserError
-from ..common.ranges import bounded, one_of
-from ..geometry import neighbours
-from . import Aggregated, HeadSpec, Net, Spec, Step
+from ..common.ranges import bounded
+from . import HeadSpec, Net, Spec, Step
+from ._neighbours import NeighbourConfig
 from ._prototypes import PrototypeConfig, PrototypeObjective, cross_entropy, head_factory
 
 
 @dataclass
-class Config(PrototypeConfig):
+class Config(NeighbourConfig, PrototypeConfig):
     """Options of SelfPatch's term, alinlab/SelfPatch 81aef14."""
 
     # Name of the patches' head.
     head: str = "p_head"
     # Prototypes: the width of its output.
     outputs: int = bounded(4096, at_least=1, at_most=2**24)
-    # Neighbours in a target.
-    k: int = bounded(4, at_least=1)
-    # Of the neighbourhood in patches: 1, 2, ... or all (every other patch of the view).
-    radius: int | str = 1
-    # The patch grid is a torus, as in the official code; false clips the neighbourhood at the border.
-    wrap: bool = True
-    # How the neighbours become one target: class_attention | mean.
-    aggregation: str = one_of("class_attention", "mean")
-    # Views with a target: all, or global, so that the teacher need not see the local ones.
-    views: str = one_of("all", "global")
 
 
 class Objective(PrototypeObjective):
@@ -44,7 +33,7 @@ class Objective(PrototypeObjective):
 
     @staticmethod
     def spec(cfg: Config, net: Net) -> Spec:
-        head = HeadSpec(head_factory(cfg), "patch", teacher_input=aggregated(cfg, net), groups=cfg.views)
+        head = HeadSpec(head_factory(cfg), "patch", teacher_input=cfg.aggregated(net, "selfpatch"), groups=cfg.views)
         return Spec({cfg.head: head}, teacher_views=cfg.views)
 
     def forward(self, student, teacher, groups, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -59,20 +48,3 @@ class Objective(PrototypeObjective):
             centre_sum, rows = centre_sum + t.sum((0, 1, 2), dtype=p.dtype), rows + entropies.numel()
         images = pairs[0][0].shape[1]
         return {"patch": loss}, self.stats(loss, entropy, images, centre_sum, rows)
-
-
-def aggregated(cfg, net: Net, label: str = "selfpatch") -> Aggregated:
-    """The teacher's input that the options k, radius, wrap, aggregation and views describe.
-
-    Raises UserError for options that cannot work.
-    """
-    if cfg.aggregation == "class_attention" and net.readout != "class_attention":
-        raise UserError(
-            f"objective {label}: aggregation=class_attention needs network.readout=class_attention, not "
-            f"{net.readout}; or choose aggregation=mean"
-        )
-    used = net.grids if cfg.views == "all" else net.grids[:1]
-    if min(h * w for h, w in used) < 2:
-        raise UserError(f"objective {label}: a view of a single patch has no neighbours; make views larger")
-    neighbours(*used[0], cfg.radius, cfg.wrap)  # raises for a radius that is none
-    return Aggregated(cfg.k, cfg.radius, cfg.wrap, cfg.aggregation)
