@@ -14,7 +14,8 @@ from .common.errors import UserError
 from .data.images import ImageSource
 from .data.loader import Batch, batches
 from .distributed import Ranks, Reported
-from .monitor.collapse import Collapse, Signs
+from .monitor import collapse
+from .monitor.collapse import Signs
 from .monitor.log import Log
 from .monitor.watch import Watch, due, evaluate
 from .step import NotFinite, Trainer
@@ -28,7 +29,6 @@ class Loop:
         self.trainer, self.run, self.source, self.watch = trainer, run, source, watch
         self.cfg, self.ranks, self.total = trainer.cfg, trainer.ranks, len(trainer)
         self.about = {"steps_per_epoch": trainer.per_epoch, "data": identity(source)}
-        self.collapse = Collapse(trainer)
         self.stop = Stop()
         self.log: Log | None = None  # of the first process
         self.saved = trainer.step
@@ -41,7 +41,7 @@ class Loop:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.stop)
             if self.ranks.main:
-                signs = Signs(self.collapse.outputs(), self.total)
+                signs = Signs({n: c.shape[-1] for n, c in collapse.centres(trainer.learner).items()}, self.total)
                 title = self.cfg.recipe or "pretrain"
                 self.log = stack.enter_context(Log(self.run, trainer.step, self.total, signs, log.tensorboard, title))
             feed = stack.enter_context(contextlib.closing(self.start_feed()))
@@ -98,16 +98,15 @@ class Loop:
             return False
         epoch, step = trainer.epoch, trainer.step + 1
         shown = step % self.cfg.log.every == 0 or step == self.total
-        self.collapse.arm(shown)
         try:
             outcome = trainer.advance(batch.to(self.ranks.device, non_blocking=True).groups, self.stop.signal)
         except NotFinite as error:
             raise not_finite(error, batch, trainer, self.run) from None
         self.ended_by = outcome.flag if self.ranks.world > 1 else self.stop.signal
-        numbers = self.collapse.numbers() if shown else {}  # in every process
         if self.log:
             self.log.count(self.cfg.loop.batch, waited)
             if shown:
+                numbers = collapse.numbers(trainer.learner, outcome.images)
                 self.log.line({"step": step, "epoch": epoch} | outcome.numbers | numbers)
         return True
 

@@ -17,10 +17,11 @@ from .data.views import hashed
 from .distributed import Ranks
 from .model.backbone import build_backbone, check_size, set_fused_attention
 from .model.network import Network, own_stream
-from .objectives import Net, Step, merge
+from .objectives import HeadSpec, Net, Step, merge
 
 VERSION = 1  # of a stored state's layout
 _NOISE = 0x6E6F697365  # apart from the keys of views and of the order of images
+ROWS = 64  # images of a global batch whose image vectors the log is about
 LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -29,8 +30,9 @@ class Learner(nn.Module):
 
     DDP wraps it whole, so that no head is left without gradient by accident.
     `learner(groups, step)` -> (total, losses, stats): the weighted sum to call backward on, every part detached under
-    OBJECTIVE.PART, and detached sums under OBJECTIVE.STAT to be added over micro-steps and processes. Parameters:
-    `student.*` and `objectives.*` (trained), `teacher.*` (no gradient).
+    OBJECTIVE.PART, and detached sums under OBJECTIVE.STAT to be added over micro-steps and processes; `images`: the
+    teacher's image vectors of the first views of the batch's first ROWS images [n, D], zeros in place of other shares'.
+    Parameters: `student.*` and `objectives.*` (trained), `teacher.*` (no gradient).
     Raises UserError for a configuration that cannot be built.
     """
 
@@ -63,6 +65,9 @@ class Learner(nn.Module):
         classes = {e.name: OBJECTIVES.get(e.name).module.Objective for e in active}
         self.weights = {e.name: e.weight for e in active}
         spec = merge({e.name: classes[e.name].spec(e.options, net) for e in active})
+        # No objective can have a head of this name; it gives the image vectors as they are.
+        images = HeadSpec(lambda dim: nn.Identity(), "image", side="teacher", groups="global")
+        spec = replace(spec, heads={**spec.heads, "image": images})
         self.teacher_views = spec.teacher_views
         self.student, self.teacher = (
             Network(cfg.network, spec, side, sizes[0], len(sizes), cfg.seed) for side in ("student", "teacher")
@@ -81,7 +86,8 @@ class Learner(nn.Module):
             seen = groups if self.teacher_views == "all" else [groups[0], *[None] * (len(groups) - 1)]
             teacher = self.teacher(seen)
         student = self.student(groups)
-        total, losses, stats = 0.0, {}, {}
+        total, losses = 0.0, {}
+        stats = {"images": step.in_batch(teacher[0]["image"][:1])[0, :ROWS]}
         for name, objective in self.objectives.items():
             parts, sums = objective(student, teacher, groups, step)
             total = total + self.weights[name] * sum(parts.values())
@@ -123,10 +129,12 @@ class Outcome(NamedTuple):
     numbers: by their names in the log, 0-dim tensors on the device or numbers: the loss (weighted sum), its parts, what
     the objectives report (teacher entropy, KL), grad_norm: largest gradient norm of a tensor (or the global one) before
     clipping, and the schedules' values. flag: the largest of `flag` over processes.
+    images: see `Learner`.
     """
 
     numbers: dict[str, Tensor | float]
     flag: int
+    images: Tensor
 
 
 class Trainer:
@@ -189,7 +197,7 @@ class Trainer:
         flags[self.ranks.rank] = flag
         sums = self.ranks.add(sums | {"flag": flags})
         flag = int(sums.pop("flag").max())
-        total = sums.pop("loss") / self.parts
+        total, images = sums.pop("loss") / self.parts, sums.pop("images")
         losses = {k.removeprefix("loss "): sums.pop(k) / self.parts for k in list(sums) if k.startswith("loss ")}
         self.scaler.unscale_(optimiser)
         norms = optim.clip((p for _, p in self.named), cfg.clip, cfg.clip_mode)
@@ -205,7 +213,8 @@ class Trainer:
         numbers = {"loss": total} | losses | self.learner.finish_step(sums, ema)
         numbers |= {"grad_norm": norm, "lr": lr, "weight_decay": decay, "ema": ema}
         self.step += 1
-        return Outcome(numbers | ({"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {}), flag)
+        numbers |= {"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {}
+        return Outcome(numbers, flag, images)
 
     def _backward(self, groups: list[Group]) -> dict[str, Tensor]:
         """Forward and backward of all micro-steps; -> their losses and the objectives' sums, added up."""

@@ -9,12 +9,10 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..model.backbone import Tokens
-from ..step import Learner, Trainer
+from ..step import Learner
 
-ROWS = 64  # images of a global batch that the rank is taken over
 PATIENCE = 3  # lines of the log in a row that make a sign
 
 
@@ -32,64 +30,17 @@ def effective_rank(x: Tensor) -> float:
     return float(torch.special.entr(values / total).sum().exp()) if total > 0 else 1.0
 
 
-def with_centre(learner: Learner) -> dict[str, nn.Module]:
-    """The objectives that have a `centre` [..., K] of their outputs, by name."""
-    named = learner.objectives.items()
-    return {n: o for n, o in named if isinstance(getattr(o, "centre", None), Tensor) and o.centre.ndim}
+def centres(learner: Learner) -> dict[str, Tensor]:
+    """The `centre` [..., K] of the outputs of every objective that has one, by the objective's name."""
+    found = {name: getattr(objective, "centre", None) for name, objective in learner.objectives.items()}
+    return {name: centre for name, centre in found.items() if isinstance(centre, Tensor) and centre.ndim}
 
 
-class Collapse:
-    """Numbers that show a collapse, taken in passing from the step's own forward pass.
-
-    rank: `effective_rank` of the teacher's image vectors of the first images of the global batch.
-    OBJECTIVE.centre_norm: mean norm of the rows of that objective's centre, if it has one.
-    """
-
-    def __init__(self, trainer: Trainer):
-        self.trainer, learner, loop = trainer, trainer.learner, trainer.cfg.loop
-        self.network = learner.teacher
-        self.centred = with_centre(learner)
-        self.images = min(ROWS, loop.batch)
-        self.share = loop.batch // trainer.parts  # images of a micro-step
-        self.first = trainer.ranks.rank * loop.accumulation * self.share  # this process's first image of the batch
-        backbone, size = self.network.backbone, trainer.cfg.views.specs()[trainer.cfg.views.groups()[0][0]].size
-        self.grid = size // learner.patch, size // learner.patch
-        self.prefix = getattr(backbone, "num_prefix_tokens", 0)
-        self.armed, self.kept = False, []
-        trunk = backbone.blocks if isinstance(backbone.blocks, nn.Module) else backbone.layers
-        trunk.register_forward_hook(self._keep)
-
-    def outputs(self) -> dict[str, int]:
-        """Objective -> K, the length of its outputs."""
-        return {name: objective.centre.shape[-1] for name, objective in self.centred.items()}
-
-    def arm(self, wanted: bool) -> None:
-        """Before a step: whether `numbers` will be asked for after it."""
-        self.armed, self.kept = wanted, []
-
-    def _keep(self, _module, _inputs, out: Tensor) -> None:
-        """The trunk's tokens of the first view [rows, ..., D], of images that are among the first of the batch."""
-        if self.armed and out.shape[1:-1].numel() - self.prefix == self.grid[0] * self.grid[1]:
-            begin = self.first + len(self.kept) * self.share
-            count = max(0, min(self.share, self.images - begin))
-            self.kept.append(out[:count].detach().clone())  # a copy: the rest of the activation is let go
-
-    @torch.no_grad()
-    def numbers(self) -> dict[str, float | Tensor]:
-        """After a step that was armed, in every process: the numbers for the log."""
-        centres = {n: o.centre for n, o in self.centred.items()}
-        norms = {f"{n}.centre_norm": c.reshape(-1, c.shape[-1]).norm(dim=-1).mean() for n, c in centres.items()}
-        if not self.kept:
-            return norms
-        raw, self.kept, self.armed = torch.cat(self.kept), [], False
-        # Outside of autocast, whose cache of weights would otherwise keep some that were cast without a graph.
-        raw = raw.flatten(1, -2).to(next(self.network.parameters()).dtype)
-        whole = raw.new_zeros(self.images, raw.shape[-1])
-        if len(raw):
-            cls = raw[:, 0] if self.network.backbone.cls_token is not None else None
-            vectors = self.network.image(Tokens(cls, raw[:, self.prefix :], self.grid))
-            whole[self.first : self.first + len(vectors)] = vectors
-        return norms | {"rank": effective_rank(self.trainer.ranks.add({"vectors": whole})["vectors"])}
+def numbers(learner: Learner, images: Tensor) -> dict[str, float | Tensor]:
+    """For the log. rank: `effective_rank` of `images`, the teacher's image vectors (step.Outcome).
+    OBJECTIVE.centre_norm: mean norm of the rows of that objective's centre, if it has one."""
+    norms = {f"{n}.centre_norm": c.reshape(-1, c.shape[-1]).norm(dim=-1).mean() for n, c in centres(learner).items()}
+    return norms | {"rank": effective_rank(images)}
 
 
 class Signs:

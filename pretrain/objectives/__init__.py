@@ -57,6 +57,14 @@ class Step:
     part: int = 0
     parts: int = 1
 
+    def in_batch(self, rows: Tensor) -> Tensor:
+        """rows [V, B, C] of this share of the batch -> [V, parts * B, C] with zeros in place of the other shares':
+        summed over micro-steps and processes it is the gathered batch, in its order."""
+        count = rows.shape[1]
+        whole = rows.new_zeros(len(rows), self.parts * count, rows.shape[2])
+        whole[:, self.part * count : (self.part + 1) * count] = rows
+        return whole
+
 
 @dataclass(frozen=True)
 class Aggregated:

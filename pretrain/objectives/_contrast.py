@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import Objective, Step
+from . import Objective
 
 
 class Queues(nn.Module):
@@ -58,12 +58,3 @@ def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -
         own = (queries * keys).sum(1, keepdim=True)
         logits = torch.cat([own, queries @ queue.to(queries.dtype)], 1) / temperature
         return F.cross_entropy(logits, torch.zeros_like(own[:, 0], dtype=torch.long), reduction="sum")
-
-
-def shared_rows(rows: Tensor, step: Step) -> Tensor:
-    """rows [V, B, C] of this share of the batch -> [V, parts * B, C] with zeros in place of the other shares': summed
-    over micro-steps and processes it is the gathered batch, in its order."""
-    count = rows.shape[1]
-    whole = rows.new_zeros(len(rows), step.parts * count, rows.shape[2])
-    whole[:, step.part * count : (step.part + 1) * count] = rows
-    return whole

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..common.ranges import bounded
 from ..model.heads import BatchNormMlp
 from . import HeadSpec, Net, Spec, Step, check_two_views
-from ._contrast import ContrastObjective, Queues, info_nce, shared_rows, unit
+from ._contrast import ContrastObjective, Queues, info_nce, unit
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Objective(ContrastObjective):
                 if t != v:
                     loss = loss + info_nce(query, key, self.queues.keys[t], self.cfg.temperature)
                     positive = positive + (query.detach() * key).sum() * len(keys) / self.pairs
-        stats = self.stats(positive, keys) | {"keys": shared_rows(keys, step)}
+        stats = self.stats(positive, keys) | {"keys": step.in_batch(keys)}
         return {"image": loss / (self.pairs * keys.shape[1])}, stats
 
 

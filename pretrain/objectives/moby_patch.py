@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data.views import hashed
 from . import Net, Spec, Step
-from ._contrast import ContrastObjective, Queues, info_nce, shared_rows, unit
+from ._contrast import ContrastObjective, Queues, info_nce, unit
 from ._neighbours import NeighbourConfig
 from .moby import Config as MobyConfig
 from .moby import heads
@@ -67,7 +67,7 @@ class Objective(ContrastObjective):
             positive = positive + near.detach()
         stats = self.stats(positive, torch.cat([k.flatten(0, 2) for _, k in pairs]))
         if cfg.negatives:
-            chosen = [shared_rows(one_each(k, step, g), step) for g, (_, k) in enumerate(pairs)]
+            chosen = [step.in_batch(one_each(k, step, g)) for g, (_, k) in enumerate(pairs)]
             stats["keys"] = torch.cat(chosen).flatten(0, 1)[None]
         return {"patch": loss}, stats
 

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from selfpatch_bench.benchmarks.commands.pretrain import pretrain_command
+from selfpatch_bench.pretrain import step
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.data.images import open_source
 from selfpatch_bench.pretrain.data.loader import batches
 from selfpatch_bench.pretrain.distributed import Ranks
 from selfpatch_bench.pretrain.model.backbone import tokens
 from selfpatch_bench.pretrain.monitor import collapse
-from selfpatch_bench.pretrain.monitor.collapse import Collapse, Signs, effective_rank
+from selfpatch_bench.pretrain.monitor.collapse import Signs, effective_rank
 from selfpatch_bench.pretrain.step import Learner, Trainer
 from training import DINO, IBOT, MOBY, PWSELF, SELFPATCH, SWIN, lines, pictures
 from training import one_thread as one_thread
@@ -120,17 +121,14 @@ def test_numbers_are_the_teachers(data, monkeypatch, recipe, parts, rows):
     """The rank is that of the teacher's image vectors of the first images' first views, computed here once more; the
     centre's norm that of the objective's own. With a learning rate of 0 a step leaves the networks as they were
     (float64: rounding only)."""
-    monkeypatch.setattr(collapse, "ROWS", rows)
+    monkeypatch.setattr(step, "ROWS", rows)
     still = ("schedule.lr=0", "schedule.min_lr=0", "schedule.warmup_epochs=0", "schedule.warmup_lr=0")
     still += ("loop.precision=float64", f"loop.accumulation={parts}")
     made = Trainer(load_recipe(recipe, [*CASES[recipe], *still]), 4, Ranks("cpu"))
-    watched = Collapse(made)
     feed = batches(open_source(data), made.cfg.views, seed=0, batch=4, patch=made.learner.patch)
     groups = next(feed).groups
     before = {k: v.clone() for k, v in made.learner.objectives.state_dict().items()}
-    watched.arm(True)
-    made.advance(groups)
-    found = watched.numbers()
+    found = collapse.numbers(made.learner, made.advance(groups).images)
     teacher = made.learner.teacher
     count = min(rows, 4)
     first = Learner.normalised(made.learner, groups[0]).x[:1, :count]
@@ -143,9 +141,6 @@ def test_numbers_are_the_teachers(data, monkeypatch, recipe, parts, rows):
         mean = sum(float(row.norm()) for row in objective.centre) / len(objective.centre)
         assert float(found[f"{name}.centre_norm"]) == pytest.approx(mean, rel=1e-6)
         assert not torch.equal(objective.centre, before[f"{name}.centre"])
-    watched.arm(False)
-    made.advance(groups)
-    assert not watched.kept  # nothing is held by steps that are not shown
 
 
 def test_a_run_that_collapses(data, tmp_path, capsys):

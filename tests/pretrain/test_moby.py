@@ -321,7 +321,7 @@ def test_views_and_queues_written_out():
 def test_keys_of_all_shares_come_in_their_order():
     """Zeros in the places of other shares, added up: the gathered batch."""
     rows = torch.randn(2, 6, 5)
-    parts = [_contrast.shared_rows(rows[:, 2 * i : 2 * i + 2], Step(part=i, parts=3)) for i in range(3)]
+    parts = [Step(part=i, parts=3).in_batch(rows[:, 2 * i : 2 * i + 2]) for i in range(3)]
     assert torch.equal(sum(parts), rows)
 
 

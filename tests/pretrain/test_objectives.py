@@ -184,13 +184,14 @@ def test_global_views_only():
 def test_teacher_makes_no_image_outputs_that_nobody_reads():
     """It sees local views for the patch term; with a centre over targets only, its image head leaves them out."""
     learner = tiny("selfpatch", "objectives.dino.centre_views=global")
-    assert [sorted(o) for o in learner.teacher(groups(learner))] == [["c_head", "p_head"], ["p_head"]]
+    assert [sorted(o) for o in learner.teacher(groups(learner))] == [["c_head", "image", "p_head"], ["p_head"]]
 
 
 def test_weight_zero_builds_nothing():
     learner = tiny("selfpatch", "objectives.selfpatch.weight=0")
     assert list(learner.objectives) == ["dino"]
-    assert list(learner.student.heads) == list(learner.teacher.heads) == ["c_head"]
+    assert list(learner.student.heads) == ["c_head"]
+    assert list(learner.teacher.heads) == ["c_head", "image"]
     total, losses, _ = learner(groups(learner), Step())
     assert list(losses) == ["dino.image"]
     assert all(g is not None for g in gradients(total, learner.student).values())
@@ -230,7 +231,8 @@ def test_entropy_and_divergence_in_the_log(recipe):
         loss = next(v for k, v in losses.items() if k.startswith(f"{name}."))
         assert relative(found[f"{name}.entropy"] + found[f"{name}.kl"], loss) < 1e-12
         assert 0.01 < found[f"{name}.entropy"] < math.log(20) - 0.01
-    for head in learner.teacher.heads.values():
+    for name in learner.student.heads:
+        head = learner.teacher.heads[name]
         head.last_layer.weight_v.data[:] = head.last_layer.weight_v.data[:1]
     for objective in learner.objectives.values():
         objective.centre.zero_()
@@ -356,7 +358,7 @@ def test_an_objective_and_a_recipe_dropped_into_a_folder(tmp_path, monkeypatch):
     total, losses, stats = learner(groups(learner), Step())
     total.backward()
     assert learner.student.heads["guess"].weight.shape == (5, 5)
-    assert list(learner.teacher.heads) == ["near"]
+    assert list(learner.teacher.heads) == ["near", "image"]
     assert all(p.grad is not None for p in learner.student.parameters())
     found = learner.finish_step(stats, 0.9)
     assert float(found["cosine.cosine"]) == pytest.approx(1 - float(losses["cosine.near"]), rel=1e-12)
