@@ -4,13 +4,13 @@ import contextlib
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 
 from .checkpoint import Run, identity
 from .common.atomic import write_atomic
 from .common.errors import UserError
+from .common.processes import catching
 from .data.images import ImageSource
 from .data.loader import Batch, batches
 from .distributed import Ranks, Reported
@@ -39,7 +39,8 @@ class Loop:
         """-> exit status. late: an evaluation is to be made first, which a stopped run still lacks."""
         trainer, log = self.trainer, self.cfg.log
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self.stop)
+            # submitit says by SIGUSR2 that the time is nearly up; its handler gets the signal once the run is saved.
+            stack.enter_context(catching(self.stop.catch, launchers=signal.SIGUSR2))
             if self.ranks.main:
                 signs = Signs({n: c.shape[-1] for n, c in collapse.centres(trainer.learner).items()}, self.total)
                 title = self.cfg.recipe or "pretrain"
@@ -166,29 +167,16 @@ def how_to_resume(run: Run) -> str:
 
 
 class Stop:
-    """Turns SIGTERM and SIGINT into a number to look at after the step: `signal`, 0 so far. A context manager.
+    """What a signal to stop leaves behind, to be looked at after the step: `signal`, its number, 0 so far.
 
-    A launcher's own handler of SIGTERM is left alone; its handler of SIGUSR2 (submitit: the job's time is nearly up)
-    gets the signal once the run has been saved. A second Ctrl-C a second or more after the first does not wait for the
-    step. (torchrun passes a Ctrl-C on to processes that have got it already.)
+    A second Ctrl-C a second or more after the first does not wait for the step. (torchrun passes a Ctrl-C on to
+    processes that have got it already.)
     """
 
     def __init__(self):
-        self.signal, self.at, self.before = 0, 0.0, {}
-
-    def __enter__(self) -> "Stop":
-        if threading.current_thread() is threading.main_thread():
-            default = (signal.SIG_DFL, signal.default_int_handler)
-            own = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) in default]
-            own += [signal.SIGUSR2] if callable(signal.getsignal(signal.SIGUSR2)) else []
-            self.before = {n: signal.signal(n, self.catch) for n in own}
-        return self
+        self.signal, self.at = 0, 0.0
 
     def catch(self, number: int, _frame) -> None:
         if self.signal == number == signal.SIGINT and time.monotonic() - self.at > 1:
             raise KeyboardInterrupt
         self.signal, self.at = self.signal or number, self.at or time.monotonic()
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.locks import take
-from ...pretrain.common.processes import child_environment, python
+from ...pretrain.common.processes import catching, child_environment, python
 from ..tasks import Crash, TaskConfig
 from .training import ERROR, LOCK, LOG, PROGRESS, read_json
 
@@ -77,8 +77,7 @@ def work(path: Path, out: Path, cfg: TaskConfig) -> None:
 def passing_on_signals(process: subprocess.Popen) -> Iterator[None]:
     """For the block: SIGTERM and SIGINT go to a process group; after it, they do to this process what they meant.
 
-    A group that has not ended PATIENCE seconds later, or at a second signal, is killed. A launcher's own handlers
-    (submitit's, torchrun's) are left alone.
+    A group that has not ended PATIENCE seconds later, or at a second signal, is killed.
     """
     caught = []
     timer = threading.Timer(PATIENCE, end_group, [process])
@@ -91,17 +90,11 @@ def passing_on_signals(process: subprocess.Popen) -> Iterator[None]:
             timer.start()
         caught.append(number)
 
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        default = (signal.SIG_DFL, signal.default_int_handler)
-        own = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) in default]
-        before = {n: signal.signal(n, catch) for n in own}
-    try:
-        yield
-    finally:
-        timer.cancel()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with catching(catch):
+        try:
+            yield
+        finally:
+            timer.cancel()
     if caught:
         signal.raise_signal(caught[0])
 

@@ -1,4 +1,5 @@
 """How this package starts Python: no module comes from the current folder, and no script of the caller runs again.
+And how it hears that it is to end.
 
 Python puts the current folder first on the path of `-m` and `-c`, where a stray `torch.py` would be executed; and the
 processes of a pool import the caller's main module, which without `if __name__ == "__main__":` starts all anew.
@@ -12,7 +13,7 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 
 SAFE = "PYTHONSAFEPATH"  # as -P, for children of children too; PYTHONPATH counts as ever
@@ -91,3 +92,21 @@ def refuse_in_child() -> None:
             flush=True,
         )
         raise SystemExit(1)
+
+
+@contextlib.contextmanager
+def catching(catch: Callable, launchers: int | None = None) -> Iterator[None]:
+    """Inside the block SIGTERM and SIGINT call `catch(number, frame)`, except where a launcher (submitit, torchrun) has
+    a handler of its own. launchers: a signal that is caught only where one has. Python allows handlers in the main
+    thread alone: in others nothing is caught."""
+    own = []
+    if threading.current_thread() is threading.main_thread():
+        default = (signal.SIG_DFL, signal.default_int_handler)
+        own = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) in default]
+        own += [launchers] if launchers and callable(signal.getsignal(launchers)) else []
+    before = {number: signal.signal(number, catch) for number in own}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
