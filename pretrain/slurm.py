@@ -50,10 +50,8 @@ def queue(job: SlurmJob, folder: Path, options: str, name: str):
     """Hand a job to Slurm; -> submitit's Job. folder: for submitit's files. options: `key=value,...`, submitit's or
     Slurm's names; cluster=local runs the job here. Raises UserError."""
     parameters = parse(options)
-    processes(options)  # raises for numbers that are none, before a folder is made
     import submitit
 
-    parameters["tasks_per_node"] = tasks_per_node(parameters)
     cluster = parameters.pop("cluster", "slurm")
     python = f"{shlex.quote(sys.executable)} -P"  # no module comes from the folder that the job starts in
     try:
@@ -73,25 +71,12 @@ def queue(job: SlurmJob, folder: Path, options: str, name: str):
 def processes(options: str) -> int:
     """Of all nodes together. Raises UserError."""
     parameters = parse(options)
-    return tasks_per_node(parameters) * whole(parameters, "nodes")
-
-
-def tasks_per_node(parameters: dict) -> int:
-    """A process for each GPU, unless the user says another number. Raises UserError."""
-    return whole(parameters, "tasks_per_node" if "tasks_per_node" in parameters else "gpus_per_node")
-
-
-def whole(parameters: dict, key: str) -> int:
-    """A number of things, 1 if not given. Raises UserError."""
-    value = parameters.get(key, 1)
-    if not isinstance(value, int) or value < 1:
-        raise UserError(f"--slurm {key}={value}: it is a whole number of at least 1")
-    return value
+    return parameters["tasks_per_node"] * parameters.get("nodes", 1)
 
 
 def parse(options: str) -> dict:
-    """`partition=gpu,nodes=2` -> {"partition": "gpu", "nodes": 2}. Raises UserError, also where submitit is not
-    installed."""
+    """`partition=gpu,nodes=2` -> {"partition": "gpu", "nodes": 2, "tasks_per_node": 1}: a process for each GPU, unless
+    the user says another number. Raises UserError, also where submitit is not installed."""
     if importlib.util.find_spec("submitit") is None:
         raise UserError("--slurm needs submitit: pip install 'selfpatch-bench[slurm]'")
     found = {}
@@ -101,7 +86,11 @@ def parse(options: str) -> dict:
             with contextlib.suppress(ValueError):
                 found[key] = number(value)
                 break
-    return found
+    processes = "tasks_per_node" if "tasks_per_node" in found else "gpus_per_node"
+    for key in ("nodes", processes):
+        if not isinstance(found.get(key, 1), int) or found.get(key, 1) < 1:
+            raise UserError(f"--slurm {key}={found[key]}: it is a whole number of at least 1")
+    return found | {"tasks_per_node": found.get(processes, 1)}
 
 
 class Job(SlurmJob):

@@ -26,12 +26,9 @@ def vit_card(shapes: Mapping[str, tuple], **known) -> Card:
         positions = 0 if rotary else shapes["pos_embed"][1]
         registers = shapes["reg_token"][1] if "reg_token" in shapes else 0
         per_head = 4 * shapes["rope_periods"][0] if rotary else 0
+        depth = _count(shapes, r"blocks\.(\d{1,9})\.")
     except (KeyError, ValueError, IndexError) as error:
         raise UserError(f"not a ViT: no usable {error}") from None
-    blocks = {int(m[1]) for k in shapes if (m := re.match(r"blocks\.(\d{1,9})\.", k))}
-    depth = len(blocks)
-    if blocks != set(range(depth)):
-        raise UserError(f"not a ViT: its {depth} blocks are not numbered 0 to {depth - 1}")
     class_token = "cls_token" in shapes
     grid = math.isqrt(max(positions - class_token, 0))
     wrong = not rotary and positions != grid * grid + class_token

@@ -338,7 +338,7 @@ def test_images_smaller_than_a_patch_and_wrong_blocks_are_named(tmp_path):
 
 def test_absurd_sizes_are_refused_before_a_network_is_built(tmp_path):
     torch.save(bare() | {"blocks.999999999.norm1.bias": torch.ones(1)}, tmp_path / "deep.pth")
-    with pytest.raises(UserError, match="not numbered 0 to 2"):
+    with pytest.raises(UserError, match="numbering of blocks"):
         open_checkpoint(tmp_path / "deep.pth", format="dino")
     for field, value in (("depth", 10**9), ("dim", 10**12), ("mlp_ratio", 1e9), ("pos", "learned 99999x99999")):
         with pytest.raises(UserError, match=field):

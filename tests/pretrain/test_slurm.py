@@ -20,7 +20,8 @@ from training import one_thread as one_thread
 
 def test_options(tmp_path):
     pytest.importorskip("submitit", reason="submitit (extra `slurm`) is not installed")
-    assert slurm.parse("partition=gpu, nodes=2,mem_gb=1.5") == {"partition": "gpu", "nodes": 2, "mem_gb": 1.5}
+    expected = {"partition": "gpu", "nodes": 2, "mem_gb": 1.5, "tasks_per_node": 1}
+    assert slurm.parse("partition=gpu, nodes=2,mem_gb=1.5") == expected
     assert [
         slurm.processes(x) for x in ("partition=gpu", "nodes=2,gpus_per_node=8", "gpus_per_node=8,tasks_per_node=1")
     ] == [
