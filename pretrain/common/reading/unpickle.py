@@ -13,7 +13,6 @@ limited.
 import pickle
 from collections.abc import Callable, Iterable
 from struct import unpack
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -73,8 +72,6 @@ class Unpickler(pickle._Unpickler):
         except Exception as error:  # whatever bytes make the opcodes raise
             raise BadFile(f"damaged or truncated pickle ({type(error).__name__}: {shorten(error)})") from error
 
-    dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
-
     # -- bounds and refusal
 
     def refuse(self, what: str):
@@ -124,13 +121,11 @@ class Unpickler(pickle._Unpickler):
         args, func = self.stack.pop(), self.stack.pop()
         self.append(self.call(func, args))
 
-    dispatch[pickle.REDUCE[0]] = dispatch[pickle.NEWOBJ[0]] = load_reduce
+    load_newobj = load_reduce
 
     def load_newobj_ex(self) -> None:
         kwargs, args, func = self.stack.pop(), self.stack.pop(), self.stack.pop()
         self.append(self.call(func, args, kwargs))
-
-    dispatch[pickle.NEWOBJ_EX[0]] = load_newobj_ex
 
     def persistent_load(self, pid):
         if self.persistent is None:
@@ -140,10 +135,10 @@ class Unpickler(pickle._Unpickler):
     def get_extension(self, code: int):
         self.refuse(f"extension code {code}")
 
-    def load_buffer(self):
+    def load_next_buffer(self) -> None:
         self.refuse("an out-of-band buffer")
 
-    dispatch[pickle.NEXT_BUFFER[0]] = dispatch[pickle.READONLY_BUFFER[0]] = load_buffer
+    load_readonly_buffer = load_next_buffer
 
     def load_build(self) -> None:
         state, obj = self.stack.pop(), self.stack[-1]
@@ -158,8 +153,6 @@ class Unpickler(pickle._Unpickler):
             names.check_dtype_state(state)
         elif type(obj) is not dict or not isinstance(state, dict):  # attributes of a dict (`_metadata`) are not used
             self.refuse(f"a state for a {type(obj).__name__}")
-
-    dispatch[pickle.BUILD[0]] = load_build
 
     # -- containers with keys, and bytes
 
@@ -182,31 +175,21 @@ class Unpickler(pickle._Unpickler):
         value, key = self.stack.pop(), self.stack.pop()
         self.set_items([key, value])
 
-    dispatch[pickle.SETITEM[0]] = load_setitem
-
     def load_setitems(self) -> None:
         self.set_items(self.pop_mark())
-
-    dispatch[pickle.SETITEMS[0]] = load_setitems
 
     def load_dict(self) -> None:
         items = self.pop_mark()
         self.append({})
         self.set_items(items)
 
-    dispatch[pickle.DICT[0]] = load_dict
-
     def load_additems(self) -> None:
         self.check_keys(self.stack)  # since the mark
         super().load_additems()
 
-    dispatch[pickle.ADDITEMS[0]] = load_additems
-
     def load_frozenset(self) -> None:
         self.check_keys(self.stack)  # since the mark
         super().load_frozenset()
-
-    dispatch[pickle.FROZENSET[0]] = load_frozenset
 
     def load_frame(self) -> None:  # the standard one takes a frame that the file cuts short
         (size,) = unpack("<Q", self.read(8))
@@ -214,13 +197,9 @@ class Unpickler(pickle._Unpickler):
         if self._unframer.current_frame.getbuffer().nbytes != size:
             raise BadFile(f"truncated pickle: a frame of {size} bytes leaves the file")
 
-    dispatch[pickle.FRAME[0]] = load_frame
-
     def load_bytearray8(self) -> None:  # the standard one makes room for the declared length first
         (length,) = unpack("<Q", self.read(8))
         self.append(bytearray(self.read(length)))
-
-    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
 
 def _counted(load: Callable, cost: int) -> Callable:
@@ -231,4 +210,8 @@ def _counted(load: Callable, cost: int) -> Callable:
     return counted
 
 
-Unpickler.dispatch = {code: _counted(load, COSTS.get(code, 50)) for code, load in Unpickler.dispatch.items()}
+# Opcodes by the names of the standard library's methods, of which the class above has its own.
+Unpickler.dispatch = {
+    code: _counted(getattr(Unpickler, load.__name__), COSTS.get(code, 50))
+    for code, load in pickle._Unpickler.dispatch.items()
+}
