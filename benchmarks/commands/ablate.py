@@ -5,8 +5,9 @@ an interrupted grid goes on where it stopped, and a cell that fails is named and
 """
 
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 from rich.console import Console
@@ -16,48 +17,51 @@ from ...pretrain.common.errors import UserError
 from ...pretrain.common.keyvalue import key_value
 from ...pretrain.common.processes import child_environment, python, refuse_in_child
 from ...pretrain.common.progress import line_console
-from ..results.published import load_published
+from ..results.collect import changed, differing
+from ..results.published import Number, load_published
 from ..results.record import DONE, Record, records
 from ..results.render import markdown_table
 from ..run.launchers import check_gpus
+from ..tasks._registry import get_task
 
 TASK, METRIC = "davis", "JF_m"
 PROGRAM = __package__.rpartition(".")[0]  # what `python -m` runs as `selfpatch`
+MACHINE = ("path", "root", "device", "workers")  # where a run lies and computes; no other number comes of it
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A run: its recipe and the recipe's values."""
+class Cell(NamedTuple):
+    """A run: its recipe, the ablation's values of it, and what --quick and the command line add."""
 
     recipe: str
-    values: tuple[str, ...]
+    own: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
+
+    @property
+    def values(self) -> list[str]:
+        return [*self.own, *self.added]
 
 
-@dataclass(frozen=True)
-class Row:
-    """A line of a table: labels, the cell that fills it, the published number as printed ('' where there is none)."""
+class Row(NamedTuple):
+    """A line of a table: labels, the cell that fills it, and the published number, if there is one."""
 
-    labels: tuple[str, ...]
+    labels: list[str]
     cell: str
-    printed: str
+    published: Number | None
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     title: str
-    columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    columns: list[str]
+    rows: list[Row]
 
 
-@dataclass(frozen=True)
-class Grid:
+class Grid(NamedTuple):
     """What an ablation file says. davis, limit: of the evaluation."""
 
     cells: dict[str, Cell]
     tables: list[Table]
     davis: tuple[str, ...] = ()
     limit: int | None = None
-    notes: list[str] = field(default_factory=list)
 
 
 def read_grid(name: str, quick: bool = False, overrides: tuple[str, ...] = ()) -> Grid:
@@ -69,10 +73,12 @@ def read_grid(name: str, quick: bool = False, overrides: tuple[str, ...] = ()) -
         extra = content.get("quick", {}) if quick else {}
         cells = {}
         for label, cell in content["cells"].items():
-            own = [*content.get("values", []), *cell.get("values", [])]
-            own += [*extra.get("values", []), *cell.get("quick", [])] if quick else []
-            cells[label] = Cell(cell["recipe"], (*own, *overrides))
-        tables = [_table(path, table, cells) for table in content["tables"]]
+            own = (*content.get("values", []), *cell.get("values", []))
+            added = (*extra.get("values", []), *cell.get("quick", [])) if quick else ()
+            cells[label] = Cell(cell["recipe"], own, (*added, *overrides))
+        tables = [
+            Table(t["title"], t["columns"], [_row(path, t, row, cells) for row in t["rows"]]) for t in content["tables"]
+        ]
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not an ablation: {type(error).__name__}: {error}") from None
     if quick and not extra:
@@ -80,18 +86,16 @@ def read_grid(name: str, quick: bool = False, overrides: tuple[str, ...] = ()) -
     return Grid(cells, tables, tuple(extra.get("davis", ())), extra.get("limit"))
 
 
-def _table(path: Path, table: dict, cells: dict[str, Cell]) -> Table:
-    rows = []
-    for row in table["rows"]:
-        if row["cell"] not in cells:
-            raise UserError(f"{path}: {table['title']}: no cell {row['cell']}")
-        printed = _printed(path, table, row["row"]) if "row" in row else ""
-        rows.append(Row(tuple(map(str, row["labels"])), row["cell"], printed))
-    return Table(table["title"], tuple(table["columns"]), tuple(rows))
+def _row(path: Path, table: dict, row: dict, cells: dict[str, Cell]) -> Row:
+    if row["cell"] not in cells:
+        raise UserError(f"{path}: {table['title']}: no cell {row['cell']}")
+    return Row(
+        [str(x) for x in row["labels"]], row["cell"], _published(path, table, row["row"]) if "row" in row else None
+    )
 
 
-def _printed(path: Path, table: dict, row: list[str]) -> str:
-    """The one published number whose method, backbone and note fit, as printed."""
+def _published(path: Path, table: dict, row: list[str]) -> Number:
+    """The one published number whose method, backbone and note fit."""
     method, backbone, note = row
     every = load_published()
     fits = every[
@@ -104,7 +108,7 @@ def _printed(path: Path, table: dict, row: list[str]) -> str:
     ]
     if len(fits) != 1:
         raise UserError(f"{path}: {len(fits)} published numbers are {row} in {table['source']}:{table['table']}")
-    return str(fits.value.iloc[0])
+    return Number(*fits[["value", "task", "protocol", "metric", "note"]].iloc[0])
 
 
 @dataclass
@@ -150,15 +154,15 @@ class Sweep:
         for name in names:
             cell = self.grid.cells[name]
             try:
-                wanted = load_recipe(cell.recipe, list(cell.values))
+                wanted = load_recipe(cell.recipe, cell.values)
             except UserError as error:
                 raise UserError(f"cell {name}: {error}") from None
             check_gpus(self.gpus, self.device or wanted.loop.device)
             run = Run(self.folder(name))
             if run.config_file.is_file():
                 theirs, ours = to_dict(run.config([])), to_dict(wanted)
-                for key in ("data", "loop"):  # where a run lies and computes may differ
-                    for place in ("path", "root", "device", "workers"):
+                for key in ("data", "loop"):
+                    for place in MACHINE:
                         theirs[key].pop(place, None), ours[key].pop(place, None)
                 if theirs != ours:
                     raise UserError(f"{run.folder}: holds a run with other values than cell {name}; give another --out")
@@ -178,8 +182,8 @@ class Sweep:
                     break
         return int(failed > 0)
 
-    def scores(self) -> dict[str, float]:
-        """cell -> its metric, of the newest record with this evaluation's values.
+    def results(self) -> dict[str, Record]:
+        """cell -> the newest record with this evaluation's values.
 
         Two cells whose weights came out equal share a record, which has had the names of both.
         """
@@ -192,19 +196,37 @@ class Sweep:
             for name in one.names:
                 if name in self.grid.cells and (name not in found or one.created > found[name].created):
                     found[name] = one
-        return {name: one.metrics[METRIC] for name, one in found.items()}
+        return found
+
+    def differs(self, row: Row, result: Record) -> str:
+        """Why our number does not stand beside the row's published one: as in `table`, or the run had other values than
+        the ablation's; '' if it does."""
+        number = row.published
+        columns = None if number is None else [(number.task, number.protocol, number.metric)]
+        said = differing(result, get_task(TASK), columns)
+        given = dict(map(key_value, self.grid.cells[row.cell].added))
+        other = changed({k: v for k, v in given.items() if k.rpartition(".")[2] not in MACHINE}, 4)
+        return "; ".join([*said, *([f"pretrained with {', '.join(other)}"] if other else [])])
 
     def text(self) -> str:
-        """The tables in Markdown; a cell without a result shows as such."""
-        scores, parts = self.scores(), []
+        """The tables in Markdown; a cell without a result shows as such, one under other conditions below the table."""
+        results, parts = self.results(), []
         for table in self.grid.tables:
+            lines, below = [], []
+            for row in table.rows:
+                ours = "not run"
+                if result := results.get(row.cell):
+                    ours = f"{result.metrics[METRIC]:.1f}"
+                    if differs := self.differs(row, result):
+                        below.append([*row.labels, ours, differs])
+                        ours = "below"
+                lines.append([*row.labels, row.published.text if row.published else "-", ours])
             heads = [*table.columns, "published (J&F)_m", "ours"]
-            ours = {row.cell: f"{scores[row.cell]:.1f}" if row.cell in scores else "not run" for row in table.rows}
-            lines = [[*row.labels, row.printed or "-", ours[row.cell]] for row in table.rows]
             parts.append("\n".join([f"### {table.title}", "", *markdown_table(heads, lines)]))
-        if self.grid.limit or self.grid.davis:
-            shown = [f"--limit {self.grid.limit}"] if self.grid.limit else []
-            parts.append(f"Ours: {', '.join([*shown, *self.grid.davis])}; such numbers say nothing about the method.")
+            if below:
+                heads = [*table.columns, "ours (J&F)_m", "what differs"]
+                parts.append("Under other conditions, so that these say nothing about the published numbers:")
+                parts.append("\n".join(markdown_table(heads, below)))
         return "\n\n".join(parts)
 
 

@@ -3,7 +3,7 @@ conditions. Tables (and comparisons) start from here.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
@@ -82,8 +82,9 @@ def _identity(record: Record, seeded: bool) -> str:
     return json.dumps(parts, sort_keys=True, default=str)
 
 
-def collect(records: Iterable[Record], tasks: Mapping | None = None) -> list[Result]:
-    """Done records -> results, in the table's order. Raises UserError for two networks under one name."""
+def collect(records: Iterable[Record], tasks: Mapping | None = None, columns: Collection | None = None) -> list[Result]:
+    """Done records -> results, in the table's order; tasks: by name, columns: as of `differing`. Raises UserError for
+    two networks under one name."""
     tasks = tasks or {}
     reruns_of: dict[tuple[str, str], list[Record]] = {}
     for record in records:
@@ -97,7 +98,7 @@ def collect(records: Iterable[Record], tasks: Mapping | None = None) -> list[Res
     results.sort(key=lambda r: (r.record.model.name, *rank(r), r.protocol, data_text(r), r.record.key))
     _name_networks(results)
     for result in results:
-        result.differs = _conditions(result.record, tasks.get(result.task))
+        result.differs = differing(result.record, tasks.get(result.task), columns)
     return results
 
 
@@ -136,8 +137,12 @@ def _name_networks(results: list[Result]) -> None:
         result.suffix = f" ({', '.join(f'{k}={as_typed(card[k])}' for k in keys)})" if keys else ""
 
 
-def _conditions(record: Record, task) -> list[str]:
-    """What differs from the declared protocol on the official data, in words."""
+def differing(record: Record, task, columns: Collection[tuple[str, str, str]] | None = None) -> list[str]:
+    """Why our number may not stand beside published ones, in words; [] where it may.
+
+    It may under the declared protocol, on the official data, without --limit; and, where columns are given, only if one
+    of these (task, protocol, metric) is what its task declares. task: what the record's task is by now, or None.
+    """
     data, differs = record.data, []
     if record.model.format == "masks":
         differs.append("masks of another method, only scored here")
@@ -150,7 +155,18 @@ def _conditions(record: Record, task) -> list[str]:
     differs += changed(record.protocol.overridden, 4)
     if task is not None and getattr(task, "version", record.version) != record.version:
         differs.append(f"version {record.version} of the task, now {task.version}")
-    return differs
+    return differs + ([] if columns is None else _elsewhere(record, columns))
+
+
+def _elsewhere(record: Record, columns: Collection[tuple[str, str, str]]) -> list[str]:
+    """Why none of the columns is this record's, else []."""
+    pairs = record.published
+    if any((*pair, metric) in columns for pair in pairs for metric in record.metrics):
+        return []
+    protocols = sorted({c[1] for c in columns for t, p in pairs if c[0] == t and c[1] and c[1] != p})
+    if protocols:
+        return [f"protocol {', '.join(sorted({p for _, p in pairs}))}, not {', '.join(protocols)}"]
+    return [f"{record.protocol.id or 'its protocol'} is not in this table"]
 
 
 def changed(overridden: Mapping, most: int = 12) -> list[str]:

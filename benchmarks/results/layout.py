@@ -45,14 +45,12 @@ def build_table(
     source = find_table(against) if against else None
     done = [r for r in found if r.status == DONE and (not only or r.task in only)]
     shown = [r for r in done if include_limited or r.limit is None]
-    results = collect(shown, tasks)
     if source and only:
         pairs = [p for r in done for p in r.published]
         pairs += [p for name in only for p in getattr(tasks.get(name), "published", ())]
         source = source.restrict({p[0] for p in pairs})
-    slots = source.slots() if source else {}
-    for result in results if source else ():
-        result.differs += _elsewhere(result, slots)
+    slots = source.slots() if source else None
+    results = collect(shown, tasks, slots)
     joined, below = [r for r in results if not r.differs], [r for r in results if r.differs]
     marks, sections = map(str, itertools.count(1)), []
     if source:
@@ -74,17 +72,6 @@ def build_table(
         else "No results yet: `selfpatch run CHECKPOINT --task davis --data ROOT` makes a record."
     )
     return Table(sections, footer)
-
-
-def _elsewhere(result: Result, slots: dict) -> list[str]:
-    """Why no column of the source is this result's, else []."""
-    pairs = result.record.published
-    if any((*pair, metric) in slots for pair in pairs for metric in result.record.metrics):
-        return []
-    protocols = sorted({s[1] for s in slots for t, p in pairs if s[0] == t and s[1] and s[1] != p})
-    if protocols:
-        return [f"protocol {', '.join(sorted({p for _, p in pairs}))}, not {', '.join(protocols)}"]
-    return [f"{result.protocol or 'its protocol'} is not in this table"]
 
 
 def _pack(results: list[Result], columns_of) -> list[list[Result]]:

@@ -3,13 +3,17 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import yaml
 
 from selfpatch_bench.benchmarks import UserError
 from selfpatch_bench.benchmarks.commands.ablate import Grid, Sweep, read_grid
+from selfpatch_bench.benchmarks.results import record
+from selfpatch_bench.benchmarks.results.record import DataSet, Model, Protocol, Record
 from selfpatch_bench.benchmarks.synthetic.scenes import make_pictures, make_videos
+from selfpatch_bench.benchmarks.tasks.davis import TASK
 from selfpatch_bench.pretrain.ablations import ABLATIONS
 from selfpatch_bench.pretrain.config import load_recipe, to_dict
 
@@ -18,7 +22,7 @@ POSTER = "selfpatch_poster"
 
 def test_the_posters_tables_have_its_numbers_in_its_order():
     left, right = read_grid(POSTER).tables
-    assert [r.printed for r in left.rows if r.printed] == [
+    assert [r.published.text for r in left.rows if r.published] == [
         "55.1",
         "57.0",
         "56.5",
@@ -30,8 +34,8 @@ def test_the_posters_tables_have_its_numbers_in_its_order():
         "51.4",
         "57.0",
     ]
-    assert [float(r.printed) for r in right.rows] == [54.1, 58.4, 58.9, 50.8, 56.4, 55.1, 57.0, 61.6, 65.8]
-    assert [r.cell for r in left.rows if not r.printed] == ["baseline"]  # the controlled one, which the poster lacks
+    assert [float(r.published.text) for r in right.rows] == [54.1, 58.4, 58.9, 50.8, 56.4, 55.1, 57.0, 61.6, 65.8]
+    assert [r.cell for r in left.rows if not r.published] == ["baseline"]  # the controlled one, which the poster lacks
 
 
 @pytest.mark.parametrize("quick", [False, True])
@@ -39,7 +43,7 @@ def test_every_cell_is_a_valid_run_and_no_two_are_the_same(quick):
     grid = read_grid(POSTER, quick)
     used = {row.cell for table in grid.tables for row in table.rows}
     assert used == set(grid.cells)
-    configs = {name: to_dict(load_recipe(cell.recipe, list(cell.values))) for name, cell in grid.cells.items()}
+    configs = {name: to_dict(load_recipe(cell.recipe, cell.values)) for name, cell in grid.cells.items()}
     assert len({str(c) for c in configs.values()}) == len(configs)
     assert {c["loop"]["batch"] for c in configs.values()} == {4 if quick else 256}
 
@@ -48,7 +52,7 @@ def test_the_cells_differ_from_the_default_in_what_their_labels_say():
     grid = read_grid(POSTER)
 
     def facts(cell):
-        entry = load_recipe(grid.cells[cell].recipe, list(grid.cells[cell].values)).objectives[-1]
+        entry = load_recipe(grid.cells[cell].recipe, grid.cells[cell].values).objectives[-1]
         return entry.options.radius, entry.options.k, entry.options.aggregation, entry.weight
 
     radius, k, how, weight = facts("selfpatch")
@@ -113,18 +117,62 @@ def test_three_cells_run_once_each_and_fill_the_table(folder):
     command += ["--data", str(pictures), "--video", str(videos), "--out", str(tmp_path / "out")]
     first = subprocess.run(command, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
-    rows = re.findall(r"^\| (.*?) \| (.*?) \| (.*?) \|$", first.stdout, re.MULTILINE)[1:]
+    rows = re.findall(r"^\| (.*?) \| (.*?) \| (.*?) \|$", first.stdout, re.MULTILINE)
+    rows, below = rows[1:5], rows[6:]  # without the heads
     assert [r[:2] for r in rows] == [("DINO", "55.1"), ("baseline", "-"), ("patches", "-"), ("patches again", "-")]
-    assert all(re.fullmatch(r"\d+\.\d", r[2]) for r in rows)
-    assert rows[2][2] == rows[3][2]
+    assert {r[2] for r in rows} == {"below"}  # two frames of a drawn video say nothing about the published number
+    assert all(re.fullmatch(r"\d+\.\d", r[1]) for r in below)
+    assert below[2][1] == below[3][1]
+    for said in ("limit 1", "multiple=8", "size=64", "pretrained with loop.steps=2"):
+        assert all(said in r[2] for r in below)
     assert len(list((tmp_path / "out/records/davis").glob("*.json"))) == 3
-    assert "say nothing about the method" in first.stdout
     again = subprocess.run(command, capture_output=True, text=True)
-    assert (again.returncode, again.stdout.splitlines()[-9:]) == (0, first.stdout.splitlines()[-9:])
+    assert (again.returncode, again.stdout.splitlines()[-12:]) == (0, first.stdout.splitlines()[-12:])
     assert len(list((tmp_path / "out/records/davis").glob("*.json"))) == 3
     other = subprocess.run([*command, "schedule.lr=0.1"], capture_output=True, text=True)
     assert other.returncode == 2
     assert "holds a run with other values than cell" in other.stderr
+
+
+OFFICIAL = Record(
+    "k" * 16,
+    Model("plain", "sha256:aa"),
+    "davis",
+    TASK.version,
+    Protocol(TASK.protocol_id),
+    TASK.published,
+    DataSet("davis2017", "/data/DAVIS", "sha256:full", True, summary="30 sequences, 1999 frames, 61 objects"),
+    metrics={"JF_m": 54.32},
+)
+SIX = replace(OFFICIAL.data, official=False, differs="6 of 30 sequences")
+
+
+@pytest.mark.parametrize(
+    ("change", "added", "said"),
+    [
+        ({}, (), None),
+        ({}, ("data.workers=0", "loop.device=cpu"), None),
+        ({}, ("schedule.lr=0.1",), "pretrained with schedule.lr=0.1"),
+        ({"limit": 2}, (), "limit 2"),
+        ({"data": SIX}, (), "6 of 30 sequences (DAVIS)"),
+        ({"published": (("davis2017", "trained"),)}, (), "protocol trained, not label_propagation"),
+        ({"published": ()}, (), f"{TASK.protocol_id} is not in this table"),
+        ({"version": TASK.version + 1}, (), f"version {TASK.version + 1} of the task, now {TASK.version}"),
+        ({"protocol": replace(OFFICIAL.protocol, overridden={"size": 64})}, (), "size=64"),
+    ],
+)
+def test_ours_stands_beside_a_published_number_under_its_conditions_only(folder, change, added, said):
+    """As in `selfpatch table`: else it stands below the table, with what differs."""
+    tmp_path, _ = folder
+    one = replace(OFFICIAL, **change)
+    record.write(tmp_path / "out", one)
+    asked = tuple(f"{k}={v}" for k, v in one.protocol.overridden.items())
+    grid = read_grid("small", overrides=added)._replace(limit=one.limit, davis=asked)
+    text = Sweep(grid, tmp_path / "out", "", "").text()
+    assert f"| DINO | 55.1 | {'below' if said else '54.3'} |" in text
+    assert "| patches | - | not run |" in text
+    assert (f"| DINO | 54.3 | {said} |" in text) == bool(said)
+    assert ("what differs" in text) == bool(said)
 
 
 def test_a_cell_that_fails_is_named_and_the_others_run(folder, monkeypatch, capsys):

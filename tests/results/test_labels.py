@@ -229,8 +229,9 @@ def test_ablations_and_the_demo_go_by_the_label(tmp_path):
     first = made(tmp_path, "k" * 16, "one", 50.0, "2026-01-01")
     made(tmp_path, "l" * 16, "three", 60.0, "2026-01-02")
     labels.write(first, {"name": "two"}, "2026-01-03")
-    grid = Grid({name: Cell("dino", ()) for name in ("one", "two", "three")}, [])
-    assert Sweep(grid, tmp_path, "", "").scores() == {"one": 50.0, "two": 50.0, "three": 60.0}
+    grid = Grid({name: Cell("dino") for name in ("one", "two", "three")}, [])
+    found = Sweep(grid, tmp_path, "", "").results()
+    assert {name: one.metrics["JF_m"] for name, one in found.items()} == {"one": 50.0, "two": 50.0, "three": 60.0}
     assert demo.scores(tmp_path) == {"two": {"JF_m": 50.0}, "three": {"JF_m": 60.0}}
 
 
