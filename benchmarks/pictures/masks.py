@@ -21,6 +21,16 @@ def _labels(path: Path) -> np.ndarray:
     return labels
 
 
+def paint(picture: np.ndarray, labels: np.ndarray, colours: np.ndarray, strength: float, rim: float = 0):
+    """Labels uint8 [H, W] over a picture uint8 RGB [H, W, 3]: in their colours [256, 3], pure at edges. 0 is left as
+    it is, but for a dark line of strength `rim` around everything. -> uint8 [H, W, 3]"""
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    least, most, painted = cv2.erode(labels, cross), cv2.dilate(labels, cross), labels > 0
+    weight = np.where(painted, np.where(least != most, 1, strength), np.where(most > 0, rim, 0)).astype(np.float32)
+    mixed = picture + (np.asarray(colours, np.float32)[labels] - picture) * weight[..., None]
+    return np.clip(mixed + 0.5, 0, 255).astype(np.uint8)
+
+
 def overlay(frame: np.ndarray, labels: np.ndarray, strength: float = 0.5) -> np.ndarray:
     """Labels uint8 [H, W] over a frame uint8 RGB [H, W, 3]: palette colours, each object with a bright and a dark rim.
 
@@ -28,15 +38,7 @@ def overlay(frame: np.ndarray, labels: np.ndarray, strength: float = 0.5) -> np.
     """
     palette = davis_palette().astype(np.float32)
     palette *= 255 / np.maximum(palette.max(1, keepdims=True), 1)
-    paint = palette[labels]
-    weight = (strength * (labels > 0)).astype(np.float32)
-    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
-    inner = (labels > 0) & (cv2.erode(labels, cross) != labels) | (labels > 0) & (cv2.dilate(labels, cross) != labels)
-    outer = (labels == 0) & (cv2.dilate(labels, cross) > 0)
-    weight[inner] = 1.0
-    weight[outer] = 0.6  # paint is black there: the rim is seen on bright ground too
-    out = frame + (paint - frame) * weight[..., None]
-    return np.clip(out + 0.5, 0, 255).astype(np.uint8)
+    return paint(frame, labels, palette, strength, rim=0.6)
 
 
 def _tile(frame: Path, mask: Path, width: int) -> np.ndarray:

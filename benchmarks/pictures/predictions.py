@@ -7,8 +7,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
+from torchvision.utils import draw_bounding_boxes
 
+from .masks import paint
 from .sheet import FOOT, GAP, INK, PAPER, save, sheet, write_text
 
 IGNORED = 255
@@ -45,19 +48,6 @@ def palette() -> np.ndarray:
     return np.vstack([np.zeros((1, 3)), rgb.round()]).astype(np.uint8)
 
 
-def _colour(k: int) -> tuple[int, int, int]:
-    return tuple(palette()[k].tolist())
-
-
-def _paint(picture: np.ndarray, labels: np.ndarray, strength: float) -> np.ndarray:
-    """Labels uint8 [H, W] over a picture uint8 RGB [H, W, 3]; 0 is left as it is, the rims have the pure colour."""
-    weight = (strength * (labels > 0)).astype(np.float32)
-    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
-    weight[(labels > 0) & (cv2.erode(labels, cross) != cv2.dilate(labels, cross))] = 1
-    mixed = picture + (palette()[labels].astype(np.float32) - picture) * weight[..., None]
-    return np.clip(mixed + 0.5, 0, 255).astype(np.uint8)
-
-
 def _fit(image: np.ndarray, width: int) -> tuple[tuple[int, int], np.ndarray]:
     """(W, H) of a panel and the picture at that size."""
     h, w = image.shape[:2]
@@ -73,31 +63,33 @@ def _painted(
     factor: tuple[float, float],
     truth: Objects | None = None,
 ) -> Image.Image:
-    """Masks, boxes and names of objects over a picture, the last one on top; outlines of `truth` over the masks."""
+    """Masks, boxes and names of objects over a picture, the last one on top; outlines of `truth` over the masks.
+
+    factor: from pixels of the objects to those of the picture.
+    """
     w, h = picture.shape[1::-1]
     numbers = np.arange(len(objects.labels)) % 250 + 1
     labels = np.zeros((h, w), np.uint8)
     if objects.masks is not None:
         for number, mask in zip(numbers, objects.masks, strict=True):
             labels[cv2.resize(mask.astype(np.uint8), (w, h), interpolation=cv2.INTER_NEAREST) > 0] = number
-    painted = _paint(picture, labels, 0.5)
-    panel = Image.fromarray(painted if truth is None else _outlined(painted, truth, factor))
-    draw = ImageDraw.Draw(panel)
+    painted = paint(picture, labels, palette(), 0.5)
+    if truth is not None:
+        _outline(painted, truth, factor)
     boxes = np.asarray(objects.boxes, float).reshape(-1, 4) * (*factor, *factor)
     # The rim lies within the box; a box of no extent, as untrained networks predict them, still is one pixel.
-    left, top = np.clip(boxes[:, :2], 0, (w - 1, h - 1)).T
-    right, bottom = np.clip(boxes[:, 2:] - 1, 0, (w - 1, h - 1)).T
-    for k, number in enumerate(numbers):
-        draw.rectangle((left[k], top[k], max(left[k], right[k]), max(top[k], bottom[k])), outline=_colour(number))
-    for k in range(len(numbers)):
-        text = str(classes[int(objects.labels[k])])
-        if objects.crowd is not None and objects.crowd[k]:
-            text += " (crowd)"
-        if objects.scores is not None:
-            text += f" {float(objects.scores[k]):.2f}"
-        at = (min(left[k] + 2, w - 8), min(top[k] + 1, h - 14))
-        write_text(draw, at, text, 12, fill=PAPER, stroke_width=2, stroke_fill=INK)
-    return panel
+    first, last = (np.clip(corner, 0, (w - 1, h - 1)) for corner in (boxes[:, :2], boxes[:, 2:] - 1))
+    names = [str(classes[int(k)]) for k in objects.labels]
+    if objects.crowd is not None:
+        names = [f"{name} (crowd)" if crowd else name for name, crowd in zip(names, objects.crowd, strict=True)]
+    if objects.scores is not None:
+        names = [f"{name} {score:.2f}" for name, score in zip(names, objects.scores, strict=True)]
+    if names:
+        colours = list(map(tuple, palette()[numbers].tolist()))
+        boxes, pixels = np.hstack([first, np.maximum(first, last)]), torch.from_numpy(painted).permute(2, 0, 1)
+        drawn = draw_bounding_boxes(pixels, torch.from_numpy(boxes), names, colours, fill_labels=True)
+        painted = drawn.permute(1, 2, 0).numpy()
+    return Image.fromarray(painted)
 
 
 def detections(
@@ -118,15 +110,12 @@ def detections(
     """
     size, picture = _fit(image, width)
     factor = size[0] / image.shape[1], size[1] / image.shape[0]
-    total = len(found.labels)
-    if found.scores is not None:
-        order = np.argsort(np.asarray(found.scores), kind="stable")
-        found = found.pick(order[np.asarray(found.scores)[order] >= LEAST][-most:])
+    scores = np.asarray(found.scores)
+    order = np.argsort(scores, kind="stable")
+    found = found.pick(order[scores[order] >= LEAST][-most:])
     left = _painted(picture, truth, classes, factor)
     right = _painted(picture, found, classes, factor, truth)
-    shown = f"{len(found.labels)} of {_count(total, 'detection')}" + (
-        f", score from {LEAST:g}" if found.scores is not None else ""
-    )
+    shown = f"{len(found.labels)} of {_count(len(scores), 'detection')}, score from {LEAST:g}"
     panels = [(f"ground truth: {_count(len(truth.labels), 'object')}", left), (f"{shown}; white: ground truth", right)]
     return save(sheet(panels, 2, 2, title, ""), out, format="PNG")
 
@@ -135,9 +124,9 @@ def _count(n: int, what: str) -> str:
     return f"{n} {what}{'s' * (n != 1)}"
 
 
-def _outlined(picture: np.ndarray, objects: Objects, factor: tuple[float, float]) -> np.ndarray:
-    """White outlines of objects, with a dark rim so that they show on bright ground."""
-    picture, size = np.ascontiguousarray(picture), picture.shape[1::-1]
+def _outline(picture: np.ndarray, objects: Objects, factor: tuple[float, float]) -> None:
+    """Draw white outlines of objects, with a dark rim so that they show on bright ground."""
+    size = picture.shape[1::-1]
     if objects.masks is not None:
         masks = [cv2.resize(m.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) for m in objects.masks]
         lines = [line for m in masks for line in cv2.findContours(m, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0]]
@@ -146,7 +135,6 @@ def _outlined(picture: np.ndarray, objects: Objects, factor: tuple[float, float]
         lines = [np.array([[a, b], [c, b], [c, d], [a, d]]).round().astype(np.int32) for a, b, c, d in boxes]
     for colour, thick in ((INK, 3), (PAPER, 1)):
         cv2.drawContours(picture, lines, -1, colour, thick)
-    return picture
 
 
 def segmentation(
@@ -172,7 +160,7 @@ def segmentation(
     for text, labels in (("ground truth", truth), ("prediction", found)):
         shifted = ((labels.astype(np.int64) + 1) % 256).astype(np.uint8)  # 255 becomes 0, which is not painted
         small = cv2.resize(shifted, size, interpolation=cv2.INTER_NEAREST)
-        panels.append((text, Image.fromarray(_paint(picture, small, 0.65))))
+        panels.append((text, Image.fromarray(paint(picture, small, palette(), 0.65))))
     seen = np.bincount(np.concatenate([truth[judged], found[found != IGNORED]]).astype(np.int64))
     largest = [k for k in np.argsort(-seen, kind="stable") if seen[k]][:NAMES]
     columns = 3 * max(1, width // 180)
@@ -182,6 +170,6 @@ def segmentation(
     for n, k in enumerate(largest):
         x = GAP + n % columns * ((whole.width - GAP) // columns)
         y = whole.height - (rows - n // columns) * FOOT
-        draw.rectangle((x, y, x + 12, y + 12), fill=_colour(int(k) + 1))
+        draw.rectangle((x, y, x + 12, y + 12), fill=tuple(palette()[int(k) + 1].tolist()))
         write_text(draw, (x + 18, y + 6), str(classes[int(k)]).strip()[:22], 12, fill=INK, anchor="lm")
     return save(whole, out, format="PNG")
