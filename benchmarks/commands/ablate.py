@@ -21,7 +21,7 @@ from ..results.collect import changed, differing
 from ..results.published import Number, load_published
 from ..results.record import DONE, Record, records
 from ..results.render import markdown_table
-from ..run.launchers import check_gpus
+from ..run.plan import check_gpus
 from ..tasks._registry import get_task
 
 TASK, METRIC = "davis", "JF_m"

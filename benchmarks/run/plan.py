@@ -8,11 +8,10 @@ from pathlib import Path
 from ...pretrain.common.errors import UserError
 from ..datasets.base import Data
 from ..datasets.roots import data_roots
-from ..results.record import Model, records
+from ..results.record import Model, done, records
 from ..tasks import Task, TaskConfig, make_key
 from ..tasks._registry import check_flags, get_task
 from ..tasks._registry import tasks as all_tasks
-from .launchers import check_gpus, check_models
 from .models import Entry, read_models
 from .opened import Opened, describe, given_labels, hold
 from .options import Options
@@ -57,6 +56,19 @@ def choose_device(name: str) -> str:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
     return name
+
+
+def check_gpus(gpus: int, device: str) -> None:
+    """As many GPUs as processes, unless --device cpu asks for processes on the CPU. Raises UserError."""
+    if gpus == 1 or device.partition(":")[0] == "cpu":
+        return
+    import torch
+
+    there = torch.cuda.device_count()
+    if not there:
+        raise UserError(f"--gpus {gpus}: there is no GPU here; with --device cpu the processes share the CPU")
+    if gpus > there:
+        raise UserError(f"--gpus {gpus}: there {'is 1 GPU' if there == 1 else f'are {there} GPUs'} here")
 
 
 def gather(models: Iterable[str | Path], options: Options) -> list[Path | Entry]:
@@ -125,7 +137,7 @@ def plan(models: list[Path | Entry], tasks: list[str], options: Options, here: b
     if not all(opened.kept for opened in described):  # then each is opened again for all of its evaluations at once
         evaluations.sort(key=lambda evaluation: described.index(evaluation.opened))
     _check_names(evaluations, options.out)
-    check_models(evaluations, options)
+    _check_models(evaluations, options)
     return evaluations
 
 
@@ -204,3 +216,14 @@ def _check_names(evaluations: list[Evaluation], out: Path) -> None:
     for (name, mark), where in places.items():
         if names.get(name, mark) != mark:
             raise UserError(f"{name} already names other weights ({where}): give --name, or another in models.yaml")
+
+
+def _check_models(evaluations: list[Evaluation], options: Options) -> None:
+    """Tasks that look at a network's card before the work do so now, for what is not done yet."""
+    seen = []
+    for one in evaluations:
+        known = (one.task.title, one.model.card)
+        todo = options.rerun or not done(options.out, one.task.name, one.key)
+        if options.rank == 0 and todo and known not in seen:
+            seen.append(known)
+            one.task.check_model(one.cfg, one.model.card)

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import gc
+import os
 import sys
 import time
 import traceback
@@ -12,12 +13,12 @@ from pathlib import Path
 from rich.console import Console
 
 from ...pretrain.common.errors import UserError
+from ...pretrain.common.processes import refuse_in_child
 from ...pretrain.common.progress import Reporter, line_console
 from ..environment import environment, peak_memory
 from ..results import labels, record
 from ..results.record import DataSet, Protocol, Record
 from ..tasks import Crash
-from .launchers import launched
 from .options import Options
 from .plan import Evaluation, gather, plan, seeds_of
 
@@ -27,6 +28,22 @@ def run_command(models: list[str], tasks: list[str], options: Options) -> int:
     options.rank, options.world = launched()
     console = line_console(file=sys.stdout, quiet=options.rank > 0)
     return run(plan(gather(models, options), tasks, options), options, console)
+
+
+def launched() -> tuple[int, int]:
+    """(number, count) of the processes that torchrun, or a step of a Slurm job, started; (0, 1) alone.
+
+    Slurm's variables are turned into torchrun's, for the processes that tasks start. Ends a process that should do
+    nothing of the kind, see processes.refuse_in_child.
+    """
+    refuse_in_child()
+    known = os.environ
+    if "RANK" not in known and int(known.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        known |= {"RANK": known["SLURM_PROCID"], "WORLD_SIZE": known["SLURM_STEP_NUM_TASKS"]}
+        known |= {"LOCAL_RANK": known["SLURM_LOCALID"]}
+        known.setdefault("MASTER_ADDR", known.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
+        known.setdefault("MASTER_PORT", str(20000 + int(known.get("SLURM_JOB_ID", 0)) % 20000))
+    return int(known.get("RANK", 0)), int(known.get("WORLD_SIZE", 1))
 
 
 def run(evaluations: list[Evaluation], options: Options, console: Console) -> int:

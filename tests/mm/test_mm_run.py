@@ -18,8 +18,7 @@ from selfpatch_bench.benchmarks.commands.ls import listing
 from selfpatch_bench.benchmarks.mm import ops, processes
 from selfpatch_bench.benchmarks.mm import task as mm_task
 from selfpatch_bench.benchmarks.mm.training import Training, read_json, write_json
-from selfpatch_bench.benchmarks.run.launchers import launched
-from selfpatch_bench.benchmarks.run.runner import Options, plan
+from selfpatch_bench.benchmarks.run.runner import Options, launched, plan
 from selfpatch_bench.benchmarks.synthetic.small_sets import make_ade20k, make_coco
 from selfpatch_bench.benchmarks.tasks import Crash, TaskConfig
 from selfpatch_bench.benchmarks.tasks._registry import RECIPES, get_task, tasks

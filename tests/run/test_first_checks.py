@@ -28,7 +28,7 @@ def test_gpus_that_are_not_there_are_said_at_once(tmp_path, command):
 
 
 def test_processes_of_the_cpu_need_no_gpu(monkeypatch):
-    from selfpatch_bench.benchmarks.run.launchers import check_gpus
+    from selfpatch_bench.benchmarks.run.plan import check_gpus
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for gpus, device in ((8, "cpu"), (1, "auto"), (1, "cuda:0")):
