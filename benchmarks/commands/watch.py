@@ -6,11 +6,9 @@ pretrain/monitor/watch.py's.
 
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -29,11 +27,12 @@ from ...pretrain.export import portable
 from ...pretrain.monitor.log import Log
 from .. import tasks
 from ..backbones.build import encoder_with
+from ..datasets.base import Data
 from ..datasets.imagenet import ClassSet, Split, in_turn, open_classes
 from ..pictures.maps import attention, draw, similarity
 from ..tasks import _video, davis, knn
 from ..tasks._classes import accuracies
-from ..tasks._features import BATCH, Crop, ahead
+from ..tasks._features import Crop, image_vector, of_both_splits
 from ..tasks._vote import vote
 
 VOTES = 4096  # images between two looks at the signals
@@ -57,11 +56,14 @@ class Evaluator:
         """source: of the training images. state: of the network."""
         self.cfg, self.run, self.device = cfg, run, device
         watch, encoder = cfg.watch, self.encoder(state)
-        self.crop = Crop(round(watch.size * 256 / 224), watch.size)
         self.knn = self.davis = None
         if watch.knn:
             with naming("watch.knn"):
-                self.knn = some(open_classes(watch.knn), watch.knn_images)
+                protocol = knn.Protocol(resize=round(watch.size * 256 / 224), crop=watch.size)
+                data = some(open_classes(watch.knn), watch.knn_images)  # not as_data: no record needs a fingerprint
+                self.knn = tasks.TaskConfig(
+                    protocol, data=Data("imagenet", data.root, "", False, "", "", content=data), device=str(device)
+                )
         if watch.davis:
             with naming("watch.davis"):
                 self.davis = videos(cfg, encoder, str(device))
@@ -97,21 +99,17 @@ class Evaluator:
         """k-NN: a vote of the nearest training images (tasks/knn.py); -> accuracies"""
         if self.knn is None:
             return {}
-        data, protocol, before, found = self.knn, knn.Protocol(), 0, []
+        data, protocol = self.knn.data.content, self.knn.protocol
         whole = len(data.train) + len(data.val)
         for note in knn.few([protocol.k], len(data.train)):
             log.reporter.console.print(f"watch.knn: {note}")
-        for split in (data.train, data.val):
-            found.append(
-                vectors(encoder, split, self.crop, self.device, lambda n, k=before: pulse(k + n, whole, "k-NN"))
-            )
-            before += len(split)
-        labels = torch.from_numpy(data.train.labels)
-        train, val, labels = (x.to(self.device) for x in (*found, labels))
-        best = []
-        for some_of in val.split(VOTES):
-            pulse(before, before, "k-NN")
-            best.append(vote(train, labels, some_of, len(data.classes), [protocol.k], protocol.temperature)[protocol.k])
+        cfg = replace(self.knn, progress=lambda done, total, _: pulse(done, total, "k-NN"))
+        found = of_both_splits(encoder, cfg, image_vector, None)  # no later evaluation has the same network
+        train, val = (F.normalize(x, dim=1).to(self.device) for x in found)
+        labels, best = torch.from_numpy(data.train.labels).to(self.device), []
+        for part in val.split(VOTES):
+            pulse(whole, whole, "k-NN")
+            best.append(vote(train, labels, part, len(data.classes), [protocol.k], protocol.temperature)[protocol.k])
         hits = accuracies(torch.cat(best), data.val.labels)
         in_force = {"watch.knn.k": len(data.train)} if len(data.train) < protocol.k else {}
         return {f"watch.knn.{n}": 100 * float(x.mean()) for n, x in zip(("top1", "top5"), hits, strict=True)} | in_force
@@ -171,22 +169,3 @@ def fixed(source: ImageSource, count: int, size: int) -> list[tuple[str, np.ndar
             continue
         found.append((f"{len(found)}-{re.sub(r'[^A-Za-z0-9_.-]', '_', Path(source.name(i)).stem)[:60]}", photo))
     return found
-
-
-def vectors(encoder, split: Split, crop: Crop, device: torch.device, progress: Callable[[int], None]) -> Tensor:
-    """L2-normalised image vectors of a split, float32 [n, D] on the CPU; unlike tasks._features.features, kept nowhere:
-    no later evaluation has the same network. progress(images so far)."""
-
-    def load(first: int) -> Tensor:
-        images = [crop(split.read(i)) for i in range(first, min(first + BATCH, len(split)))]
-        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-
-    found, starts = [], range(0, len(split), BATCH)
-    with ThreadPoolExecutor(2) as threads:
-        for start, images in zip(starts, ahead(partial(threads.submit, load), starts, 2), strict=True):
-            progress(start)
-            found.append(F.normalize(encoder(encoder.normalise(images.to(device))).image.float(), dim=1).cpu())
-    whole = torch.cat(found)
-    if not torch.isfinite(whole).all():
-        raise UserError("the network gives features that are not finite")
-    return whole

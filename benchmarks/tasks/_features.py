@@ -119,27 +119,30 @@ def features(
     encoder,
     split: Split,
     extract: Extract,
-    what: str,
+    what: str | None,
     cfg: TaskConfig,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Tensor:
     """Features of a whole split, float32 [n, D] on the CPU.
 
-    extract: (encoder, normalised images [B, 3, S, S]) -> [B, D], called `what` in the cache. cfg: its device, and its
+    extract: (encoder, normalised images [B, 3, S, S]) -> [B, D], called `what` in the cache; without a name they are
+    kept nowhere. cfg: its device, and its
     protocol's resize, crop and precision. progress(done): images so far. Raises UserError for an image that cannot be
     read, or features that are not finite.
     """
     crop, precision = Crop(cfg.protocol.resize, cfg.protocol.crop), cfg.protocol.precision
-    parts = {
-        "fingerprint": encoder.fingerprint,
-        "card": encoder.card.as_dict(),
-        "images": split.fingerprint,
-        "what": what,
-        "crop": [crop.resize, crop.crop],
-        "precision": precision,
-        "version": 1,
-    }
-    folder = cache_folder() / "features" / make_key(parts)
+    folder = None
+    if what is not None:
+        parts = {
+            "fingerprint": encoder.fingerprint,
+            "card": encoder.card.as_dict(),
+            "images": split.fingerprint,
+            "what": what,
+            "crop": [crop.resize, crop.crop],
+            "precision": precision,
+            "version": 1,
+        }
+        folder = cache_folder() / "features" / make_key(parts)
     cores, chunks = os.cpu_count() or 1, []
 
     def load(numbers: range) -> Tensor:
@@ -148,8 +151,8 @@ def features(
     with ThreadPoolExecutor(cores) as threads, Replicas(encoder, extract, cfg.device, precision) as replicas:
         for start in range(0, len(split), CHUNK):
             numbers = range(start, min(start + CHUNK, len(split)))
-            file = folder / f"{start:08d}-{numbers.stop:08d}.npy"
-            if (chunk := _read(file, len(numbers))) is None:
+            file = folder and folder / f"{start:08d}-{numbers.stop:08d}.npy"
+            if not file or (chunk := _read(file, len(numbers))) is None:
                 batches = (numbers[i : i + BATCH] for i in range(0, len(numbers), BATCH))
                 images = ahead(partial(threads.submit, load), batches, cores + 1)
                 parts = []
@@ -159,13 +162,14 @@ def features(
                 chunk = torch.cat(parts)
                 if not torch.isfinite(chunk).all():
                     raise UserError(f"{split.source.where}: the network gives features that are not finite")
-                _write(file, chunk)
+                if file:
+                    _write(file, chunk)
             chunks.append(chunk)
             progress(numbers.stop)
     return torch.cat(chunks)
 
 
-def of_both_splits(encoder, cfg: TaskConfig, extract: Extract, what: str) -> list[Tensor]:
+def of_both_splits(encoder, cfg: TaskConfig, extract: Extract, what: str | None) -> list[Tensor]:
     """`features` of train/ and val/ of a ClassSet, cfg.data.content, with progress."""
     data, before, found = cfg.data.content, 0, []
     for split in (data.train, data.val):
