@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 
 from ...pretrain.ablations import ABLATIONS
-from ...pretrain.common.errors import UserError
+from ...pretrain.common.errors import UserError, naming
 from ...pretrain.common.keyvalue import key_value
 from ...pretrain.common.processes import child_environment, python, refuse_in_child
 from ...pretrain.common.progress import line_console
@@ -153,10 +153,8 @@ class Sweep:
 
         for name in names:
             cell = self.grid.cells[name]
-            try:
+            with naming(f"cell {name}"):
                 wanted = load_recipe(cell.recipe, cell.values)
-            except UserError as error:
-                raise UserError(f"cell {name}: {error}") from None
             check_gpus(self.gpus, self.device or wanted.loop.device)
             run = Run(self.folder(name))
             if run.config_file.is_file():

@@ -64,13 +64,9 @@ def colour_baseline(path: Path, cells: int = 2) -> None:
     dim, part = 3 * cells * cells + 1, PATCH // cells
     card = Card("vit", PATCH, dim, 1, 1, False, False, readout="mean", mean=IMAGENET_MEAN, std=IMAGENET_STD)
     weights = {k: torch.zeros_like(v) for k, v in Encoder(card).vit.state_dict().items()}
-    kernel = weights["patch_embed.proj.weight"]
-    for channel in range(3):
-        for row in range(cells):
-            for column in range(cells):
-                to = (channel * cells + row) * cells + column
-                rows, columns = (slice(i * part, (i + 1) * part) for i in (row, column))
-                kernel[to, channel, rows, columns] = 1 / part**2
+    means = torch.kron(torch.eye(cells**2).view(-1, cells, cells), torch.full((part, part), 1 / part**2))
+    for channel in range(3):  # the mean of each part [cells^2, 16, 16]
+        weights["patch_embed.proj.weight"][channel * cells**2 : (channel + 1) * cells**2, channel] = means
     weights["patch_embed.proj.bias"][-1] = 1.0  # tells dark from bright, which a cosine alone would not
     save_weights(path, weights, card, {"about": "colour baseline"})
 

@@ -6,8 +6,7 @@ pretrain/monitor/watch.py's.
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from ...pretrain.checkpoint import Run
 from ...pretrain.common.atomic import write_atomic
-from ...pretrain.common.errors import UserError
+from ...pretrain.common.errors import UserError, naming
 from ...pretrain.common.weights import fingerprint
 from ...pretrain.config import Config
 from ...pretrain.data.images import ImageSource, Unreadable, open_source
@@ -125,15 +124,6 @@ class Evaluator:
         finally:
             shutil.rmtree(work, ignore_errors=True)
         return {f"watch.davis.{name}": metrics[name] for name in ("JF_m", "J_m", "F_m")}
-
-
-@contextmanager
-def naming(option: str) -> Iterator[None]:
-    """Errors inside say which option they are about."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{option}: {error}", error.status) from None
 
 
 def videos(cfg: Config, encoder, device: str) -> tasks.TaskConfig:

@@ -18,7 +18,7 @@ import yaml
 
 from ...pretrain.common.atomic import write_atomic
 from ...pretrain.common.card import FIELDS, parse_field
-from ...pretrain.common.errors import UserError
+from ...pretrain.common.errors import UserError, naming
 from ...pretrain.common.plugins import plugin_folders
 
 HERE = Path(__file__).resolve().parent
@@ -100,10 +100,8 @@ def _parse(path: Path, _stamp: tuple) -> dict[str, Public]:
     found = {}
     for key, entry in table.items():
         name = str(key).lower() if _is_digest(key) else str(key)
-        try:
+        with naming(f"{path}: {name}"):
             found[name] = _public(name, entry)
-        except UserError as error:
-            raise UserError(f"{path}: {name}: {error}") from None
     return found
 
 

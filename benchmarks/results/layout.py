@@ -13,7 +13,7 @@ from ...pretrain.common.errors import UserError
 from .collect import ORDER, Result, as_typed, backbone_name, changed, collect, data_text, rank, short_file
 from .published import NOT_PRINTED, PublishedTable, find_table, load_sources
 from .record import DONE, Record, records
-from .render import LABELS, NAMES, Cell, Column, Row, Section, Table, number, render
+from .render import LABELS, NAMES, Cell, Column, Row, Section, Table, render
 
 FORMATS = ("md", "csv", "latex")
 TITLES = {
@@ -178,7 +178,10 @@ def _source_section(source: PublishedTable, slots, joined, tasks, marks) -> Sect
         meta |= {"protocol": "; ".join(protocols), "note": " / ".join(notes)}
         section.rows.append(Row(printed.labels, cells, variant=printed.variant, meta=meta))
     _published_notes(source, section, list(groups))
-    columns_of = {id(r): _fill(r, slots) for r in joined}
+    columns_of = {}  # of each of our results: the source's columns that it fills
+    for r in joined:
+        own = r.cells()
+        columns_of[id(r)] = {slots[*p, m]: own[m] for p in r.record.published for m in own if (*p, m) in slots}
     packed = _pack(joined, lambda r: columns_of[id(r)])
     names = [members[0].name for members in packed]
     for members in packed:
@@ -199,12 +202,6 @@ def _source_columns(source: PublishedTable) -> list[Column]:
         csv = metric if metrics.count(metric) == 1 else ":".join(key if several else (task, metric))
         columns.append(Column(key, metric, TITLES.get(task, task), (protocol or NOT_PRINTED) if several else "", csv))
     return columns
-
-
-def _fill(result: Result, slots: dict) -> dict[tuple, Cell]:
-    """The source's columns that this result fills."""
-    pairs, cells = result.record.published, result.cells()
-    return {slots[*pair, m]: cell for pair in pairs for m, cell in cells.items() if (*pair, m) in slots}
 
 
 def _published_notes(source: PublishedTable, section: Section, groups: list[tuple]) -> None:
@@ -248,19 +245,14 @@ def _difference(source, section: Section, row: Row, result: Result, cells: dict[
             continue
         cell.diff = cell.value - float(theirs.text)
         metric = declared.get(theirs.metric)
-        text = f"{NAMES.get(theirs.metric, theirs.metric)} {_signed(cell.diff)}"
+        gap = f"{cell.diff:+.1f}" if round(cell.diff, 1) else "0.0"  # as the published numbers are rounded
+        text = f"{NAMES.get(theirs.metric, theirs.metric)} {gap}"
         parts.setdefault(_band(cell.diff, metric), []).append(text)
     if parts:
         text = "; ".join(f"{', '.join(texts)} ({band})" for band, texts in parts.items())
         section.differences.append(f"{who}, minus {named}: {text}")
     else:
         section.notes.append(("", f"{who}: {named} is printed under another protocol, no difference printed"))
-
-
-def _signed(value: float) -> str:
-    """One decimal with its sign, as the published numbers are rounded."""
-    text = number(abs(value))
-    return text if float(text) == 0 else ("+" if value > 0 else "-") + text
 
 
 def _band(diff: float, metric) -> str:

@@ -16,15 +16,14 @@ and only its own. They are recorded in the same way.
 """
 
 import difflib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
 
 from ...pretrain.common.card import FIELDS, parse_field
-from ...pretrain.common.errors import UserError
+from ...pretrain.common.errors import UserError, naming
 from ..hub import zoo
 from ..hub.remote import is_remote
 
@@ -44,14 +43,6 @@ class Entry:
     weights: str | None = None
     row: str | None = None
     where: str = ""
-
-    @contextmanager
-    def named(self) -> Iterator[None]:
-        """Errors of the block name the entry."""
-        try:
-            yield
-        except UserError as error:
-            raise (UserError(f"{self.where}: {error}", error.status) if self.where else error) from None
 
     def at(self, paths: list[Path]) -> "list[Entry]":
         """The entry of a run's folder, for the exports of its checkpoints; several have names of their own."""
@@ -82,10 +73,8 @@ def read_models(file: Path) -> list[Entry]:
     for i, item in enumerate(items, 1):
         name = item.get("name") if isinstance(item, dict) else None
         where = f"{file}, entry {i}" + (f" ({name})" if isinstance(name, str) and name else "")
-        try:
+        with naming(where):
             entries.append(_entry(item, file.parent, where))
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
     names: dict[str, Entry] = {}
     for entry in entries:
         if entry.name and names.setdefault(entry.name, entry) is not entry:

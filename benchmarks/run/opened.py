@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from ...pretrain.common.errors import UserError
+from ...pretrain.common.errors import UserError, naming
 from ..results.record import Model
 from .models import Entry
 
@@ -94,7 +94,7 @@ def describe(model: Path | Entry, options) -> Opened:
     no task could run."""
     if not isinstance(model, Entry):
         model = Entry(model, options.name, options.format, options.card, options.weights, options.row)
-    with model.named():
+    with naming(model.where):
         return Opened(model)
 
 

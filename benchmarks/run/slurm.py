@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...pretrain import slurm
-from ...pretrain.common.keyvalue import split
+from ..datasets.roots import split_roots
 from .options import Options
 from .plan import gather, plan
 from .runner import run_command
@@ -42,15 +42,11 @@ def submit(models: list[Path], tasks: list[str], options: Options, given: str):
 
 def _absolute(options: Options) -> Options:
     """Every path from the root, since the job may start in another folder."""
-    where = [name + str(Path(root).expanduser().absolute()) for name, root in map(_root, options.data)]
+    unnamed, named = split_roots(options.data)
+    roots = {f"{name}=": root for name, root in named.items()} | ({"": unnamed} if unnamed else {})
+    where = [name + str(Path(root).expanduser().absolute()) for name, root in roots.items()]
     paths, own = (
         {name: value.expanduser().absolute() for name, value in values.items() if isinstance(value, Path)}
         for values in (vars(options), options.own)
     )
     return replace(options, data=where, own=options.own | own, **paths)
-
-
-def _root(item: str) -> tuple[str, str]:
-    """`NAME=ROOT` -> ("NAME=", ROOT); ROOT -> ("", ROOT), as datasets.roots.split_roots tells them apart."""
-    pair = None if Path(item).exists() else split(item)
-    return (f"{pair[0]}=", pair[1]) if pair else ("", item)

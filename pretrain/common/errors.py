@@ -1,5 +1,8 @@
 """The one exception for a user's mistake, and what of a file may stand in its message."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """Bad input. The message is one clear line: what is wrong, where, and what to do about it.
@@ -10,6 +13,15 @@ class UserError(Exception):
     def __init__(self, message: str, status: int = 2):
         super().__init__(" ".join(str(message).split()))
         self.status = status
+
+
+@contextmanager
+def naming(where) -> Iterator[None]:
+    """Errors of the block begin with what they are about; with nothing new where that is ''."""
+    try:
+        yield
+    except UserError as error:
+        raise (UserError(f"{where}: {error}", error.status) if where else error) from None
 
 
 def shorten(text, limit: int = 160) -> str:
