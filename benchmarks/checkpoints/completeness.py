@@ -78,7 +78,7 @@ def _is(card: Card, key: str) -> str:
 
 
 def refuse(found: Doubts, card: Card, given: Mapping) -> list[str]:
-    """The sentences to be said; raises UserError for a contradiction in a field that the user has not `given`."""
+    """Sentences for the user; raises UserError for a contradiction in a field that the user has not `given`."""
     if left := [key for key in found.lost if key not in given]:
         flags = " ".join(f"--card {_quoted(_is(card, key))}" for key in left)
         texts = "; ".join(dict.fromkeys(found.lost[key] for key in left))

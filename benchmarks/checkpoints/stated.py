@@ -39,12 +39,6 @@ def heads_from(meta: Mapping, dim: int) -> tuple[int | None, str]:
     return None, reason
 
 
-def arch_names(meta: Mapping) -> list[tuple[str, str]]:
-    """(where it is said, name) of every architecture that the file names."""
-    found = {where: _arch(table) for where, table in _statements(meta).items()}
-    return [(where, arch) for where, arch in found.items() if arch]
-
-
 def vit_size(arch: str) -> str | None:
     """The size that an architecture's name tells: a key of ARCHITECTURES, or None."""
     return next((size for size in ARCHITECTURES if re.search(rf"(vit|deit)_{size}", arch)), None)
@@ -78,8 +72,8 @@ def stated(meta: Mapping, card: Card) -> Iterator[tuple[str, str, object]]:
         grid = size // card.patch
         yield f"config.json: image_size {size}", "pos", re.sub(r"\d+x\d+", f"{grid}x{grid}", card.pos)
     key = COUNTED.get(card.family)
-    for where, arch in arch_names(meta) if key not in stated_already else ():
-        if (blocks := blocks_of(arch, card)) is not None:
+    for where, table in _statements(meta).items() if key not in stated_already else ():
+        if (arch := _arch(table)) and (blocks := blocks_of(arch, card)) is not None:
             yield f"{where}: arch {shorten(arch)}", key, blocks
 
 

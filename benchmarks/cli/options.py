@@ -1,4 +1,4 @@
-"""What of the command line's words is the same for all commands."""
+"""What all commands share: --plugins, the options of an evaluation, `key=value` among the arguments."""
 
 import inspect
 import os

@@ -138,7 +138,7 @@ def export(
     """
     from ..commands.export import export_command
 
-    return export_command(run, out, format, step, which)
+    return export_command(run, format, out=out, step=step, which=which)
 
 
 def demo(

@@ -119,11 +119,9 @@ def _arguments(cfg: Config, card: Card, options: dict) -> Namespace:
     )
 
 
-def export_command(
-    run: Path, out: Path | None = None, format: str | None = None, step: int | None = None, which: str | None = None
-) -> int:
-    """`selfpatch export`: see `export`. Says what the file is; -> exit status."""
-    path = export(run, out, format, step, which)
+def export_command(run: Path, format: str | None = None, **options) -> int:
+    """`selfpatch export`: as `export`. Says what the file is; -> exit status."""
+    path = export(run, format=format, **options)
     found = open_checkpoint(path, format=format)
     print(f"{path}: format {found.reading.format}, {found.accounting}")
     return 0

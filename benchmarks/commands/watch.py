@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -53,7 +54,8 @@ class Evaluator:
 
     def __init__(self, cfg: Config, run: Run, source: ImageSource, state: Mapping[str, Tensor], device: torch.device):
         """source: of the training images. state: of the network."""
-        self.cfg, self.run, self.device = cfg, run, device
+        self.run, self.device = run, device
+        self.encoder = partial(encoder_of, cfg=cfg)  # a copy of the network that the run is evaluated by
         watch, encoder = cfg.watch, self.encoder(state)
         self.knn = self.davis = None
         if watch.knn:
@@ -71,10 +73,6 @@ class Evaluator:
             if watch.images and watch.pictures and not self.images:
                 raise UserError(f"{watch.images}: none of its pictures can be read")
         self.parts = (("pictures", self.draw), ("k-NN", self.vote), ("DAVIS", self.propagate))
-
-    def encoder(self, state: Mapping[str, Tensor]):
-        """A copy of the network that the run is evaluated by."""
-        return encoder_of(state, self.cfg)
 
     def draw(self, encoder, step: int, log: Log, pulse) -> dict:
         """Pictures: likeness of all patches to the middle one, and the class token's attention; -> no numbers."""

@@ -37,7 +37,7 @@ class Broken(Exception):
 
 @dataclass
 class Part:
-    """What there is of a file so far; origin: url, validator and total length of the version that it is of."""
+    """What has arrived of a file. origin: url, validator and total length of the version that it is of."""
 
     path: Path
     file: BinaryIO

@@ -151,7 +151,7 @@ class SeedOfIteration(Hook):
 
 @HOOKS.register_module()
 class Progress(Hook):
-    """Writes how far training and evaluation are, for the parent, about once a second; ends a run whose loss is lost.
+    """Writes the progress for the parent, about once a second; ends a run whose loss is not finite.
 
     path: of the file. accumulate: micro-batches for a step.
     """

@@ -53,7 +53,7 @@ class SelfpatchCocoMetric(FasterCocoMetric):
         iou_types = [metric] if isinstance(metric, str) else list(metric)
         if unknown := [name for name in iou_types if name not in SHORT]:
             raise ValueError(f"metric={unknown[0]}: it is {' or '.join(SHORT)}")
-        with contextlib.redirect_stdout(io.StringIO()):  # the COCO API tells how it is getting on
+        with contextlib.redirect_stdout(io.StringIO()):  # the COCO API prints its progress
             super().__init__(ann_file=ann_file, metric=iou_types, proposal_nums=proposal_nums, **kwargs)
         self.limit = limit
         self.parts: dict = {}

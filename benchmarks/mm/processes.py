@@ -51,7 +51,7 @@ def work(path: Path, out: Path, cfg: TaskConfig) -> None:
         output.flush()
         process = subprocess.Popen(
             python(MODULE, path.resolve()),
-            stdin=subprocess.PIPE,  # whose end tells the processes that this one is gone
+            stdin=subprocess.PIPE,  # its end tells the processes that this one has ended
             stdout=output,
             stderr=subprocess.STDOUT,
             env=variables(cfg.device),
@@ -100,7 +100,7 @@ def passing_on_signals(process: subprocess.Popen) -> Iterator[None]:
 
 
 def end_group(process: subprocess.Popen) -> None:
-    """Kill whatever is left of a process group, and take leave of its leader."""
+    """Kill whatever is left of a process group, and wait for its leader."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -13,12 +13,8 @@ LATEX_NAMES = {
     "JF_m": r"$(\mathcal{J}\&\mathcal{F})_m$",
     "J_m": r"$\mathcal{J}_m$",
     "F_m": r"$\mathcal{F}_m$",
-    "AP_bb": "AP$^{bb}$",
-    "AP_bb_50": "AP$^{bb}_{50}$",
-    "AP_bb_75": "AP$^{bb}_{75}$",
-    "AP_mk": "AP$^{mk}$",
-    "AP_mk_50": "AP$^{mk}_{50}$",
-    "AP_mk_75": "AP$^{mk}_{75}$",
+    **{f"AP_{of}": f"AP$^{{{of}}}$" for of in ("bb", "mk")},
+    **{f"AP_{of}_{iou}": f"AP$^{{{of}}}_{{{iou}}}$" for of in ("bb", "mk") for iou in (50, 75)},
 }
 LATEX_ESCAPES = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",

@@ -1,7 +1,7 @@
 """The checkpoints of a command. Each is opened, recognised and hashed once, however many tasks and seeds it runs for.
 
-The plan opens all of them, to know that each will run, and their weights wait for the evaluations. Of a sweep whose
-weights are larger than KEEP together, some wait; each of the others is opened once more, when its turn comes.
+The plan opens all of them, to know that each will run. Their weights stay in memory until they are evaluated, up to
+KEEP bytes in all; those beyond are freed, and their files opened once more for their evaluations.
 """
 
 import os
@@ -16,8 +16,8 @@ KEEP = 4 << 30  # bytes of weights
 
 
 class Opened:
-    """A checkpoint of a command, that can run. kept: its weights wait from the plan on; else they are let go between
-    its turns. model: what records say of it. given: its name and row, as far as the user gave them.
+    """A checkpoint of a command, that can run. kept: its weights stay in memory from the plan on; else only during its
+    evaluations. model: what records say of it. given: its name and row, as far as the user gave them.
 
     Raises UserError, like `checkpoints.open.ready`.
     """
@@ -56,8 +56,8 @@ class Opened:
         return sum(w.nbytes for w in self.checkpoint.reading.weights.values())
 
     def take(self, last: bool):
-        """The opened file (checkpoints.open.Checkpoint) for an evaluation; after the last one, nothing of it is held
-        here. Raises UserError where the file holds other weights by now."""
+        """The opened file (checkpoints.open.Checkpoint) for an evaluation. last: it is the last one, so that nothing of
+        the file is kept here. Raises UserError where the file holds other weights by now."""
         found = self.checkpoint
         if found is None or stamp(self.asked.path) != self.stamp:
             found = self.checkpoint = None  # freed before the file is read again
@@ -99,8 +99,8 @@ def describe(model: Path | Entry, options) -> Opened:
 
 
 def hold(models: Iterable[Opened], rank: int = 0) -> list[Opened]:
-    """Let the weights of the first of a command's models wait, and of the others as far as they fit beside it. rank: a
-    process but for the first, 0, takes no weights, so that none wait; what is `kept` is the same in all of them."""
+    """Keep the weights of a command's first model in memory, and those of the others as far as KEEP allows. rank: of
+    this process; only the first, 0, needs weights, and what is `kept` is the same in all of them."""
     held, size = [], 0
     for opened in models:
         opened.kept = not held or size + opened.nbytes <= KEEP

@@ -1,4 +1,4 @@
-"""What `selfpatch run` and `compare` are told beside models and tasks.
+"""Options of `selfpatch run` and `compare`, beside models and tasks.
 
 Each field that is annotated is an option of the command line, described here and nowhere else: its type and words as
 typer takes them, then what makes the field's value of the text, where that is another.

@@ -47,7 +47,8 @@ def launched() -> tuple[int, int]:
 
 
 def run(evaluations: list[Evaluation], options: Options, console: Console) -> int:
-    """Do what is planned; what another process is at comes last. Returns the exit status: 1 if any failed."""
+    """Run the planned evaluations; those that another process is running come last. Returns the exit status: 1 if any
+    failed."""
     if options.rank:
         return int(not all([_follow(e, options) for e in evaluations if e.task.processes == "many"]))
     for evaluation in evaluations:
@@ -75,7 +76,7 @@ def run(evaluations: list[Evaluation], options: Options, console: Console) -> in
 
 
 def _once(evaluations: list[Evaluation], options: Options) -> list[str]:
-    """A line for the user on tasks that run once, whatever --seed says."""
+    """A note that names the tasks that run once, whatever --seed says."""
     names = dict.fromkeys(e.task.title for e in evaluations if seeds_of(e.task, options) != options.seeds)
     given = ",".join(map(str, options.seeds))
     return [f"{', '.join(names)}: runs once, under seed 0; --seed {given} does not change its number"] if names else []
@@ -134,7 +135,7 @@ def _folder(evaluation: Evaluation, options: Options) -> Path:
 
 
 def _follow(evaluation: Evaluation, options: Options) -> bool:
-    """An evaluation's processes of this machine (or GPU), of which the first process keeps the record."""
+    """Take part in an evaluation as a process but the first, which writes the record; -> did it succeed?"""
     if not options.rerun and record.done(options.out, evaluation.task.name, evaluation.key):
         return True
     out = _folder(evaluation, options)
