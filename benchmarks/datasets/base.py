@@ -17,8 +17,9 @@ ANY = "any"  # number of classes: the published benchmark's or a set's own, as m
 class Data:
     """A data set whose files have all been checked: the parts of a record that describe it, and the set itself.
 
-    fingerprint: 'sha256:' and the hash of the names, sizes and content of the files in use. official: exactly the
-    published benchmark's data, by names and counts; `differs` says in words what is not ('6 of 30 sequences').
+    fingerprint: the hash of the names, sizes and content of the files in use, and which kind of hash it is
+    (identity.py). official: exactly the published benchmark's data, by names and counts; `differs` says in words what
+    is not ('6 of 30 sequences').
     """
 
     name: str

@@ -243,7 +243,7 @@ def _with_results(sequences: list[Sequence], folder: Path, notes: list[str]) -> 
             if s.objects > 1 and highest > s.objects:
                 hint = "; a binary mask cannot be scored against several objects" if highest == VOID else ""
                 raise UserError(f"{path}: index {highest}, but the sequence has {s.objects} objects{hint}")
-    return Videos(used, results, known.fingerprint(every))
+    return Videos(used, results, known.fingerprint_of_masks(every))
 
 
 def read_result(path: Path, objects: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from ...pretrain.common.errors import UserError
 from ...pretrain.common.machine import cache_folder
 from ...pretrain.data.decode import Unreadable, decode, open_picture, orientation, read_picture
 from .base import digest, more, read_bytes
+from .identity import Item, fingerprint, fresh, read_contents, stamp
 from .masks import decode_labels
 
 _DAMAGED = (Unreadable, OSError, SyntaxError, ValueError, EOFError)  # what Pillow and ours raise
@@ -85,15 +86,15 @@ def check_whole(paths: Iterable[Path], seen: dict[Path, dict], notes: list[str] 
 
 
 class Known:
-    """What was seen in the files below a folder, kept between runs; a file counts as known while its size and times
-    stay what they were. A cache that is absent, damaged or cannot be written only costs time."""
+    """What was seen in the files below a folder, kept between runs; a file counts as known while its size, times and
+    inode stay what they were. A cache that is absent, damaged or cannot be written only costs time."""
 
     VERSION = 3
 
     def __init__(self, root: Path):
         self.base, self.root = root, str(root.resolve())
         self.file = cache_folder() / "files" / f"{hashlib.sha256(self.root.encode()).hexdigest()[:24]}.json"
-        self.files: dict = {}  # key -> [size and times, facts]
+        self.files: dict = {}  # key -> [stamp, facts]
         self.seen: dict[Path, dict] = {}  # the facts of all files looked at so far
         try:
             stored = json.loads(self.file.read_text())
@@ -108,21 +109,19 @@ class Known:
 
         def one(path: Path) -> list:
             try:
-                stat = path.stat()
+                found = [*stamp(path.stat())]
             except OSError as error:
                 raise UserError(f"{path}: {error.strerror or error}") from None
-            stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
             known = self.files.get(keys[path])
-            return known if known and known[0] == stamp else [stamp, look_at(path)]
+            return known if known and known[0] == found else [found, look_at(path)]
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             try:
                 seen = dict(zip(keys, pool.map(one, keys), strict=True))
             finally:
                 pool.shutdown(cancel_futures=True)
-        # A file that changed a moment ago could change again within the clock's tick: it is looked at again next time.
-        recent = time.time_ns() - 2_000_000_000
-        new = {keys[path]: entry for path, entry in seen.items() if max(entry[0][1:]) < recent}
+        now = time.time_ns()
+        new = {keys[path]: entry for path, entry in seen.items() if not fresh(entry[0], now)}
         if any(self.files.get(key) != entry for key, entry in new.items()):
             self.files |= new
             self._store()
@@ -137,6 +136,17 @@ class Known:
             write_atomic(self.file, json.dumps(content), sync=False)
 
     def fingerprint(self, paths: Iterable[Path]) -> str:
-        """Of files looked at: their names below the root, sizes, and the content of masks and annotations."""
+        """Of files looked at: names below the root, sizes and content (identity.py). What was read whole (masks,
+        annotations) counts whole in a large set too."""
+        facts = {path.relative_to(self.base).as_posix(): self.seen[path] for path in paths}
+        items = [Item(name, name) for name, one in facts.items() if "sha256" not in one]
+        others = sum(one["bytes"] for one in facts.values() if "sha256" in one)
+        read = read_contents(self.base, items, others)
+        hashes = {item.name: sha for item, sha in zip(items, read.hex(), strict=True)}
+        every = ((name, one["bytes"], one.get("sha256") or hashes[name]) for name, one in facts.items())
+        return fingerprint(read.whole, every)
+
+    def fingerprint_of_masks(self, paths: Iterable[Path]) -> str:
+        """Of masks looked at, all of them read whole: it stands for a model, whose fingerprint has no two kinds."""
         facts = ((path.relative_to(self.base).as_posix(), self.seen[path]) for path in paths)
-        return f"sha256:{digest((name, one['bytes'], one.get('sha256', '')) for name, one in facts)}"
+        return f"sha256:{digest((name, one['bytes'], one['sha256']) for name, one in facts)}"

@@ -3,15 +3,15 @@
 import os
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from ...pretrain.common.errors import UserError
 from ...pretrain.data.images import ImageSource, Unreadable, open_source
-from .base import Data, digest, instead, more
+from .base import Data, instead, more
+from .identity import Item, fingerprint, read_contents
 
 CLASSES, TRAIN, VAL = 1000, 1_281_167, 50_000  # of ImageNet-1k
 
@@ -20,22 +20,26 @@ CLASSES, TRAIN, VAL = 1000, 1_281_167, 50_000  # of ImageNet-1k
 class Split:
     """Images with their labels: image i of the split is `picks[i]` of the source and belongs to class `labels[i]`.
 
-    fingerprint: hash of relative paths and sizes; the folders are the annotation.
+    fingerprint: of the images' names, sizes, content and classes; '' before `ClassSet.as_data` has read them.
     """
 
     name: str
     source: ImageSource
     picks: np.ndarray
     labels: np.ndarray
+    fingerprint: str = ""
 
     def __len__(self) -> int:
         return len(self.picks)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        root = Path(self.source.where)
-        names = [self.file(i) for i in range(len(self))]
-        return digest((f"{self.name}/{name}", os.path.getsize(root / name), "") for name in names)
+    def items(self, root: Path) -> list[Item]:
+        """Where the images' bytes lie below the set's root."""
+        names, spans = list(self.source.names), (self.source.span(i) for i in self.picks.tolist())
+        below = os.path.relpath(self.source.root, root)
+        return [
+            Item(f"{self.name}/{names[i]}", f"{below}/{file}", offset, size)
+            for i, (file, offset, size) in zip(self.picks.tolist(), spans, strict=True)
+        ]
 
     def file(self, i: int) -> str:
         """The image's path below the split's folder."""
@@ -59,12 +63,21 @@ class ClassSet:
     val: Split
 
     def as_data(self) -> Data:
-        """What a task's `check` returns. It asks for the size of every image, which takes its time."""
+        """What a task's `check` returns. It reads the content of the images (identity.py), which takes its time."""
         differs = instead(len(self.classes), CLASSES, "classes") + instead(len(self.train), TRAIN, "training images")
         differs = ", ".join(differs + instead(len(self.val.source), VAL, "validation images"))
         summary = f"{len(self.classes)} classes, {len(self.train)} + {len(self.val)} images"
-        mark = f"sha256:{digest((s.name, len(s), s.fingerprint) for s in (self.train, self.val))}"
-        return Data("imagenet", self.root, mark, not differs, differs, summary, content=self)
+        splits = [self.train, self.val]
+        items = [item for split in splits for item in split.items(self.root)]
+        read = read_contents(self.root, items)
+        facts = [(item.name, size, sha) for item, size, sha in zip(items, read.sizes.tolist(), read.hex(), strict=True)]
+        for k, part in enumerate((facts[: len(self.train)], facts[len(self.train) :])):
+            kinds = (self.classes[label] for label in splits[k].labels.tolist())
+            files = ((f"{name} {kind}", *rest) for (name, *rest), kind in zip(part, kinds, strict=True))
+            splits[k] = replace(splits[k], fingerprint=fingerprint(read.whole, files))
+        mark = fingerprint(read.whole, ((s.name, len(s), s.fingerprint) for s in splits))
+        found = replace(self, train=splits[0], val=splits[1])
+        return Data("imagenet", self.root, mark, not differs, differs, summary, content=found)
 
 
 def open_classes(root: Path | str, limit: int | None = None) -> ClassSet:
@@ -93,7 +106,7 @@ def _source(root: Path, name: str) -> tuple[ImageSource, list[str]]:
     if not (root / name).is_dir():
         raise UserError(f"{root}: has no {name}/: give the folder that holds train/ and val/ with a folder per class")
     source = open_source(root / name)
-    folders = [source.name(i).partition("/") for i in range(len(source))]
+    folders = [file.partition("/") for file in source.names]
     if loose := [first for first, _, rest in folders if not rest]:
         raise UserError(f"{root / name}/{loose[0]}: is not in a class folder: the layout is {name}/CLASS/image")
     return source, [first for first, _, _ in folders]

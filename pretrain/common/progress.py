@@ -15,13 +15,13 @@ class Reporter:
     """`report(done, total, text)` as work proceeds; a context manager. console: `line_console`'s.
 
     On a terminal: bar, count, elapsed and remaining time. Otherwise (logs, CI) a plain line at most every `every`
-    seconds, with the same estimate.
+    seconds, with the same estimate. after: seconds in which nothing is shown, for work that is mostly over by then.
     """
 
-    def __init__(self, title: str, console: Console, every: float = 30.0):
-        self.title, self.console, self.every = title, console, every
+    def __init__(self, title: str, console: Console, every: float = 30.0, after: float = 0.0):
+        self.title, self.console, self.every, self.after = title, console, every, after
         self.first: tuple[float, float] | None = None  # time and count of the first report: resumed work has a start
-        self.last = 0.0
+        self.last, self.began = 0.0, time.monotonic()
         self.bar = None
         if console.is_terminal:
             text, left = TextColumn("{task.description}"), TextColumn("left")
@@ -30,8 +30,9 @@ class Reporter:
 
     def __enter__(self):
         if self.bar:
-            self.bar.start()
             self.task = self.bar.add_task(self.title, total=None)
+            if not self.after:
+                self.bar.start()
         return self
 
     def __exit__(self, *_):
@@ -39,7 +40,11 @@ class Reporter:
             self.bar.stop()
 
     def __call__(self, done: float, total: float, text: str) -> None:
+        if time.monotonic() - self.began < self.after:
+            return
         if self.bar:
+            if self.after:
+                self.bar.start()  # does nothing the second time
             self.bar.update(self.task, completed=done, total=total, description=f"{self.title}  {text}")
             return
         now = time.monotonic()

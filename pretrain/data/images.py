@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import os
 import tarfile
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,11 @@ class Names:
     def __getitem__(self, i: int) -> str:
         return os.fsdecode(self.text[self.ends[i] : self.ends[i + 1]].numpy().tobytes())
 
+    def __iter__(self) -> Iterator[str]:
+        """All of them, much faster than one by one."""
+        text, ends = self.text.numpy().tobytes(), self.ends.tolist()
+        return (os.fsdecode(text[start:end]) for start, end in pairwise(ends))
+
 
 class ImageSource:
     """Images by number. Subclasses say where the bytes of image i are."""
@@ -47,6 +54,10 @@ class ImageSource:
         return self.names[i]
 
     def data(self, i: int) -> bytes:
+        raise NotImplementedError
+
+    def span(self, i: int) -> tuple[str, int, int | None]:
+        """Where the bytes of image i lie: file (below `root`, or absolute), offset, and bytes; None: to its end."""
         raise NotImplementedError
 
     def read(self, i: int) -> np.ndarray:
@@ -67,6 +78,9 @@ class Files(ImageSource):
     def data(self, i: int) -> bytes:
         return read_picture(os.path.join(self.root, self.name(i)))
 
+    def span(self, i: int) -> tuple[str, int, int | None]:
+        return self.name(i), 0, None
+
 
 class Shards(ImageSource):
     """Members of uncompressed tar files (webdataset's layout), read by their offsets in any order."""
@@ -84,6 +98,10 @@ class Shards(ImageSource):
         if len(data) < size:
             raise Unreadable(f"{self.shards[shard]} ends within it")
         return data
+
+    def span(self, i: int) -> tuple[str, int, int | None]:
+        shard, offset, size = self.place[i].tolist()
+        return self.shards[shard], offset, size
 
 
 def _tar_index(root: Path, shards: list[str]) -> tuple[list[str], np.ndarray]:

@@ -368,7 +368,7 @@ def test_read_frame_names_the_file(tmp_path):
 # ------------------------------------------------------------------------------------------- fingerprint and cache
 def test_fingerprint(root, tmp_path):
     print_ = open_davis(root).fingerprint
-    assert len(print_.removeprefix("sha256:")) == 64
+    assert len(print_.removeprefix("whole-sha256:")) == 64
     moved = shutil.copytree(root, tmp_path / "elsewhere")
     assert open_davis(moved).fingerprint == print_
     others = [open_davis(root, limit=2).fingerprint, open_davis(root, frames=4).fingerprint]

@@ -248,7 +248,7 @@ def test_cases_that_once_failed(need, tmp_path, capsys):
 
 def test_features_are_computed_once_and_survive_damage(coloured, network, monkeypatch, tmp_path):
     monkeypatch.setattr("selfpatch_bench.benchmarks.tasks._features.CHUNK", 5)
-    encoder, split = load(network), open_classes(coloured).train
+    encoder, split = load(network), open_classes(coloured).as_data().content.train
     calls = []
 
     def counted(net, images):
@@ -282,7 +282,7 @@ def test_features_are_computed_once_and_survive_damage(coloured, network, monkey
 
 
 def test_several_devices_share_the_work(coloured, network, monkeypatch):
-    encoder, split = load(network), open_classes(coloured).train
+    encoder, split = load(network), open_classes(coloured).as_data().content.train
     monkeypatch.setattr("selfpatch_bench.benchmarks.tasks._features.BATCH", 3)
     cfg = TaskConfig(Protocol(resize=32, crop=32))
     alone = features(encoder, split, image_vector, "x", cfg)
