@@ -7,18 +7,14 @@ from pathlib import Path
 
 import pytest
 
+import warm
 from conftest import REPO
 from selfpatch_bench.benchmarks.cli.app import app
 from selfpatch_bench.benchmarks.cli.options import spell_out_card, split_arguments
 from selfpatch_bench.benchmarks.run.options import Options, card_fields
 from selfpatch_bench.pretrain.common.errors import UserError
 
-
-def selfpatch(*arguments, cwd=None, env=None) -> subprocess.CompletedProcess:
-    line = [sys.executable, "-m", "selfpatch_bench.benchmarks", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, cwd=cwd, env=env, check=False)
-
-
+selfpatch = warm.run
 COMMANDS = [c.name or c.callback.__name__ for c in app.registered_commands]
 
 
@@ -125,16 +121,17 @@ def test_demo_runs_and_runs_again(tmp_path):
     from selfpatch_bench.benchmarks.results import record
     from selfpatch_bench.pretrain.config import load_recipe
 
-    # Everything as it is, but few steps and pictures: the process sets these numbers before the command runs.
+    # Everything as it is, but few steps, pictures and frames: the process sets these numbers before the command runs.
     code = (
-        "import sys; from selfpatch_bench.benchmarks.cli import app as cli\n"
+        "from functools import partial\n"
+        "from selfpatch_bench.benchmarks.cli import app as cli\n"
         "from selfpatch_bench.benchmarks.commands import demo\n"
         "demo.SMALL = (*demo.SMALL, 'loop.steps=3', 'loop.batch=4'); demo.PICTURES = 8\n"
-        f"sys.argv = ['selfpatch', 'demo', '--out', {str(tmp_path)!r}]; cli.main()"
+        "demo.make_videos = partial(demo.make_videos, sequences=2, frames=5); cli.main()"
     )
 
     def go():
-        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        return warm.run("demo", "--out", tmp_path, code=code)
 
     done = go()
     assert done.returncode == 0, done.stderr

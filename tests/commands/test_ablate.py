@@ -2,14 +2,14 @@
 
 import re
 import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import yaml
 
+import warm
 from selfpatch_bench.benchmarks import UserError
-from selfpatch_bench.benchmarks.commands.ablate import Grid, Sweep, read_grid
+from selfpatch_bench.benchmarks.commands.ablate import Grid, Sweep, ablate_command, read_grid
 from selfpatch_bench.benchmarks.results import record
 from selfpatch_bench.benchmarks.results.record import DataSet, Model, Protocol, Record
 from selfpatch_bench.benchmarks.synthetic.scenes import make_pictures, make_videos
@@ -108,16 +108,28 @@ def folder(tmp_path, monkeypatch):
     return tmp_path, put
 
 
-def test_three_cells_run_once_each_and_fill_the_table(folder):
-    """Real processes; the second time everything is there; other values in the same folder are refused."""
+def test_three_cells_run_once_each_and_fill_the_table(folder, monkeypatch, capsys):
+    """Every run a process; the second time everything is there; other values in the same folder are refused.
+    (test_processes.py starts runs of an ablation as Python does.)"""
     tmp_path, _ = folder
     pictures = make_pictures(tmp_path / "pictures", 8)
     videos = make_videos(tmp_path / "videos", sequences=1, frames=3, size=(64, 96))
-    command = [sys.executable, "-m", "selfpatch_bench.benchmarks", "ablate", "small", "--quick", "--device", "cpu"]
-    command += ["--data", str(pictures), "--video", str(videos), "--out", str(tmp_path / "out")]
-    first = subprocess.run(command, capture_output=True, text=True)
-    assert first.returncode == 0, first.stderr
-    rows = re.findall(r"^\| (.*?) \| (.*?) \| (.*?) \|$", first.stdout, re.MULTILINE)
+    started = []
+
+    def start(_, arguments: list[str]) -> int:
+        done = warm.run(*arguments)
+        started.append(arguments[:2])
+        return done.returncode
+
+    monkeypatch.setattr(Sweep, "start", start)
+
+    def ablate(*values) -> str:
+        given = (str(pictures), str(videos), tmp_path / "out", list(values))
+        assert ablate_command("small", *given, quick=True, device="cpu") == 0
+        return capsys.readouterr().out
+
+    first = ablate()
+    rows = re.findall(r"^\| (.*?) \| (.*?) \| (.*?) \|$", first, re.MULTILINE)
     rows, below = rows[1:5], rows[6:]  # without the heads
     assert [r[:2] for r in rows] == [("DINO", "55.1"), ("baseline", "-"), ("patches", "-"), ("patches again", "-")]
     assert {r[2] for r in rows} == {"below"}  # two frames of a drawn video say nothing about the published number
@@ -126,12 +138,13 @@ def test_three_cells_run_once_each_and_fill_the_table(folder):
     for said in ("limit 1", "multiple=8", "size=64", "pretrained with loop.steps=2"):
         assert all(said in r[2] for r in below)
     assert len(list((tmp_path / "out/records/davis").glob("*.json"))) == 3
-    again = subprocess.run(command, capture_output=True, text=True)
-    assert (again.returncode, again.stdout.splitlines()[-12:]) == (0, first.stdout.splitlines()[-12:])
+    assert "say nothing about the method" in first
+    assert sorted(started[::2]) == [["pretrain", "dino"], *[["pretrain", "selfpatch"]] * 2]
+    assert ablate() == first
     assert len(list((tmp_path / "out/records/davis").glob("*.json"))) == 3
-    other = subprocess.run([*command, "schedule.lr=0.1"], capture_output=True, text=True)
-    assert other.returncode == 2
-    assert "holds a run with other values than cell" in other.stderr
+    assert started[6::2] == [["pretrain", "--resume"]] * 3
+    with pytest.raises(UserError, match="holds a run with other values than cell"):
+        ablate("schedule.lr=0.1")
 
 
 OFFICIAL = Record(

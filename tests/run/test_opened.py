@@ -1,14 +1,13 @@
 """Seeds that change nothing cost nothing, and a checkpoint is opened once a command."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
+import warm
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.results import record
 from selfpatch_bench.benchmarks.run import opened, runner
@@ -145,8 +144,8 @@ finally:
 
 
 def count(place, *arguments) -> str:
-    line = [sys.executable, "-c", COUNT, *arguments, "--data", place / "data", "--out", place / "out"]
-    done = subprocess.run([*map(str, line), "--device", "cpu"], capture_output=True, text=True, timeout=300)
+    line = (*arguments, "--data", place / "data", "--out", place / "out", "--device", "cpu")
+    done = warm.run(*line, code=COUNT)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]
 

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
+import warm
 from conftest import golden_cases
 from official_runs import checkpoint_of, videos_of
 from selfpatch_bench.benchmarks import UserError, load
@@ -52,9 +51,10 @@ def rescaled(path: Path, out: Path) -> Path:
 
 
 def shortest(golden: dict, folder: Path) -> Path:
-    """A list of the two shortest sequences, the only ones that stay in `golden`; of all with SELFPATCH_ALL_VIDEOS=1."""
+    """A list of the shortest sequence, the only one that stays in `golden` if it is a whole video (of those that are
+    cut short, two); of all with SELFPATCH_ALL_VIDEOS=1."""
     names = sorted(golden["sequences"], key=lambda name: golden["sequences"][name]["frames"])
-    kept = names if os.environ.get("SELFPATCH_ALL_VIDEOS") else names[:2]
+    kept = names if os.environ.get("SELFPATCH_ALL_VIDEOS") else names[: 2 if golden["frames"] else 1]
     golden["sequences"] = {name: golden["sequences"][name] for name in kept}
     listed = folder / "list.txt"
     listed.write_text("\n".join(kept) + "\n")
@@ -99,12 +99,18 @@ def test_masks_and_scores_are_the_official_ones(file, tmp_path):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("file", [c for c in CASES if "patch_embed" in json.loads(c.values[0].read_text())])
 def test_the_trained_file_as_it_is(file, tmp_path):
-    """Its own mean and std (--card mean=0.5 std=0.5) and timm's positions: within half a point of the official J&F."""
+    """Its own mean and std (--card mean=0.5 std=0.5) and timm's positions: within half a point of the official J&F at
+    the begin of all videos; the other normalisation is 1.5 points away there."""
     golden = json.loads(file.read_text())
     root, checkpoint = videos_of(golden, tmp_path), checkpoint_of(golden)
     card = {"heads": golden["heads"], "mean": "0.5", "std": "0.5"}
-    (found,) = evaluate([checkpoint], root, tmp_path, card=card)
-    assert abs(found.metrics["JF_m"] - 100 * golden["global"]["JF_M"]) < 0.5
+    (found,) = evaluate([checkpoint], root, tmp_path, ["frames=6"], card)
+    differences = []
+    for name, scores in golden["sequences"].items():
+        for measure in ("J_per_frame", "F_per_frame"):
+            mine, official = found.parts["sequences"][name]["1"][measure], scores["objects"]["1"][measure]
+            differences.append(100 * (np.mean(mine) - np.mean(official[: len(mine)])))
+    assert abs(np.mean(differences)) < 0.5, differences
     assert found.protocol.effective["std"] == [0.5] * 3
     assert found.protocol.effective["pos_rule"] == "timm"
 
@@ -264,17 +270,13 @@ def test_a_frame_that_breaks_midway_leaves_a_failure_record_and_the_rest_goes_on
     assert len(record.done(out, "davis", jobs[0].key)) == 1
 
 
-def command(*arguments) -> list[str]:
-    return [sys.executable, "-m", "selfpatch_bench.benchmarks", *map(str, arguments)]
-
-
 @pytest.mark.parametrize("when", [1, 2])
 def test_kill_and_resume_at_the_sequence(network, videos, tmp_path, when):
     """SIGKILL once `when` sequences are finished: no record; the second run computes only the rest, same numbers."""
     (whole,) = evaluate([network], videos, tmp_path / "whole", SMALL)
     out = tmp_path / "out"
-    arguments = command("run", network, "--task", "davis", "--data", videos, "--out", out, *SMALL)
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
+    arguments = ("run", network, "--task", "davis", "--data", videos, "--out", out, *SMALL)
+    process = warm.Process(*arguments)
     deadline = time.monotonic() + 120
     while len(list(out.glob("artifacts/davis/*/scores/*.json"))) < when and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -283,7 +285,7 @@ def test_kill_and_resume_at_the_sequence(network, videos, tmp_path, when):
     kept = {p: p.stat().st_mtime_ns for p in out.glob("artifacts/davis/*/scores/*.json")}
     assert len(kept) >= when
     if process.returncode == -signal.SIGKILL and not list(out.glob("records/davis/*.json")):
-        subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL)
+        assert warm.run(*arguments).returncode == 0
     for path, stamp in kept.items():
         assert path.stat().st_mtime_ns == stamp  # not computed again
     (path,) = out.glob("records/davis/*.json")
@@ -293,12 +295,11 @@ def test_kill_and_resume_at_the_sequence(network, videos, tmp_path, when):
 
 def test_ctrl_c_says_how_to_go_on(network, videos, tmp_path):
     out = tmp_path / "out"
-    arguments = command("run", network, "--task", "davis", "--data", videos, "--out", out)
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = warm.Process("run", network, "--task", "davis", "--data", videos, "--out", out)
     deadline = time.monotonic() + 120
     while not list(out.glob("artifacts/davis/*/masks/*/00002.png")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGINT)
+    process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert stderr == "interrupted: the same command goes on from here\n"
