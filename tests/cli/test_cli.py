@@ -121,13 +121,13 @@ def test_demo_runs_and_runs_again(tmp_path):
     from selfpatch_bench.benchmarks.results import record
     from selfpatch_bench.pretrain.config import load_recipe
 
-    # Everything as it is, but few steps, pictures and frames: the process sets these numbers before the command runs.
+    # Everything as it is, but few blocks, steps, pictures and frames: the process sets these numbers before the command runs.
     code = (
         "from functools import partial\n"
         "from selfpatch_bench.benchmarks.cli import app as cli\n"
         "from selfpatch_bench.benchmarks.commands import demo\n"
-        "demo.SMALL = (*demo.SMALL, 'loop.steps=3', 'loop.batch=4'); demo.PICTURES = 8\n"
-        "demo.make_videos = partial(demo.make_videos, sequences=2, frames=5); cli.main()"
+        "demo.SMALL += ('loop.steps=3', 'loop.batch=4', 'network.overrides.depth=2')\n"
+        "demo.PICTURES, demo.make_videos = 8, partial(demo.make_videos, sequences=2, frames=4); cli.main()"
     )
 
     def go():
@@ -175,19 +175,10 @@ def test_the_readme_names_real_commands_and_the_ci_runs_its_test_command():
 def test_a_shared_folder_of_which_nothing_ran_is_a_failure(tmp_path):
     import os
 
-    line = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        str(REPO / "tests/formats/test_formats.py"),
-        "-k",
-    ]
-    line += ["image_vector"]
+    line = ["-q", "-p", "no:cacheprovider", REPO / "tests/formats/test_formats.py", "-k", "image_vector"]
+    code = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
     for folder in (tmp_path, tmp_path / "nowhere"):
         env = os.environ | {"SELFPATCH_SHARED": str(folder)}
-        done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=REPO, env=env)
+        done = warm.run(*line, code=code, cwd=REPO, env=env)
         assert done.returncode == 1, done.stdout
         assert "not one case of it ran" in done.stdout

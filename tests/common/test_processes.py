@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import warm
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.commands.ablate import Grid, Sweep
 from selfpatch_bench.benchmarks.commands.pretrain import HOOKS
@@ -87,7 +88,7 @@ def test_data_workers(trap, selfpatch, place, tmp_path):
     assert (done.returncode, trap()) == (0, []), done.stderr
 
 
-def test_a_command_under_torchrun(trap, selfpatch, place, tmp_path):
+def test_a_command_under_torchrun(trap, place, tmp_path):
     """README's line, with two processes: they train as one does."""
     script = Path(sys.executable).with_name("selfpatch")
     if not script.exists():
@@ -98,18 +99,18 @@ def test_a_command_under_torchrun(trap, selfpatch, place, tmp_path):
     line = python(*torchrun, *command, "--out", tmp_path / "two")
     done = subprocess.run(line, env=one_thread(), capture_output=True, text=True, timeout=300)
     assert (done.returncode, trap()) == (0, []), done.stderr
-    assert selfpatch(*command, "--out", tmp_path / "one").returncode == 0
+    assert warm.run(*command, "data.workers=0", "--out", tmp_path / "one", env=one_thread()).returncode == 0
     assert difference(final(tmp_path / "two"), final(tmp_path / "one")) < 1e-10
 
 
 def test_the_runs_of_an_ablation(trap, place, tmp_path, monkeypatch, capfd):
-    """In one process, and in two under torchrun."""
+    """In one process (any command), and in two under torchrun."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    for gpus in (1, 2):
-        sweep = Sweep(Grid({}, []), tmp_path, "", "", gpus=gpus)
-        run = ["pretrain", "dino", "--data", str(place / "pictures"), "--out", str(tmp_path / f"{gpus}"), *STEPS]
-        assert (sweep.start(run), trap()) == (0, []), capfd.readouterr().err
-        assert final(tmp_path / f"{gpus}")["step"] == 2
+    one, two = (Sweep(Grid({}, []), tmp_path, "", "", gpus=gpus) for gpus in (1, 2))
+    assert (one.start(["ls", "tasks"]), trap()) == (0, []), capfd.readouterr().err
+    run = ["pretrain", "dino", "--data", str(place / "pictures"), "--out", str(tmp_path / "two"), *STEPS]
+    assert (two.start(run), trap()) == (0, []), capfd.readouterr().err
+    assert final(tmp_path / "two")["step"] == 2
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mmengine") is None, reason="the extra `mm` is not installed")
@@ -161,8 +162,9 @@ def script(call: str, guard: bool) -> str:
     return HEAD + (GUARD + "".join(f"    {line}" for line in lines) if guard else "".join(lines))
 
 
-@pytest.mark.parametrize("guard", [False, True], ids=["no guard", "guard"])
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    ("call", "guard"), [("score", False), ("train", False), ("train", True)], ids=["score", "train", "train-guard"]
+)
 def test_a_script_runs_once(place, tmp_path, call, guard):
     """With or without a main guard; its pools know nothing of it."""
     path = tmp_path / "script.py"
@@ -176,11 +178,10 @@ def test_a_script_runs_once(place, tmp_path, call, guard):
     assert list(tmp_path.glob("out/records/davis/*.json" if call == "score" else "run/checkpoints/*.pt"))
 
 
-@pytest.mark.parametrize("guard", [False, True], ids=["no guard", "guard"])
-def test_ctrl_c_in_the_middle_of_a_script(place, tmp_path, guard):
+def test_ctrl_c_in_the_middle_of_a_script(place, tmp_path):
     """The run ends with it, and so do its processes."""
     path = tmp_path / "script.py"
-    path.write_text(script(CALLS["train"].replace("loop.steps=2", "loop.steps=100000"), guard))
+    path.write_text(script(CALLS["train"].replace("loop.steps=2", "loop.steps=100000"), guard=False))
     process = subprocess.Popen(
         [sys.executable, path, place],
         cwd=tmp_path,
@@ -203,8 +204,7 @@ def test_ctrl_c_in_the_middle_of_a_script(place, tmp_path, guard):
         process.wait()
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(("call", "method"), [("train", "spawn"), ("score", "forkserver")])
 def test_a_pool_of_the_script_itself(place, tmp_path, call, method):
     """Its processes import the script, as Python has it: one that then runs a command ends with one line."""
     text = CALLS[call].replace("status =", "status = 0 if __name__ == '__main__' else")

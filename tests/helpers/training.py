@@ -4,13 +4,14 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+
+import warm
 
 ROWS = (
     "views.rows=[{count: 2, size: 32, scale: [0.4, 1.0], blur_p: 0.5, solarize_p: 0.2},"
@@ -57,8 +58,8 @@ METHODS = {  # recipe: its options; what every method can do is tested on all of
     "moby_selfpatch": MOBY_SELFPATCH,
 }
 
-# Runs jobs one after the other, each in a fork of a process that has imported everything and computed nothing: a job is
-# then a process of its own, to be killed at will, without the seconds that the imports take.
+# Runs jobs one after the other, each in forks of a process that has computed nothing: processes of their own, to be
+# killed at will.
 DRIVER = r"""
 import json, os, resource, signal, sys, threading, time, traceback
 from pathlib import Path
@@ -123,14 +124,12 @@ def prepare(what, number):
 for job in json.loads(sys.stdin.read()):
     error, children = Path(job["log"]), []
     error.write_text("")
-    for rank in range(job["world"]):
+    for rank in job["ranks"]:
         pid = os.fork()
         children.append(pid)
         if pid:
             continue
-        if job["world"] > 1:
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(job["world"])}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(job["port"])}
+        os.environ |= rank
         os.dup2(os.open(error, os.O_WRONLY | os.O_APPEND), 2)
         try:
             if job.get("when"):
@@ -185,6 +184,28 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "COLUMNS": "500"}
 
 
+def rank_of(rank: int, world: int, port: int) -> dict[str, str]:
+    """What torchrun tells a process."""
+    found = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    return found | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def together(count: int = 2, code: str = ONE, **arguments) -> subprocess.CompletedProcess:
+    """pretrain_command in so many processes that are told what torchrun tells: the largest exit status, and all that
+    they said."""
+    given, port = json.dumps(arguments, default=str), free_port()
+    ranks = [warm.Process(given, code=code, env=environment() | rank_of(i, count, port)) for i in range(count)]
+    said = [process.communicate() for process in ranks]
+    status = max(abs(process.returncode) for process in ranks)
+    return subprocess.CompletedProcess(given, status, *("".join(texts) for texts in zip(*said, strict=True)))
+
+
 class Jobs:
     """Runs of pretrain_command, each in a process of its own, or in `world` of them: `job(when=("kill", 3),
     recipe=...)`, then `run()` -> (exit status, stderr) of each; -9 is a SIGKILL."""
@@ -194,16 +215,12 @@ class Jobs:
 
     def job(self, when: tuple | None = None, world: int = 1, **arguments) -> None:
         log = self.folder / f"job-{len(self.jobs)}.txt"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.jobs.append({"when": when, "world": world, "port": port, "arguments": arguments, "log": log})
+        ranks = [rank_of(i, world, port) for port in [free_port()] for i in range(world)] if world > 1 else [{}]
+        self.jobs.append({"when": when, "ranks": ranks, "arguments": arguments, "log": log})
 
     def run(self) -> list[tuple[int, str]]:
         given = json.dumps(self.jobs, default=str)
-        done = subprocess.run(
-            [sys.executable, "-c", DRIVER], input=given, env=environment(), capture_output=True, text=True, timeout=300
-        )
+        done = warm.run(code=DRIVER, given=given, env=environment())
         assert done.returncode == 0, done.stderr
         self.jobs = []
         return [tuple(json.loads(line)) for line in done.stdout.splitlines()]

@@ -1,4 +1,5 @@
-"""Several processes under torchrun: the same training as one, together in starting, stopping and failing."""
+"""Several processes, told what torchrun tells (and once under it): the same training as one, together in starting,
+stopping and failing."""
 
 import json
 import os
@@ -10,7 +11,7 @@ import time
 import pytest
 
 from selfpatch_bench.benchmarks.commands.pretrain import pretrain_command
-from training import DINO, ONE, SELFPATCH, difference, environment, final, lines, pictures
+from training import DINO, ONE, SELFPATCH, difference, environment, final, lines, pictures, together
 from training import one_thread as one_thread
 
 # Sums over images are made in another order; nothing else may differ.
@@ -29,17 +30,11 @@ def torchrun(folder, count: int, **arguments) -> list[str]:
     return [*launcher, str(script), json.dumps(arguments, default=str)]
 
 
-def together(folder, count: int = 2, **arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        torchrun(folder, count, **arguments), env=environment(), capture_output=True, text=True, timeout=300
-    )
-
-
 @pytest.mark.parametrize(("recipe", "options"), [("selfpatch", SELFPATCH), ("dino", DINO)])
 def test_two_processes_equal_one(data, tmp_path, recipe, options):
     """Same global batch, no noise, float64, 5 steps across an epoch's end: weights to 1e-10; the log says the same."""
     options = (*options, *EXACT)
-    done = together(tmp_path, recipe=recipe, data=data, out=tmp_path / "two", overrides=options)
+    done = together(recipe=recipe, data=data, out=tmp_path / "two", overrides=options)
     assert done.returncode == 0, done.stderr
     assert pretrain_command(recipe, data, tmp_path / "one", overrides=options) == 0
     two, one = final(tmp_path / "two"), final(tmp_path / "one")
@@ -65,9 +60,7 @@ if __name__ == "__main__":
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="lists the threads of a process as Linux does")
 def test_no_thread_of_the_group_is_left(data, tmp_path):
     """A thread that waits for messages while Python ends aborts the process, after all its work."""
-    command = torchrun(tmp_path, 2, recipe="dino", data=data, out=tmp_path / "run", overrides=(*DINO, *EXACT))
-    (tmp_path / "one.py").write_text(LEFT)
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    done = together(code=LEFT, recipe="dino", data=data, out=tmp_path / "run", overrides=(*DINO, *EXACT))
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["left:", "left:"]
 
@@ -81,7 +74,7 @@ def test_noise_belongs_to_the_share(data, tmp_path):
         "loop.steps=3",
         "schedule.warmup_epochs=0",
     )
-    done = together(tmp_path, recipe="selfpatch", data=data, out=tmp_path / "two", overrides=options)
+    done = together(recipe="selfpatch", data=data, out=tmp_path / "two", overrides=options)
     assert done.returncode == 0, done.stderr
     assert pretrain_command("selfpatch", data, tmp_path / "one", overrides=[*options, "loop.accumulation=2"]) == 0
     assert pretrain_command("selfpatch", data, tmp_path / "other", overrides=options) == 0
@@ -113,9 +106,9 @@ def test_stop_and_resume(data, tmp_path):
 def test_mistakes_are_said_once(data, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    done = together(tmp_path, recipe="dino", data=data, out=tmp_path / "full", overrides=DINO)
+    done = together(recipe="dino", data=data, out=tmp_path / "full", overrides=DINO)
     assert done.returncode != 0
     assert done.stderr.count("is not empty: give another --out") == 1
-    done = together(tmp_path, 3, recipe="dino", data=data, out=tmp_path / "new", overrides=DINO)
+    done = together(3, recipe="dino", data=data, out=tmp_path / "new", overrides=DINO)
     assert "loop.batch=4: must be a multiple of 3 (3 processes times loop.accumulation=1)" in done.stderr
     assert not (tmp_path / "new").exists()

@@ -4,14 +4,13 @@ import platform
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import types
 
 import pytest
 import torch
 
+import warm
 from checkpoint_files import read_refs
 from selfpatch_bench.benchmarks.commands.pretrain import pretrain_command
 from selfpatch_bench.pretrain.checkpoint import Run, read, write_atomic
@@ -116,9 +115,8 @@ def undisturbed(data, tmp_path_factory):
     return run
 
 
-def start(*arguments, **more) -> subprocess.Popen:
-    line = [sys.executable, "-m", "selfpatch_bench.benchmarks", "pretrain", *map(str, arguments)]
-    return subprocess.Popen(line, env=environment() | more, stderr=subprocess.PIPE, text=True)
+def start(*arguments, **more) -> warm.Process:
+    return warm.Process("pretrain", *arguments, env=environment() | more)
 
 
 def at_work(process, run, steps: int = 8) -> None:
@@ -127,7 +125,7 @@ def at_work(process, run, steps: int = 8) -> None:
         time.sleep(0.01)
     while process.poll() is None and (run / "log.jsonl").read_text().count("\n") < steps:
         time.sleep(0.01)
-    assert process.poll() is None, process.stderr.read()
+    assert process.poll() is None, process.err
 
 
 def test_a_second_process_is_refused(data, undisturbed, tmp_path):
@@ -168,7 +166,7 @@ def test_resumed_right_after_a_kill(data, undisturbed, tmp_path):
     run, workers = tmp_path / "run", "data.workers=2"
     first = start("selfpatch", "--data", data, "--out", run, *LONG, workers)
     at_work(first, run)
-    first.kill()
+    first.send_signal(signal.SIGKILL)
     second = start("--resume", run, workers)
     said = second.communicate(timeout=120)[1]
     assert (first.wait(), second.returncode) == (-9, 0), said
@@ -182,18 +180,20 @@ def test_a_restarted_run_waits_for_the_former(whole, tmp_path, monkeypatch, coun
     run, _ = damaged_copy(whole, tmp_path, lambda c: c)
     hold = "import sys, time; from pathlib import Path; from selfpatch_bench.pretrain.common.locks import lock\n"
     hold += "with lock(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)\n"
-    former = subprocess.Popen([sys.executable, "-c", hold, run / ".lock"], stdout=subprocess.PIPE, text=True)
+    former = warm.Process(run / ".lock", code=hold)
     try:
-        assert former.stdout.readline() == "held\n"
+        while former.out != "held\n":
+            assert former.poll() is None, former.err
+            time.sleep(0.01)
         monkeypatch.setenv(count, "0")
         with pytest.raises(UserError, match=f"is in use by process {former.pid}"):
             pretrain_command(None, resume=run)
         monkeypatch.setenv(count, "1")
-        clock = types.SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: former.kill())
+        clock = types.SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: former.send_signal(signal.SIGKILL))
         monkeypatch.setattr(locks, "time", clock)
         assert pretrain_command(None, resume=run) == 0
     finally:
-        former.kill()
+        former.send_signal(signal.SIGKILL)
         former.wait()
 
 

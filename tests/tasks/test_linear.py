@@ -1,8 +1,7 @@
 """Linear probes: the training against torch's own optimiser and schedule, what they see, resuming, the two tasks."""
 
 import json
-import subprocess
-import sys
+import signal
 import time
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from test_knn import coloured, network, own_cache  # noqa: F401
 
+import warm
 from selfpatch_bench.benchmarks import UserError, load
 from selfpatch_bench.benchmarks.results import record
 from selfpatch_bench.benchmarks.run.runner import Options, run_command
@@ -140,17 +140,17 @@ def test_both_tasks_learn(coloured, network, tmp_path, task, values):  # noqa: F
 
 def test_a_killed_run_goes_on_to_the_same_numbers(coloured, network, tmp_path):  # noqa: F811
     """A real process, killed after an epoch is on disk; the views of later epochs are those of an unbroken run."""
-    command = [sys.executable, "-m", "selfpatch_bench.benchmarks", "run", str(network), "--task", "linear"]
-    command += ["--data", str(coloured), "--device", "cpu", *SMALL, "epochs=30", "lr=3", "blocks=1"]
-    first = subprocess.Popen([*command, "--out", str(tmp_path / "a")], stdout=subprocess.DEVNULL)
+    command = ["run", network, "--task", "linear", "--data", coloured, "--device", "cpu"]
+    command += [*SMALL, "epochs=30", "lr=3", "blocks=1"]
+    first = warm.Process(*command, "--out", tmp_path / "a")
     while not list((tmp_path / "a").glob("artifacts/*/*/probe.pt")):
         assert first.poll() is None, "ended before it could be killed"
         time.sleep(0.01)
-    first.kill()
+    first.send_signal(signal.SIGKILL)
     first.wait()
     assert not list((tmp_path / "a").glob("records/*/*.json"))
     for name in "ab":
-        subprocess.run([*command, "--out", str(tmp_path / name)], stdout=subprocess.DEVNULL, check=True)
+        assert warm.run(*command, "--out", tmp_path / name).returncode == 0
     metrics, weights = zip(
         *(
             (json.loads(path.read_text())["metrics"], torch.load(state, weights_only=True)["weight"])
