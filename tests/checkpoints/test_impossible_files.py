@@ -1,8 +1,6 @@
 """What no file can be right in: sizes that no network has, numbers that are none; and inputs that once failed."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from test_completeness import example, save
 
+import warm
 from selfpatch_bench.benchmarks import UserError
 from selfpatch_bench.benchmarks.commands.inspect import report
 from selfpatch_bench.benchmarks.hub.open import open_checkpoint
@@ -88,8 +87,7 @@ def test_sizes_that_no_layer_has_are_one_line(card, tmp_path):
 def test_every_command_refuses_such_a_file_at_once(command, tmp_path):
     path = claimed(tmp_path / "x.safetensors", SWIN | {"depths": [1000] * 16, "heads": [1] * 16})
     more = {"run": ["--task", "davis", "--data", "."], "convert": [str(tmp_path / "out.safetensors")]}
-    line = [sys.executable, "-m", "selfpatch_bench.benchmarks", command, str(path), *more.get(command, [])]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = warm.run(command, path, *more.get(command, []), cwd=tmp_path, timeout=60)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "16000 blocks" in done.stderr
 
@@ -118,8 +116,7 @@ def test_numbers_that_are_none_are_named(tmp_path):
     videos = make_videos(tmp_path / "videos", sequences=1, frames=2, size=(72, 96), objects=1)
     out = tmp_path / "x.safetensors"
     for command in (["run", str(path), "--task", "davis", "--data", str(videos)], ["convert", str(path), str(out)]):
-        line = [sys.executable, "-m", "selfpatch_bench.benchmarks", *command, "--heads", "2"]
-        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+        done = warm.run(*command, "--heads", "2", cwd=tmp_path)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert words in done.stderr
     assert not out.exists()

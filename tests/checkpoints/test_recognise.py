@@ -2,12 +2,11 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 
+import warm
 from format_examples import example_vit, format_example
 from selfpatch_bench.benchmarks import UserError
 from selfpatch_bench.benchmarks.commands.inspect import report
@@ -92,8 +91,7 @@ def test_a_format_that_fails_to_look_hinders_nobody_and_is_mentioned(code, words
 def test_the_command_says_it_in_one_line(folder, tmp_path):
     (folder / "mycode.py").write_text(LOOKS + BROKEN["raises"][0])
     torch.save({"mine": torch.ones(2)}, tmp_path / "x.pth")
-    line = [sys.executable, "-m", "selfpatch_bench.benchmarks", "inspect", "x.pth"]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+    done = warm.run("inspect", "x.pth", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (2, "error: x.pth: as format mycode (mycode.py): KeyError: 'absent'\n")
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
+import warm
 from format_examples import example_vit
 from selfpatch_bench.benchmarks import UserError, load
 from selfpatch_bench.benchmarks.checkpoints.open import build, default_name
@@ -191,8 +192,7 @@ def test_names_that_no_file_can_have(vit, mark, tmp_path):
     with pytest.raises(UserError, match="cannot be read: File name too long"):
         open_checkpoint(tmp_path / ("a" * 5000))
     for command in (["inspect"], ["run", "--task", "knn"], ["convert", "o.safetensors"]):
-        line = [sys.executable, "-m", "selfpatch_bench.benchmarks", command[0], "a" * 5000, *command[1:]]
-        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+        done = warm.run(command[0], "a" * 5000, *command[1:], cwd=tmp_path)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert "too long" in done.stderr
 
@@ -453,11 +453,5 @@ def test_nothing_but_the_two_names_imports_a_client(tmp_path, vit):
         "from pathlib import Path\n"
         f"print(report(Path({str(tmp_path / 'x.pth')!r}), None, {{}})[:40])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"HF_HOME": "/nowhere"},
-    )
+    done = warm.run(code=code, env=os.environ | {"HF_HOME": "/nowhere"})
     assert done.returncode == 0, done.stderr

@@ -121,7 +121,7 @@ def test_demo_runs_and_runs_again(tmp_path):
     from selfpatch_bench.benchmarks.results import record
     from selfpatch_bench.pretrain.config import load_recipe
 
-    # Everything as it is, but few blocks, steps, pictures and frames: the process sets these numbers before the command runs.
+    # As it is, but with few blocks, steps, pictures and frames, which the process sets before the command runs.
     code = (
         "from functools import partial\n"
         "from selfpatch_bench.benchmarks.cli import app as cli\n"

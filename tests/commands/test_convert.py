@@ -1,12 +1,11 @@
 """`selfpatch convert`: every format's example comes out with the same weights and card; pickles run only on request."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
+import warm
 from format_examples import format_example
 from selfpatch_bench.benchmarks import UserError, load
 from selfpatch_bench.benchmarks.checkpoints import FORMATS
@@ -54,8 +53,7 @@ def test_code_in_a_pickle_runs_only_with_trust(pickled, tmp_path):
         convert_command(path, out, None, overrides)
     assert not (tmp_path / "ran").exists()
     assert not out.exists()
-    command = [sys.executable, "-m", "selfpatch_bench.benchmarks", "convert", str(path), str(out), "--heads"]
-    done = subprocess.run([*command, str(overrides["heads"]), "--trust-pickle"], capture_output=True, text=True)
+    done = warm.run("convert", path, out, "--heads", overrides["heads"], "--trust-pickle")
     assert done.returncode == 0, done.stderr
     assert "WITHOUT ANY CHECK" in done.stderr
     assert (tmp_path / "ran").exists()
@@ -67,8 +65,7 @@ def test_code_in_a_pickle_runs_only_with_trust(pickled, tmp_path):
 def test_no_other_command_knows_trust(pickled):
     path, _ = pickled
     for command in ("run", "inspect", "compare", "pretrain"):
-        line = [sys.executable, "-m", "selfpatch_bench.benchmarks", command, str(path), "--trust-pickle"]
-        done = subprocess.run(line, capture_output=True, text=True)
+        done = warm.run(command, path, "--trust-pickle")
         assert done.returncode == 2
         assert "--trust-pickle" in done.stderr
 

@@ -1,13 +1,12 @@
 """`selfpatch doctor --data`: every root that is named or lies in SELFPATCH_DATA, by its set's own check; only these."""
 
 import shutil
-import subprocess
-import sys
 
 import cv2
 import numpy as np
 import pytest
 
+import warm
 from selfpatch_bench.benchmarks.commands.doctor import Checklist, check_data
 from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.benchmarks.synthetic.small_sets import make_ade20k, make_coco
@@ -61,15 +60,8 @@ def surroundings(tmp_path, monkeypatch):
 
 def doctor(*data, plugins=None) -> tuple[int, list[str]]:
     """A real process -> exit status, and the lines that speak of data."""
-    line = [
-        sys.executable,
-        "-m",
-        "selfpatch_bench.benchmarks",
-        "doctor",
-        *[x for d in data for x in ("--data", str(d))],
-    ]
-    line += ["--plugins", str(plugins)] if plugins else []
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    given = [x for d in data for x in ("--data", d)] + (["--plugins", plugins] if plugins else [])
+    done = warm.run("doctor", *given)
     assert not done.stderr
     lines = done.stdout.splitlines()
     first = next(i for i, text in enumerate(lines) if text.split()[1] in ("disk", "results"))

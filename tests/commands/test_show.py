@@ -1,10 +1,8 @@
 """`selfpatch show`: what it prints is the recipe that a run takes, and the numbers below are those of the run."""
 
-import subprocess
-import sys
-
 import pytest
 
+import warm
 from selfpatch_bench.benchmarks.cli.app import app
 from selfpatch_bench.benchmarks.commands.show import networks, section, show
 from selfpatch_bench.pretrain.common.errors import UserError
@@ -63,8 +61,7 @@ def test_mistakes_are_said_in_one_line(tmp_path):
 
 def test_the_command_prints_it():
     assert "show" in [command.name for command in app.registered_commands]
-    line = [sys.executable, "-m", "selfpatch_bench.benchmarks", "show", "dino", "--images", "64", *SMALL[:5]]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    done = warm.run("show", "dino", "--images", "64", *SMALL[:5])
     assert done.returncode == 0, done.stderr
     assert "backbone: vit_tiny_patch16\n" in done.stdout
     assert done.stdout.splitlines()[-6] == "# steps         24, 8 an epoch of 64 images"

@@ -3,13 +3,13 @@
 import contextlib
 import os
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+import warm
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.pretrain.common import atomic
@@ -53,7 +53,7 @@ def test_writers_of_one_file(tmp_path):
         "    write_atomic(Path(sys.argv[1]), lambda f: f.write(bytes([int(sys.argv[2])]) * 300_000), sync=False)\n"
     )
     path = tmp_path / "file"
-    writers = [subprocess.Popen([sys.executable, "-c", code, path, str(n)]) for n in range(4)]
+    writers = [warm.Process(path, n, code=code) for n in range(4)]
     seen = set()
     while any(w.poll() is None for w in writers):
         with contextlib.suppress(FileNotFoundError):
@@ -120,16 +120,8 @@ def test_every_writer(network, tmp_path):
     make_videos(place / "videos", sequences=1, frames=3, size=(64, 96))
     (place / "net.safetensors").symlink_to(network)
     out.mkdir()
-    script = tmp_path / "script.py"
-    script.write_text(WRITERS)
     options = [*DINO, "loop.steps=2", "schedule.warmup_epochs=0", "watch.every=1", "watch.pictures=1", "watch.size=32"]
-    done = subprocess.run(
-        [sys.executable, script, place, out, *options],
-        env=environment() | {"SELFPATCH_CACHE": str(out / "cache")},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = warm.run(place, out, *options, code=WRITERS, env=environment() | {"SELFPATCH_CACHE": str(out / "cache")})
     assert done.returncode == 0, done.stderr
     files = [p for p in out.rglob("*") if p.is_file() and (out / "classes") not in p.parents]
     kinds = {p.name.partition(".")[2] for p in files}
@@ -142,30 +134,28 @@ def test_every_writer(network, tmp_path):
 # ------------------------------------------------------------------------------------------------------- a full disk
 @pytest.fixture(params=["a file size limit", "a small file system"])
 def full(request, tmp_path):
-    """(folder where a network does not fit, how to start a process there, what the system says)"""
+    """(folder where a network does not fit, what a process does before it writes there, what the system says)"""
     folder = tmp_path / "small"
     folder.mkdir()
     if request.param == "a file size limit":
-        code = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
-        yield folder, [sys.executable, "-c", code + "os.execv(sys.argv[1], sys.argv[1:])"], "File too large"
+        yield folder, "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n", "File too large"
         return
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True, text=True)
     if made.returncode:
         pytest.skip(f"no small file system can be mounted: {made.stderr.strip()}")
     try:
-        yield folder, [], "No space left on device"
+        yield folder, "", "No space left on device"
     finally:
         subprocess.run(["umount", folder], check=True)
 
 
 def test_a_full_disk_is_one_line(full, network, tmp_path):
     """safetensors has an error of its own for it, which names no file."""
-    folder, prefix, words = full
+    folder, before, words = full
     path = folder / "out.safetensors"
     path.write_bytes(b"old")
-    line = [sys.executable, "-c", "import sys; from selfpatch_bench.benchmarks.cli.app import main; main()"]
-    line = [*prefix, *line, "convert", str(network), str(folder / "new.safetensors")]
-    done = subprocess.run(line, capture_output=True, text=True)
+    code = before + "from selfpatch_bench.benchmarks.cli.app import main; main()"
+    done = warm.run("convert", network, folder / "new.safetensors", code=code)
     assert (done.returncode, done.stderr) == (1, f"error: {folder}/new.safetensors cannot be written: {words}\n")
     assert list(folder.iterdir()) == [path]
     assert path.read_bytes() == b"old"

@@ -2,13 +2,12 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 
+import warm
 from conftest import shared_cases
 from format_examples import format_example
 from layouts import PARITY, layouts, relative, tiny
@@ -92,10 +91,7 @@ def test_selfpatch_image_vector_is_the_official_readout(side, need, tmp_path):
 )
 def test_bad_files_are_refused_in_one_line(file, tmp_path):
     """A real process: exit status 2, one line, and the pickle's side effect (a file `pwned`) never happens."""
-    done = subprocess.run(
-        [sys.executable, "-m", "selfpatch_bench.benchmarks", "inspect", str(file)],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = warm.run("inspect", file, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert str(file) in done.stderr

@@ -17,6 +17,7 @@ from urllib.request import Request
 import pytest
 import yaml
 
+import warm
 from conftest import REPO
 from format_examples import format_example
 from selfpatch_bench.benchmarks import UserError
@@ -433,11 +434,6 @@ def plug(tmp_path, monkeypatch):
     return write
 
 
-def selfpatch(*arguments, cwd=None, **more):
-    line = [sys.executable, "-m", "selfpatch_bench.benchmarks", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, cwd=cwd, check=False, **more)
-
-
 def test_the_command_fetches_a_checkpoint_that_then_needs_no_words(server, tmp_path, plug):
     path, card = format_example("dino", tmp_path)
     server.data = path.read_bytes()
@@ -445,7 +441,7 @@ def test_the_command_fetches_a_checkpoint_that_then_needs_no_words(server, tmp_p
     hub = f"tiny-{sha[:8]}.pth" if re.search("[a-f]", sha[:8]) else f"tiny-{sha[:30]}.pth"
     entry = {"method": "DINO", "what": "tiny", "format": "dino", "row": "DINO|ViT-S/16", **card}
     folder = plug({"hub": entry | {"url": server.url(f"/{hub}")}, "bare": entry | {"url": server.url("/bare.pth")}})
-    done = selfpatch("zoo", "fetch", "hub", "bare", "--out", tmp_path / "got", "--plugins", folder)
+    done = warm.run("zoo", "fetch", "hub", "bare", "--out", tmp_path / "got", "--plugins", folder)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert any(f"sha256 {sha}; agrees: sha256's first" in line for line in lines)
@@ -464,8 +460,7 @@ def test_the_command_fetches_a_checkpoint_that_then_needs_no_words(server, tmp_p
 def test_a_killed_fetch_goes_on(server, tmp_path, plug):
     folder = plug({"big": {"url": server.url(), "sha256": SHA}})
     server.script = [("serve", None, True, False, 0.2)]
-    line = [sys.executable, "-m", "selfpatch_bench.benchmarks", "zoo", "fetch", "big", "--out", tmp_path / "got"]
-    process = subprocess.Popen([*map(str, line), "--plugins", str(folder)], stdout=subprocess.DEVNULL)
+    process = warm.Process("zoo", "fetch", "big", "--out", tmp_path / "got", "--plugins", folder)
     part, end = tmp_path / "got" / ".file.pth.part", time.monotonic() + 60
     while not (part.exists() and part.stat().st_size > 30_000):
         assert time.monotonic() < end
@@ -475,7 +470,7 @@ def test_a_killed_fetch_goes_on(server, tmp_path, plug):
     process.wait()
     assert files(tmp_path / "got") == PART
     server.script = ["serve"]
-    done = selfpatch("zoo", "fetch", "big", "--out", tmp_path / "got", "--plugins", folder)
+    done = warm.run("zoo", "fetch", "big", "--out", tmp_path / "got", "--plugins", folder)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "got/file.pth").read_bytes() == DATA
     assert int(server.ranges[-1].removeprefix("bytes=").rstrip("-")) > 30_000
@@ -484,12 +479,12 @@ def test_a_killed_fetch_goes_on(server, tmp_path, plug):
 def test_several_names_one_of_which_fails(server, tmp_path, plug):
     folder = plug({"a": {"url": server.url("/a.pth")}, "b": {"url": server.url("/b.pth")}})
     server.script = [("status", 404), "serve"]
-    done = selfpatch("zoo", "fetch", "a", "b", "--out", tmp_path / "got", "--plugins", folder)
+    done = warm.run("zoo", "fetch", "a", "b", "--out", tmp_path / "got", "--plugins", folder)
     assert done.returncode == 1
     assert files(tmp_path / "got") == {"b.pth"}
     assert done.stderr.startswith("error: a: ")
     assert done.stderr.count("\n") == 1
-    unknown = selfpatch("zoo", "fetch", "b", "nobody", "--out", tmp_path / "other", "--plugins", folder)
+    unknown = warm.run("zoo", "fetch", "b", "nobody", "--out", tmp_path / "other", "--plugins", folder)
     assert (unknown.returncode, files(tmp_path / "other")) == (2, set())  # before any work
     assert "the zoo has no nobody" in unknown.stderr
 

@@ -3,14 +3,13 @@
 import json
 import logging
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
+import warm
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.commands import demo
 from selfpatch_bench.benchmarks.commands.ablate import Cell, Grid, Sweep
@@ -48,9 +47,8 @@ def go(toy, net="a", values=(), console=None, **more):
     return job
 
 
-def command(toy, *arguments, start=subprocess.run, **more):
-    line = [sys.executable, "-m", "selfpatch_bench.benchmarks", *map(str, arguments), "--out", str(toy / "out")]
-    return start(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
+def command(toy, *arguments, start=warm.run, **more):
+    return start(*arguments, "--out", toy / "out", **more)
 
 
 def shown(toy) -> list[tuple]:
@@ -160,13 +158,10 @@ def test_two_processes_at_once_lose_nothing(toy):
         "    with record.lock(out, 'toy', key):\n"
         "        labels.write(record.done(out, 'toy', key)[-1], {'name': f'{who}{i}'}, record.now())"
     )
-    line = [sys.executable, "-c", code, str(toy / "out"), job.key]
-    writers = [subprocess.Popen([*line, who]) for who in "pq"]
+    writers = [warm.Process(toy / "out", job.key, who, code=code) for who in "pq"]
     assert [w.wait(timeout=120) for w in writers] == [0, 0]
     rest = ("--task", "toy", "--data", toy / "data", "--device", "cpu")
-    runs = [
-        command(toy, "run", toy / "a.safetensors", *rest, "--name", f"run{n}", start=subprocess.Popen) for n in "12"
-    ]
+    runs = [command(toy, "run", toy / "a.safetensors", *rest, "--name", f"run{n}", start=warm.Process) for n in "12"]
     assert [r.wait(timeout=300) for r in runs] == [0, 0]
     found = label(toy, job)
     names = [x["name"] for x in [*found["history"], found]]

@@ -1,12 +1,11 @@
 """What is wrong with the options alone is said before any checkpoint is looked at, let alone opened."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
+import warm
 from selfpatch_bench.benchmarks import UserError
 from selfpatch_bench.benchmarks.run.runner import Options, run_command
 
@@ -17,10 +16,8 @@ def test_gpus_that_are_not_there_are_said_at_once(tmp_path, command):
     rest = ["nowhere.pth", "--task", "ade20k_semfpn_40k"]
     if command == "ablate":
         rest = ["selfpatch_poster", "--video", str(tmp_path / "data")]
-    line = [sys.executable, "-m", "selfpatch_bench.benchmarks", command, *rest, "--data", str(tmp_path / "data")]
-    line += ["--out", str(tmp_path / "out"), "--gpus", "8"]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=300)
+    line = [command, *rest, "--data", tmp_path / "data", "--out", tmp_path / "out", "--gpus", "8"]
+    done = warm.run(*line, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: --gpus 8: there is no GPU here")
     assert done.stderr.count("\n") == 1

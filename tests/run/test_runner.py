@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
+import warm
 from selfpatch_bench.benchmarks import UserError
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.checkpoints import FORMATS
@@ -92,23 +94,15 @@ def test_two_fingerprints_under_one_name_are_an_error(toy):
         go(toy, "b", name="x")
 
 
-SCRIPT = """
-import sys
-from selfpatch_bench.benchmarks.cli.app import main
-main()
-"""
-
-
 def start(folder, *arguments):
-    line = [sys.executable, "-c", SCRIPT, "run", *arguments, "--task", "toy", "--data", folder / "data"]
-    line += ["--out", folder / "out", "--device", "cpu"]
-    return subprocess.Popen([str(x) for x in line], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    line = ["run", *arguments, "--task", "toy", "--data", folder / "data", "--out", folder / "out", "--device", "cpu"]
+    return warm.Process(*line)
 
 
 def test_two_runners_on_one_folder_share_the_work(toy):
     files = [toy / f"{n}.safetensors" for n in "ab"]
     runners = [start(toy, *files, "--seed", "0,1", "seconds=1") for _ in range(2)]
-    texts = [r.communicate(timeout=300)[0] for r in runners]
+    texts = ["".join(r.communicate()) for r in runners]
     assert [r.returncode for r in runners] == [0, 0], texts
     assert worked(toy) == 4  # nothing was computed twice
     paths = sorted((toy / "out/records/toy").glob("*.json"))
@@ -131,10 +125,12 @@ def test_kill_at_any_moment_leaves_the_old_state_or_a_whole_record(tmp_path):
         """
     )
     for i in range(8):
-        process = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True)
-        assert process.stdout.readline() == "ready\n"
+        process = warm.Process(tmp_path, code=code)
+        while process.out != "ready\n":
+            assert process.poll() is None, process.err
+            time.sleep(0.005)
         time.sleep(0.02 + 0.013 * i)
-        process.kill()
+        process.send_signal(signal.SIGKILL)
         process.wait()
     paths = record.done(tmp_path, "t", "k")
     assert len(paths) >= 8
@@ -149,7 +145,7 @@ def test_writers_never_share_a_name(tmp_path):
         "    model = record.Model(sys.argv[2] + str(i), 'sha256:m')\n"
         "    record.write(Path(sys.argv[1]), record.Record('k', model, 't', metrics={}))"
     )
-    writers = [subprocess.Popen([sys.executable, "-c", code, tmp_path, w]) for w in "xy"]
+    writers = [warm.Process(tmp_path, w, code=code) for w in "xy"]
     assert [w.wait(timeout=120) for w in writers] == [0, 0]
     who = {record.read(p).model.name for p in record.done(tmp_path, "t", "k")}
     assert who == {f"{w}{i}" for w in "xy" for i in range(50)}
@@ -158,7 +154,7 @@ def test_writers_never_share_a_name(tmp_path):
 def test_unwritable_out_is_one_line(toy):
     (toy / "out").write_text("a file, not a folder")
     process = start(toy, toy / "a.safetensors")
-    text = process.communicate(timeout=120)[0]
+    text = "".join(process.communicate())
     assert process.returncode == 1
     assert text.count("\n") == 1
     assert text.startswith("error: cannot write below")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import warm
 from selfpatch_bench.benchmarks import UserError
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.cli.app import task_flags
@@ -128,29 +129,24 @@ def test_a_flag_goes_to_the_tasks_that_declare_it(place):
             plan([place / "net.safetensors"], names, Options(data=[str(place)], own={"bonus": 1}))
 
 
-def selfpatch(*arguments, cwd=None) -> subprocess.CompletedProcess:
-    line = [sys.executable, "-m", "selfpatch_bench.benchmarks", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, cwd=cwd, check=False)
-
-
 def test_the_command_line_takes_the_flags_of_the_tasks_asked_for(place):
-    common, both = (selfpatch("run", *words, "--help").stdout for words in ([], ["--task", "plain,toy_small"]))
+    common, both = (warm.run("run", *words, "--help").stdout for words in ([], ["--task", "plain,toy_small"]))
     assert "--add" not in common
     assert "Say it twice." in both
     assert "Score the masks" not in both
     words = ["net.safetensors", "--data", ".", "--out", "out", "--device", "cpu"]
-    done = selfpatch("run", *words, "--task=toy_small:huge,plain", "--twice", "--add", 7, cwd=place)
+    done = warm.run("run", *words, "--task=toy_small:huge,plain", "--twice", "--add", 7, cwd=place)
     assert done.returncode == 0, done.stderr
     (path,) = (place / "out/records/toy_small").glob("*.json")
     assert json.loads(path.read_text())["metrics"] == {"toy": 619.0}
     for task, flag in (("plain", "--twice"), ("toy_small", "--masks=x")):
-        done = selfpatch("run", *words, "--task", task, flag, cwd=place)
+        done = warm.run("run", *words, "--task", task, flag, cwd=place)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert f"{task} has no such flag" in done.stderr
-    assert "Usage" in selfpatch("run", *words, "--task", "plain", "--no-such", cwd=place).stderr
+    assert "Usage" in warm.run("run", *words, "--task", "plain", "--no-such", cwd=place).stderr
     toys = place / "plug/tasks/toys.py"
     toys.write_text(toys.read_text().replace('text="--add"', 'text="--out"'))
-    done = selfpatch("run", *words, "--task", "toy_small", cwd=place)
+    done = warm.run("run", *words, "--task", "toy_small", cwd=place)
     assert done.stderr == "error: --out of toy_small: every run has an option of that name\n"
 
 
