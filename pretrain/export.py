@@ -90,7 +90,8 @@ def export(run: Path, out: Path | None = None, step: int | None = None, which: s
         cfg = config_of(run, state)
         weights, card = portable(state[which], cfg)
         about = {"recipe": cfg.recipe, "seed": cfg.seed, "step": state["step"], "epoch": state["epoch"], "which": which}
-        save_weights(path, weights, card, about)
+        facts = {"heads": "the run's network.backbone", "mean": "the run's data.mean", "std": "the run's data.std"}
+        save_weights(path, weights, card, about | {"facts": facts})
     return path
 
 

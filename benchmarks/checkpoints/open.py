@@ -18,8 +18,9 @@ from ..backbones.encoder import Encoder
 from . import completeness
 from .recognise import Reading, readings
 from .state import read_file
-from .stated import heads_from, normalisation_from
+from .stated import facts_of, heads_from, normalisation_from, text_of, usual_heads
 
+SEEN = {"depth", "depths", "blocks", "qkv_bias", "registers", "patch", "dim"}  # of a card: what its weights show
 NETWORKS = ("teacher", "student", "online")  # what --weights takes
 
 
@@ -60,6 +61,9 @@ def look_untrained(weights: Mapping[str, Tensor]) -> str | None:
     A trained network has moved its LayerNorms off 1 and 0, and neighbouring positions have become alike; its batch
     norms have seen pictures.
     """
+    matrices = {k: v for k, v in weights.items() if v.ndim > 1 and k.endswith(".weight")}
+    if zero := [k for k, v in matrices.items() if not v.any()]:
+        return f"{len(zero)} of {len(matrices)} weight matrices are all 0: {zero[0]}{', ...' * (len(zero) > 1)}"
     means = [v for k, v in weights.items() if k.endswith(".running_mean")]
     if means and not any(v.any() for v in means):
         return "every batch norm's running mean is still 0"
@@ -93,10 +97,11 @@ def _check_shapes(path: Path, weights: Mapping[str, Tensor], card: Card) -> None
 def _complete(reading: Reading, meta: dict, known: dict, overrides: dict) -> tuple[Card, dict[str, str], str]:
     """The reading's card with every fact that can be had, where each came from, and why heads are unknown if they are.
 
-    Order: what the user gave, what the format knows, the file's own statements and the config beside it, the zoo.
+    Order: what the user gave, what the format knows, the file's own statements and the config beside it, the zoo. A
+    file that `convert` or `export` wrote says itself where its facts came from.
     """
     own = reading.card
-    facts = {k: "format" for k in ("heads", "mean", "std") if getattr(own, k) is not None}
+    facts = {k: "format" for k in ("heads", "mean", "std") if getattr(own, k) is not None} | facts_of(meta)
     found = {} if own.mean and own.std else normalisation_from(meta)
     facts |= dict.fromkeys(found, "timm" if "timm" in meta else "config.json")
     why = ""
@@ -108,7 +113,22 @@ def _complete(reading: Reading, meta: dict, known: dict, overrides: dict) -> tup
         if key not in ("format", "row", "name") and key not in facts:
             found[key], facts[key] = value, "zoo"
     given = {k: v for k, v in overrides.items() if k != "heads" or own.family == "vit"}
+    if doubts := _doubts(own.override(found), facts, given):
+        facts["warnings"] = "; ".join([*filter(None, [facts.get("warnings")]), *doubts])
     return own.override(found).override(given), facts | dict.fromkeys(given, "given"), why
+
+
+def _doubts(card: Card, facts: dict[str, str], given: dict) -> list[str]:
+    """What speaks against the facts that the user gave: the card as it is without them, and what is usual."""
+    found = [
+        f"{key}={text_of(value)} is given, but it is {text_of(known)} by {facts.get(key, 'the format')}"
+        for key, value in given.items()
+        if (known := getattr(card, key)) not in (None, value) and key not in SEEN
+    ]
+    usual = usual_heads(card.dim) if "heads" in given else None
+    if usual and usual != given["heads"] and card.heads is None:
+        found.append(f"unusual: heads={given['heads']} is given (usual at a width of {card.dim}: {usual})")
+    return found
 
 
 def open_file(
@@ -142,6 +162,8 @@ def open_file(
     mark = fingerprint(first.weights)
     rivals = [r for r in rest if (_complete(r, meta, known, overrides)[0], fingerprint(r.weights)) != (full, mark)]
     warnings = [*first.odd, *completeness.unusual(first.card)]
+    said = "; ".join(warnings)  # of a converted file those of before come again
+    warnings += [part for part in facts.pop("warnings", "").split("; ") if part not in said]
     if full.family != "vit" and "heads" in overrides:
         kept = f"those of the weights are used: {full.heads}" if full.heads else "it has none"
         warnings.append(f"--heads {overrides.pop('heads')} is not for a {full.family}; {kept}")
@@ -160,8 +182,8 @@ def _lacking(card: Card, why: str, weights: Mapping[str, Tensor]) -> list[str]:
     """What keeps a task from running. why: heads are unknown, if they are."""
     found = []
     if card.family == "vit" and card.heads is None:
-        usual = f"{card.dim}/64 = {card.dim / 64:g} is the usual number, and only a guess"
-        found.append(f"{why}: give --heads N ({usual})")
+        usual = f" ({card.dim}/64 = {card.dim // 64} is the usual number, and only a guess)"
+        found.append(f"{why}: give --heads N{usual if card.dim % 64 == 0 else ''}")
     if card.mean is None or card.std is None:
         found.append(
             "nothing says how images are normalised: give --card mean=.. std=.. "

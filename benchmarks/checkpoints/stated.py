@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from ...pretrain.common.card import ARCHITECTURES, Card, parse_field
 from ...pretrain.common.errors import shorten
+from ...pretrain.common.weights import about_of
 
 NAMED_VITS = {"tiny": 12, "small": 12, "base": 12, "large": 24, "huge": 32}
 NAMED_RESNETS = {  # the number in the name -> blocks of each stage
@@ -37,6 +38,20 @@ def heads_from(meta: Mapping, dim: int) -> tuple[int | None, str]:
             wide = f"is {ARCHITECTURES[size][0]} wide" if size else "is not a name known here"
             reason = f"{where}: arch {shorten(arch)} {wide}, the weights are {dim} wide"
     return None, reason
+
+
+def usual_heads(dim: int) -> int | None:
+    """Heads of the usual ViT of a width, 64 channels each; None where no usual one is so wide. Never applied."""
+    named = {width: heads for width, heads in ARCHITECTURES.values()}
+    return named.get(dim, dim // 64 if dim >= min(named) and dim % 64 == 0 else None)
+
+
+def facts_of(meta: Mapping) -> dict[str, str]:
+    """Where the facts of a card of ours came from, as `convert` and `export` wrote it beside the weights, and of which
+    file it was made."""
+    about = about_of(meta.get("__metadata__"))
+    facts = table_in(about, "facts") | ({"converted": about["file"]} if "file" in about else {})
+    return {shorten(key): shorten(value, 400) for key, value in facts.items()}
 
 
 def vit_size(arch: str) -> str | None:

@@ -68,7 +68,12 @@ def _write(checkpoint: Checkpoint, file: Path, out: Path, trusted: bool) -> int:
     ready(checkpoint)
     for warning in checkpoint.warnings:
         print(f"warning: {warning}")
-    about = {"file": file.name, "format": checkpoint.reading.format, "trusted_pickle": trusted}
+    about = {
+        "file": file.name,
+        "format": checkpoint.reading.format,
+        "trusted_pickle": trusted,
+        "facts": checkpoint.facts,
+    }
     save_weights(out, checkpoint.reading.weights, checkpoint.card, about)
     again = open_checkpoint(out)
     if again.fingerprint != checkpoint.fingerprint:

@@ -69,8 +69,8 @@ class DataSet:
 @dataclass(frozen=True)
 class Record:
     """One evaluation. The fields up to `created` are the file's keys, in its order; those that are None in OPTIONAL are
-    left out of it. metrics to artifacts: of a result; error to log: of a failure. doubts: why the number may not be what
-    it seems, said wherever it is shown.
+    left out of it. metrics to artifacts: of a result; error to log: of a failure. doubts: why the number may not be
+    what it seems, said wherever it is shown.
 
     model: with the newest name and row. names: every name that the result has had, its own first. labelled: when the
     newest was given, '' if none was.

@@ -17,13 +17,14 @@ KEEP = 4 << 30  # bytes of weights
 
 class Opened:
     """A checkpoint of a command, that can run. kept: its weights stay in memory from the plan on; else only during its
-    evaluations. model: what records say of it. given: its name and row, as far as the user gave them.
+    evaluations. model: what records say of it. doubts: why its numbers may not be what they seem. given: its name and
+    row, as far as the user gave them.
 
     Raises UserError, like `checkpoints.open.ready`.
     """
 
     def __init__(self, asked: Entry):
-        from ..checkpoints.open import default_name, ready
+        from ..checkpoints.open import default_name, look_untrained, ready
 
         self.asked, self.kept = asked, True
         self.checkpoint = c = self._open()
@@ -31,6 +32,8 @@ class Opened:
         overrides = {k: list(v) if isinstance(v, tuple) else v for k, v in c.overrides.items()}
         overrides |= {k: v for k, v in (("format", asked.format), ("weights", asked.weights)) if v}
         self.given = given_labels(asked.name, asked.row)
+        untrained = look_untrained(c.reading.weights)
+        self.doubts = [f"the weights look untrained: {untrained}"] if untrained else []
         self.model = Model(
             name=asked.name or default_name(asked.path),
             fingerprint=c.fingerprint,

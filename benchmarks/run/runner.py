@@ -152,14 +152,11 @@ def _subject(evaluation: Evaluation, console: Console, last: bool):
     """What the task's `run` takes: the network, or the opened checkpoint; None for masks."""
     if evaluation.opened is None:
         return None
-    from ..checkpoints.open import build, look_untrained
+    from ..checkpoints.open import build
 
     name, checkpoint = evaluation.model.name, evaluation.opened.take(last)
     console.print(f"{name}: {checkpoint.reading.format}, {checkpoint.accounting}")
-    warnings = list(checkpoint.warnings)
-    if why := look_untrained(checkpoint.reading.weights):
-        warnings.append(f"the weights look untrained: {why}")
-    for warning in warnings:
+    for warning in (*checkpoint.warnings, *evaluation.opened.doubts):
         console.print(f"{name}: warning: {warning}")
     if "checkpoint" in evaluation.task.takes:
         return checkpoint
@@ -183,7 +180,7 @@ def _planned(evaluation: Evaluation) -> Record:
         ),
         limit=cfg.limit,
         seed=cfg.seed,
-        doubts=data.doubts or None,
+        doubts=[*data.doubts, *(evaluation.opened.doubts if evaluation.opened else ())] or None,
     )
 
 

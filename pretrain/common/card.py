@@ -85,8 +85,8 @@ class Card:
     mlp_ratio: float = bounded(4.0, above=0, at_most=64)
     qkv_bias: bool = True
     act: str = one_of("gelu (erf)", "gelu (tanh)", "swiglu")
-    mean: tuple[float, ...] | None = bounded(None)
-    std: tuple[float, ...] | None = bounded(None, above=0)
+    mean: tuple[float, ...] | None = bounded(None, at_least=0, at_most=1)
+    std: tuple[float, ...] | None = bounded(None, above=0, at_most=1)
     readout: str = one_of("token", "class_attention", "mean", "mean_norm")
     window: int | None = bounded(None, at_least=1, at_most=MAX_WINDOW)
     depths: tuple[int, ...] | None = bounded(None, at_least=1, at_most=MAX_BLOCKS)

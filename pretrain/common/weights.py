@@ -77,6 +77,15 @@ def read_card(metadata: Mapping[str, str]) -> Card:
         raise UserError(f"its card is damaged ({shorten(error)})") from None
 
 
+def about_of(metadata: object) -> dict:
+    """The plain facts that `save_weights` kept beside the card; {} where there are none."""
+    try:
+        about = json.loads(metadata[KEY])["about"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
 def load_card(path: str | Path) -> Card:
     """The card alone of what `save_weights` wrote."""
     with safe_open(path, framework="pt") as file:
