@@ -36,7 +36,8 @@ PIPELINE = (  # without the flip: the few pictures as they are
     "train_dataloader.dataset.pipeline=[{type: LoadImageFromFile},{type: LoadAnnotations,with_bbox: true,"
     "with_mask: true},{type: Resize,scale: [128,128],keep_ratio: true},{type: PackDetInputs}]"
 )
-FIT = (*SMALL_COCO, "batch=3", "per_gpu=3", "lr=0.002", PIPELINE)
+RARELY = ("train_cfg.val_interval=100", "default_hooks.checkpoint.interval=100")  # only at the end
+FIT = (*SMALL_COCO, "batch=3", "per_gpu=3", "lr=0.002", PIPELINE, *RARELY)
 SEGMENTS = (
     "train_dataloader.dataset.pipeline=[{type: LoadImageFromFile},{type: LoadAnnotations},"
     "{type: Resize,scale: [128,96],keep_ratio: true},{type: PackSegInputs}]"
@@ -253,7 +254,7 @@ def stamp(path: Path) -> int | None:
 def test_killed_and_interrupted_it_goes_on_to_the_same_numbers(place, started):
     """The process group is killed (as by the kernel, out of memory), then Ctrl-C comes; the third start ends with the
     record of a run that was never stopped, to the last digit: drop path and flips are drawn anew the same."""
-    values = [*SMALL_COCO, "batch=3", "per_gpu=3", "epochs=6", "model.backbone.drop_path=0.2"]
+    values = [*SMALL_COCO, "batch=3", "per_gpu=3", "epochs=6", "model.backbone.drop_path=0.2", RARELY[0]]
     status, (job,) = go(place, [COCO], values, out="whole")
     assert status == 0, record_errors(place, "whole")
     whole = result(place, job, "whole")
