@@ -24,6 +24,7 @@ import atexit, gc, json, os, runpy, signal, sys, threading, traceback
 import cv2, numpy, omegaconf, pandas, PIL.Image, rich.progress, safetensors.torch, timm, torch, typer, yaml
 
 PATHS = os.environ.get("PYTHONPATH")
+exec(sys.argv[1], {})
 
 
 def next_job():
@@ -88,11 +89,11 @@ if job := next_job():
 
 
 class Server:
-    """The process that forks."""
+    """The process that forks. imports: what it is to import as well."""
 
-    def __init__(self):
+    def __init__(self, imports: str = ""):
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # forks are then safe
-        line, pipe = [sys.executable, "-c", SERVER], subprocess.PIPE
+        line, pipe = [sys.executable, "-c", SERVER, imports], subprocess.PIPE
         self.process = subprocess.Popen(line, stdin=pipe, stdout=pipe, env=environment, text=True, cwd="/")
         self.files, self.number = tempfile.TemporaryDirectory(), 0
         atexit.register(self.end)
@@ -102,12 +103,12 @@ class Server:
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
-    def new_files(self, given: str) -> list[Path]:
-        """Standard input, output and error of a process."""
+    def new_files(self, given: str | None) -> list[Path]:
+        """Standard input (None: a pipe), output and error of a process."""
         self.number += 1
         found = [Path(self.files.name) / f"{self.number}.{name}" for name in ("in", "out", "err")]
         for path, text in zip(found, (given, "", ""), strict=True):
-            path.write_text(text)
+            os.mkfifo(path) if text is None else path.write_text(text)
         return found
 
     def end(self) -> None:
@@ -123,18 +124,24 @@ server = cache(Server)
 class Process:
     """As subprocess.Popen: pid, returncode, poll, wait, communicate, send_signal. out, err: what it has printed."""
 
-    def __init__(self, *arguments, code: str = "", given: str = "", cwd=None, env=None, session: bool = False):
-        """A `selfpatch` command, or a program with arguments. session: it leads a group of processes of its own."""
-        self.args, self.returncode = [str(a) for a in arguments], None
-        self.files = server().new_files(given)
-        self.pid = server().ask(
+    def __init__(self, *arguments, code: str = "", given: str | None = "", log=None, imports: str = "", **place):
+        """A `selfpatch` command, or a program with arguments. given: its input; None: what is written to `stdin`.
+        log: file for all that it prints. imports: of its server. place: cwd, env, and session, whether it leads a
+        group of processes of its own."""
+        self.args, self.returncode, self.server = [str(a) for a in arguments], None, server(imports)
+        self.files = self.server.new_files(given)
+        if log:
+            self.files[1:] = [Path(log)] * 2
+        self.pid = self.server.ask(
             arguments=self.args,
             code=code,
-            cwd=str(cwd or os.getcwd()),
-            env=dict(os.environ if env is None else env),
+            cwd=str(place.get("cwd") or os.getcwd()),
+            env=dict(os.environ if place.get("env") is None else place["env"]),
             files=list(map(str, self.files)),
-            session=session,
+            session=place.get("session", False),
         )
+        if given is None:
+            self.stdin = self.files[0].open("wb")
 
     @property
     def out(self) -> str:
@@ -146,14 +153,13 @@ class Process:
 
     def poll(self) -> int | None:
         if self.returncode is None:
-            self.returncode = server().ask(wait=self.pid)
+            self.returncode = self.server.ask(wait=self.pid)
         return self.returncode
 
     def wait(self, timeout: float = 300) -> int:
         end, pause = time.monotonic() + timeout, 0.001
         while self.poll() is None:
             if time.monotonic() > end:
-                self.send_signal(signal.SIGKILL)
                 raise subprocess.TimeoutExpired(self.args, timeout, self.out, self.err)
             time.sleep(pause)
             pause = min(2 * pause, 0.02)
@@ -171,5 +177,8 @@ class Process:
 def run(*arguments, timeout: float = 300, **more) -> subprocess.CompletedProcess:
     """A process (see `Process`) to its end."""
     process = Process(*arguments, **more)
-    out, err = process.communicate(timeout)
+    try:
+        out, err = process.communicate(timeout)
+    finally:
+        process.send_signal(signal.SIGKILL)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
