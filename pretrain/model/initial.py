@@ -67,11 +67,8 @@ def load_initial(
         weights["pos_embed"] = _positions(path, weights["pos_embed"], card, student.backbone)
     given = {_place(key): value for key, value in weights.items()}
     own = {k: v for k, v in student.state_dict().items() if not k.startswith("heads.")}
-    may_lack = ("readout.", "backbone.cls_token")
-    spare = sorted(k for k in given if k not in own)
-    kept = sorted(k for k in own if k not in given)
-    left_out = {k for k in spare if k.startswith(may_lack)}
-    left_out |= {k for k in kept if k.startswith((*may_lack, "backbone.masked_embed"))}
+    spare, kept = given.keys() - own.keys(), own.keys() - given.keys()
+    left_out = {k for k in spare | kept if k.startswith(("readout.", "backbone.cls_token", "backbone.masked_embed"))}
     taken, wanted = ({k: v for k, v in shapes_of(part).items() if k not in left_out} for part in (given, own))
     check_fit(taken, wanted, f"init={path}", f"network.backbone={student.cfg.backbone}")
     student.load_state_dict({k: v for k, v in given.items() if k in own}, strict=False)
