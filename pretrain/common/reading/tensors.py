@@ -146,23 +146,18 @@ def tensor_ref(view: StorageView, dtype: torch.dtype, offset: int, shape: Sequen
     return TensorRef(view.storage, dtype, view.start // item + offset, shape, stride)
 
 
-def dense_ref(storage: Storage, dtype: torch.dtype, shape: Sequence[int], fortran: bool = False) -> TensorRef:
-    """A checked `TensorRef` of all of `storage`, in C or Fortran order. Raises BadFile where the sizes differ."""
+def dense_ref(storage: Storage, dtype: torch.dtype, shape: Sequence[int]) -> TensorRef:
+    """A checked `TensorRef` of all of `storage`, in C order. Raises BadFile where the sizes differ."""
     if len(shape) > 64:
         raise BadFile(f"a tensor of {len(shape)} dimensions")
-    strides, step = [], 1
-    for n in shape if fortran else reversed(shape):
-        strides.append(step)
-        step *= max(n, 1)
-    view = StorageView(storage, None, 0, storage.nbytes)
-    ref = tensor_ref(view, dtype, 0, shape, strides if fortran else strides[::-1])
+    strides = [prod(max(n, 1) for n in shape[i + 1 :]) for i in range(len(shape))]
+    ref = tensor_ref(StorageView(storage, None, 0, storage.nbytes), dtype, 0, shape, strides)
     if ref.nbytes != storage.nbytes:
         raise BadFile(f"a tensor of shape {shorten(shape)} with {storage.nbytes} bytes")
     return ref
 
 
 def array_ref(array: np.ndarray, path: str) -> TensorRef:
-    """A NumPy array that was read from `path`, in C or Fortran order."""
-    fortran = array.flags.f_contiguous and not array.flags.c_contiguous
-    storage = Storage(Source(path, array.T if fortran else array), "array", array.nbytes, 0)
-    return dense_ref(storage, DTYPES[array.dtype.name], array.shape, fortran)
+    """A NumPy array that was read from `path`."""
+    array = np.asarray(array, order="C")
+    return dense_ref(Storage(Source(path, array), "array", array.nbytes, 0), DTYPES[array.dtype.name], array.shape)
