@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from .checkpoint import Run, read
 from .common.card import Card
 from .common.errors import UserError
-from .common.shapes import swin_card, vit_card
-from .common.weights import names, save_weights
+from .common.shapes import shapes_of, swin_card, vit_card
+from .common.weights import check_fit, save_weights
 from .config import Config, from_dict
 from .model.backbone import build_backbone
 from .model.readout import readout_of
@@ -27,11 +27,9 @@ def portable(state: Mapping[str, Tensor], cfg: Config) -> tuple[dict[str, Tensor
     Backbone and readout stay; heads and the token for masked patches, which belong to training, are left out. Raises
     UserError for a network that the encoder does not know.
     """
-    size = cfg.network.image_size or cfg.views.specs()[cfg.views.groups()[0][0]].size
+    size = cfg.views.specs()[cfg.views.groups()[0][0]].size
     with torch.device("meta"):  # states heads and eps, which weights never do
-        plan = build_backbone(
-            cfg.network.backbone, size, cfg.network.class_token, overrides=dict(cfg.network.overrides)
-        )
+        plan = build_backbone(cfg.network, size)
     weights = {}
     for key, value in state.items():
         part, _, name = key.partition(".")
@@ -47,21 +45,17 @@ def portable(state: Mapping[str, Tensor], cfg: Config) -> tuple[dict[str, Tensor
         "mean": tuple(cfg.data.mean),
         "std": tuple(cfg.data.std),
     }
-    shapes = {k: tuple(v.shape) for k, v in weights.items()}
+    shapes = shapes_of(weights)
+    options = ("backbone", "readout", "readout_depth")
+    network = ", ".join(f"network.{name}={getattr(cfg.network, name)}" for name in options)
     try:
         if isinstance(plan, Swin):
             card = swin_card(shapes, **known)
         else:
             card = vit_card(shapes, heads=plan.blocks[0].attn.num_heads, pos_resize=cfg.network.positions, **known)
     except UserError as error:
-        raise UserError(f"network.backbone={cfg.network.backbone}: the encoder has no such network: {error}") from None
-    wanted = named_shapes(card)
-    other = [k for k in wanted.keys() | weights.keys() if k not in weights or wanted.get(k) != tuple(weights[k].shape)]
-    if other:
-        raise UserError(
-            f"network.backbone={cfg.network.backbone} with readout={cfg.network.readout} and "
-            f"readout_depth={cfg.network.readout_depth}: the encoder has no such network; what differs: {names(other)}"
-        )
+        raise UserError(f"{network}: the encoder has no such network: {error}") from None
+    check_fit(shapes, named_shapes(card), network, f"any that the encoder has ({card.size})")
     return weights, card
 
 
@@ -71,7 +65,7 @@ def named_shapes(card: Card) -> dict[str, tuple[int, ...]]:
         state = (timm_swin(card) if card.family == "swin" else timm_vit(card)).state_dict()
         if card.readout == "class_attention":
             state |= {f"readout.{k}": v for k, v in readout_of(card).state_dict().items()}
-    return {k: tuple(v.shape) for k, v in state.items()}
+    return shapes_of(state)
 
 
 def export(run: Path, out: Path | None = None, step: int | None = None, which: str | None = None) -> Path:

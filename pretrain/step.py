@@ -42,12 +42,7 @@ class Learner(nn.Module):
         layout = cfg.views.groups()
         sizes = [cfg.views.specs()[views[0]].size for views in layout]
         with torch.device("meta"):
-            plan = build_backbone(
-                cfg.network.backbone,
-                cfg.network.image_size or sizes[0],
-                cfg.network.class_token,
-                overrides=cfg.network.overrides,
-            )
+            plan = build_backbone(cfg.network, sizes[0])
         for size in sizes:
             check_size(plan, size)
         patch = plan.stride

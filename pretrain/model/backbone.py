@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..common.errors import UserError
 from ..common.positions import resize_positions
+from ..options import Network
 from .heads import init_linear
 from .swin import SHORT_SWIN, SWIN_OPTIONS, Swin, become_swin
 
@@ -36,22 +37,16 @@ class Tokens(NamedTuple):
 
 
 def build_backbone(
-    name: str,
-    image_size: int,
-    class_token: bool | None = None,
-    drop_path: float = 0.0,
-    mask_token: bool = False,
-    overrides: dict[str, Any] | None = None,
+    cfg: Network, image_size: int, drop_path: float = 0.0, mask_token: bool = False
 ) -> VisionTransformer | Swin:
     """A timm ViT or Swin without classifier and final norm, initialised as the official code does.
 
-    name: `vit_{tiny,small,base,large}_patchP` for any P, `swin_{tiny,small,base,large}`, or the name of any ViT or Swin
-    of timm. image_size: side of the square images: of a ViT, whose grid the learned positions have, of a Swin, which
-    it will mostly see. class_token: None leaves the architecture's own choice. drop_path: stochastic depth, per sample,
-    rising linearly from 0 to this over the blocks. mask_token: adds `masked_embed` [1, D], which stands for masked
-    patches. overrides: arguments of timm's constructor (embed_dim, depth ...).
+    image_size: side of the square images, where `cfg` says none: of a ViT, whose grid the learned positions have, of a
+    Swin, which it will mostly see. drop_path: stochastic depth, per sample, rising linearly from 0 to this over the
+    blocks. mask_token: adds `masked_embed` [1, D], which stands for masked patches.
     Raises UserError for an unknown name, another kind of network, or an image size that the patch does not divide.
     """
+    name, class_token, image_size = cfg.backbone, cfg.class_token, cfg.image_size or image_size
     swin = name.startswith("swin")
     if swin and (class_token or mask_token):
         lacks = "class token: network.class_token=false" if class_token else "token for masked patches: use a ViT"
@@ -62,7 +57,7 @@ def build_backbone(
     elif class_token is not None:
         options["class_token"] = class_token
     full, given = timm_name(name)
-    options |= given | (overrides or {})
+    options |= given | dict(cfg.overrides)
     try:
         network = timm.create_model(full, pretrained=False, **options)
     except Exception as error:  # arguments that nobody checked before

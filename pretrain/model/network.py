@@ -36,9 +36,7 @@ class Network(nn.Module):
         drop_path = cfg.drop_path if side == "student" else cfg.teacher_drop_path
         mask_token = spec.needs_mask and side == "student"
         with own_stream(seed, "backbone"):
-            self.backbone = build_backbone(
-                cfg.backbone, cfg.image_size or image_size, cfg.class_token, drop_path, mask_token, dict(cfg.overrides)
-            )
+            self.backbone = build_backbone(cfg, image_size, drop_path, mask_token)
         self.dim = self.backbone.num_features
         with own_stream(seed, "readout"):
             self.readout = build_readout(cfg, self.backbone)

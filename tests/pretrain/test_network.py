@@ -46,7 +46,7 @@ def group(views=2, batch=3, size=64, **more):
 
 
 def test_tokens_are_timms_own_at_the_stored_size():
-    vit = build_backbone("vit_tiny_patch16", 64, overrides=SMALL).double()
+    vit = build_backbone(NetworkConfig("vit_tiny_patch16", overrides=SMALL), 64).double()
     x = group().x.flatten(0, 1)
     ours = tokens(vit, x)
     theirs = vit.forward_features(x)  # its norm is an identity here
@@ -56,7 +56,7 @@ def test_tokens_are_timms_own_at_the_stored_size():
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch8", "deit3_small_patch16_224", "vit_small_patch14_reg4_dinov2"])
 def test_other_vits_at_other_sizes(name):
-    vit = build_backbone(name, 112)
+    vit = build_backbone(NetworkConfig(name), 112)
     patch = vit.patch_embed.patch_size[0]
     out = tokens(vit, torch.randn(1, 3, 5 * patch, 7 * patch))
     assert out.hw == (5, 7)
@@ -67,7 +67,7 @@ def test_other_vits_at_other_sizes(name):
 def test_positions_at_another_size():
     """Bicubic at the points that a scale factor of (h + 0.1) / G gives, written out; first and last as recorded."""
     stored, h = 14, 6
-    vit = build_backbone("vit_tiny_patch16", 224, class_token=False, overrides=SMALL | {"depth": 0}).double()
+    vit = build_backbone(NetworkConfig("vit_tiny_patch16", False, overrides=SMALL | {"depth": 0}), 224).double()
     vit.patch_embed.proj.weight.data.zero_()
     vit.patch_embed.proj.bias.data.zero_()
     at = (torch.arange(h, dtype=torch.float64) + 0.5) * stored / (h + 0.1) - 0.5
@@ -133,7 +133,7 @@ def test_published_sizes():
 
 
 def test_plain_and_fused_attention_agree():
-    vit = build_backbone("vit_tiny_patch16", 64, overrides=SMALL).double()
+    vit = build_backbone(NetworkConfig("vit_tiny_patch16", overrides=SMALL), 64).double()
     x, out = group().x.flatten(0, 1), []
     for fused in (True, False):
         set_fused_attention([vit], fused)

@@ -23,6 +23,7 @@ from selfpatch_bench.pretrain.geometry import neighbours
 from selfpatch_bench.pretrain.model.backbone import build_backbone, tokens
 from selfpatch_bench.pretrain.model.initial import load_initial
 from selfpatch_bench.pretrain.objectives import Step
+from selfpatch_bench.pretrain.options import Network as NetworkConfig
 from selfpatch_bench.pretrain.step import Learner
 from training import final, pictures
 
@@ -39,7 +40,7 @@ MULTICROP = ["views.rows.2.size=16", "views.rows.2.count=3"]
 
 def small(size=32, **changes):
     """A small Swin, its biases and tables far from their initial values."""
-    swin = build_backbone("swin_tiny", size, overrides=SMALL | changes).double()
+    swin = build_backbone(NetworkConfig("swin_tiny", overrides=SMALL | changes), size).double()
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in swin.parameters():
@@ -185,7 +186,7 @@ def test_selfpatch_on_the_last_tokens():
     assert index.shape == (196, 8)
     full = load_recipe("moby_selfpatch", ["network.backbone=swin_tiny"])
     with torch.device("meta"):
-        plan = build_backbone(full.network.backbone, 224)
+        plan = build_backbone(NetworkConfig(full.network.backbone), 224)
     assert 224 // plan.stride == 7
     index, _ = neighbours(7, 7, source.radius, source.wrap)
     assert index.tolist() == window(7, 7, 1, True)
@@ -242,7 +243,7 @@ def test_networks_that_cannot_be(options, words):
 
 def test_masks_need_a_vit():
     with pytest.raises(UserError, match="a Swin has no token for masked patches: use a ViT"):
-        build_backbone("swin_tiny", 32, mask_token=True, overrides=SMALL)
+        build_backbone(NetworkConfig("swin_tiny", overrides=SMALL), 32, mask_token=True)
 
 
 # --- from images to an evaluated file
