@@ -96,16 +96,10 @@ def _row(path: Path, table: dict, row: dict, cells: dict[str, Cell]) -> Row:
 
 def _published(path: Path, table: dict, row: list[str]) -> Number:
     """The one published number whose method, backbone and note fit."""
-    method, backbone, note = row
-    every = load_published()
-    fits = every[
-        (every.source == table["source"])
-        & (every.table == table["table"])
-        & (every.method == method)
-        & (every.backbone == backbone)
-        & (every.metric == METRIC)
-        & every.note.fillna("").str.contains(note, regex=False)
-    ]
+    every, (method, backbone, note) = load_published(), row
+    same = every[["source", "table", "method", "backbone", "metric"]]
+    same = same == [table["source"], table["table"], method, backbone, METRIC]
+    fits = every[same.all(axis=1) & every.note.str.contains(note, regex=False)]
     if len(fits) != 1:
         raise UserError(f"{path}: {len(fits)} published numbers are {row} in {table['source']}:{table['table']}")
     return Number(*fits[["value", "task", "protocol", "metric", "note"]].iloc[0])

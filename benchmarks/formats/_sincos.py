@@ -1,6 +1,6 @@
 """Fixed sine-cosine positions, which MAE and MoCo v3 store: the order of their halves tells the two apart."""
 
-import torch
+from timm.layers import build_sincos2d_pos_embed
 from torch import Tensor
 
 from ..checkpoints.state import Mismatch
@@ -17,13 +17,9 @@ def order(pos_embed: Tensor) -> str | None:
     side = round(count**0.5)
     if side * side != count or dim % 4 or side < 2 or pos_embed[0, 0].abs().max() > 1e-3:
         return None
-    omega = 1 / 10000 ** (torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
-    angles = torch.arange(side, dtype=torch.float64)[:, None] * omega
-    one = torch.cat([angles.sin(), angles.cos()], 1)
-    first, second = (pos_embed[0, 1:].double().view(side, side, 2, dim // 2)[:, :, i] for i in (0, 1))
-    rows, columns = one[:, None].expand(side, side, -1), one[None].expand(side, side, -1)
-    for name, wanted in (("columns", (columns, rows)), ("rows", (rows, columns))):
-        if (first - wanted[0]).abs().max() < 1e-2 and (second - wanted[1]).abs().max() < 1e-2:
+    rows = build_sincos2d_pos_embed((side, side), dim, interleave_sin_cos=True)
+    for name, wanted in (("rows", rows), ("columns", rows.roll(dim // 2, 1))):
+        if (pos_embed[0, 1:].float() - wanted).abs().max() < 1e-2:
             return name
     return None
 

@@ -6,7 +6,7 @@ The rest of the file is an mm config; `build.py` joins the two with a checkpoint
 import ast
 import contextlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -28,21 +28,27 @@ METRICS = {
     "coco": tuple(f"AP_{of}{end}" for of in ("bb", "mk") for end in ("", "_50", "_75", "_s", "_m", "_l")),
     "ade20k": ("mIoU", "aAcc", "mAcc"),
 }
-# `key=value` on the command line that every recipe understands, and of what kind the value is. Any other key is a
-# dotted one of the mm config (see build.py). Iterations are optimiser steps.
+
+
+def _whole(least: int) -> Callable[[object], bool]:
+    return lambda value: type(value) is int and value >= least
+
+
+# `key=value` on the command line that every recipe understands: what the value is, in words, and whether it is that.
+# Any other key is a dotted one of the mm config (see build.py). Iterations are optimiser steps.
 OWN = {
-    "amp": f"one of {', '.join(AMP)}",
-    "batch": "a whole number of at least 1 (images per optimiser step)",
-    "per_gpu": "a whole number of at least 1 (images that a GPU takes at once)",
-    "lr": "a number above 0",
-    "blocks": "four numbers of blocks, counted from 0, like 3,5,7,11",
-    "pos_resize": f"one of {', '.join(POSITION_RULES)}",
-    "with_cp": "true or false (gradient checkpointing: less memory, more time)",
-    "classes": "a whole number of at least 1 (of a data set of your own)",
-    "epochs": "a whole number of at least 1",
-    "iterations": "a whole number of at least 1",
-    "warmup": "a whole number of at least 0 (iterations)",
-    "workers": "a whole number of at least 0 (processes that load images, per GPU)",
+    "amp": (f"one of {', '.join(AMP)}", AMP.__contains__),
+    "batch": ("a whole number of at least 1 (images per optimiser step)", _whole(1)),
+    "per_gpu": ("a whole number of at least 1 (images that a GPU takes at once)", _whole(1)),
+    "lr": ("a number above 0", lambda value: type(value) in (int, float) and 0 < value < math.inf),
+    "blocks": ("four numbers of blocks, counted from 0, like 3,5,7,11", lambda value: len(value) == 4),
+    "pos_resize": (f"one of {', '.join(POSITION_RULES)}", [*POSITION_RULES].__contains__),
+    "with_cp": ("true or false (gradient checkpointing: less memory, more time)", lambda value: type(value) is bool),
+    "classes": ("a whole number of at least 1 (of a data set of your own)", _whole(1)),
+    "epochs": ("a whole number of at least 1", _whole(1)),
+    "iterations": ("a whole number of at least 1", _whole(1)),
+    "warmup": ("a whole number of at least 0 (iterations)", _whole(0)),
+    "workers": ("a whole number of at least 0 (processes that load images, per GPU)", _whole(0)),
 }
 
 
@@ -175,7 +181,7 @@ def check_blocks(blocks: Iterable[int], depth: int) -> tuple[int, ...]:
     blocks = tuple(blocks)
     text = ",".join(map(str, blocks))
     if len(blocks) != 4 or list(blocks) != sorted(blocks) or min(blocks) < 0 or (len(set(blocks)) < 4 < depth):
-        raise UserError(f"blocks={text}: {OWN['blocks']}, rising")
+        raise UserError(f"blocks={text}: {OWN['blocks'][0]}, rising")
     if blocks[-1] >= depth:
         raise UserError(f"blocks={text}: the network has {depth} blocks, 0 to {depth - 1}")
     return blocks
@@ -221,22 +227,14 @@ def parse(overrides: Iterable[str]) -> tuple[dict, dict]:
 
 def _own(key: str, value, text: str):
     """The value of an OWN key, or UserError."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    words, good = OWN[key]
     if key == "amp" and value is False:  # YAML reads off as false
         value = "off"
     if key == "blocks":
-        with contextlib.suppress(TypeError, ValueError):
+        try:
             value = tuple(int(str(v)) for v in (text.strip("[]() ").split(",") if isinstance(value, str) else value))
-        good = isinstance(value, tuple) and len(value) == 4
-    elif key in ("amp", "pos_resize"):
-        good = value in (AMP if key == "amp" else POSITION_RULES)
-    elif key == "with_cp":
-        good = isinstance(value, bool)
-    elif key == "lr":
-        good = number and 0 < value < math.inf
-        value = float(value) if good else value
-    else:
-        good = number and isinstance(value, int) and value >= (0 if key in ("warmup", "workers") else 1)
-    if not good:
-        raise UserError(f"{key}={text}: {OWN[key]}")
-    return value
+        except (TypeError, ValueError):
+            value = ()
+    if not good(value):
+        raise UserError(f"{key}={text}: {words}")
+    return float(value) if key == "lr" else value
