@@ -11,14 +11,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from ...pretrain.checkpoint import Run
-from ...pretrain.common.atomic import write_atomic
 from ...pretrain.common.errors import UserError, naming
 from ...pretrain.common.weights import fingerprint
 from ...pretrain.config import Config
@@ -30,6 +29,7 @@ from ..backbones.build import encoder_with
 from ..datasets.base import Data
 from ..datasets.imagenet import ClassSet, Split, in_turn, open_classes
 from ..pictures.maps import attention, draw, similarity
+from ..pictures.sheet import save
 from ..tasks import _video, davis, knn
 from ..tasks._classes import accuracies
 from ..tasks._features import Crop, image_vector, of_both_splits
@@ -86,9 +86,7 @@ class Evaluator:
             attended = attention(encoder, images)
             attended = None if attended is None else attended[0].mean(0).cpu().numpy()
             picture = draw(photo, similarity(patches, query).cpu().numpy(), query, attended)
-            folder.mkdir(parents=True, exist_ok=True)
-            content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
-            write_atomic(folder / f"{name}.png", content)
+            save(Image.fromarray(picture), folder / f"{name}.png", format="PNG")
             log.picture(f"watch/{name}", picture, step)
         return {}
 

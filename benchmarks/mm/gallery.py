@@ -36,9 +36,7 @@ class Gallery(Hook):
         if info["img_path"] != sample.img_path:
             return
         path = Path(sample.img_path)
-        image = read_frame(path)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        out = self.folder / f"{path.stem}.png"
+        image, out = read_frame(path), self.folder / f"{path.stem}.png"
         if "pred_sem_seg" in sample:
             truth = read_mask(Path(info["seg_map_path"])).astype(np.int64)
             if info.get("reduce_zero_label"):
