@@ -17,6 +17,7 @@ from PIL import Image
 from ...pretrain.common.atomic import write_atomic
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.machine import cache_folder
+from ...pretrain.common.progress import PatientReporter
 from ...pretrain.data.decode import Unreadable, decode, open_picture, orientation, read_picture
 from .base import digest, more, read_bytes
 from .identity import Item, fingerprint, fresh, read_contents, stamp
@@ -115,9 +116,14 @@ class Known:
             known = self.files.get(keys[path])
             return known if known and known[0] == found else [found, look_at(path)]
 
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        title = f"check {self.base.name}"
+        with PatientReporter(title) as report, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            seen = {}
             try:
-                seen = dict(zip(keys, pool.map(one, keys), strict=True))
+                for path, entry in zip(keys, pool.map(one, keys), strict=True):
+                    seen[path] = entry
+                    if len(keys) > 1:  # one large file reports of itself
+                        report(len(seen), len(keys), "files")
             finally:
                 pool.shutdown(cancel_futures=True)
         now = time.time_ns()

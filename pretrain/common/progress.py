@@ -55,3 +55,24 @@ class Reporter:
         spent, count = now - self.first[0], done - self.first[1]
         left = f", about {spent / count * (total - done):.0f} s left" if count > 0 and done < total else ""
         self.console.print(f"{self.title}  {done:g}/{total:g}  {text}{left}")
+
+
+class PatientReporter:
+    """As `Reporter`, but silent about what is done within `after` seconds: a check that usually takes no time."""
+
+    def __init__(self, title: str, after: float = 3.0):
+        self.title, self.begin = title, time.monotonic() + after
+        self.reporter: Reporter | None = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.reporter:
+            self.reporter.__exit__()
+
+    def __call__(self, done: float, total: float, text: str = "") -> None:
+        if self.reporter is None and time.monotonic() > self.begin:
+            self.reporter = Reporter(self.title, line_console(stderr=True)).__enter__()
+        if self.reporter:
+            self.reporter(done, total, text)
