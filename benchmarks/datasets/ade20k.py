@@ -8,6 +8,7 @@ from .base import (
     ANY,
     SPLITS,
     Data,
+    absent_classes,
     check_positive,
     check_size,
     find_layout,
@@ -17,6 +18,7 @@ from .base import (
     summary_of_splits,
 )
 from .files import Known, check_whole, look_at_mask, look_at_picture, note_turns
+from .overlap import same_pictures
 
 IMAGES = {"train": 20210, "val": 2000}  # of the scene parsing benchmark (Zhou et al., 2017)
 CLASSES = 150
@@ -45,7 +47,7 @@ def open_ade20k(
     root = find_layout(root, "ADE20K", parts, advice, inside="ADEChallengeData2016")  # as its archive unpacks
     names = _names(root, classes)
     number = len(names) or CLASSES
-    known, notes, used, counts = Known(root), [], [], {}
+    known, notes, used, pictures, found = Known(root), [], [], {}, {}
     for split in splits:
         images, labels = _pairs(root, SPLITS[split], limit if split == "val" else None)
         known.look(images, look_at_picture)
@@ -53,8 +55,15 @@ def open_ade20k(
         _check(images, labels, known.seen, number, notes)
         check_whole(images, known.seen, notes if split == "train" else None)
         note_turns(images, known.seen, notes)
-        counts[split] = len(images)
+        if split == "train" or limit is None:
+            found[split] = {label for path in labels for label in known.seen[path]["labels"]}
+        pictures[split] = images
         used += images + labels
+    own = names or tuple(map(str, range(1, number + 1)))
+    notes += [f"{root / 'annotations'}: {note}" for note in _on_classes(found, own)]
+    if train:
+        notes += same_pictures(pictures["train"], pictures["val"], known.seen)
+    counts = {split: len(images) for split, images in pictures.items()}
     differs = ", ".join(share_of_splits(counts, IMAGES) + [f"{number} classes of its own"] * bool(names))
     summary = summary_of_splits(counts, number)
     return Data("ade20k", root, known.fingerprint(used), not differs, differs, summary, notes, names)
@@ -107,10 +116,33 @@ def _check(images: list[Path], labels: list[Path], seen: dict[Path, dict], highe
             )
         check_size(path, facts["size"], seen[image]["size"], f"{image.name} has")
         if label > highest:
-            hint = "; what is not judged is 0 here, not 255" if label == 255 else ""
+            hint = _hint(labels, seen, highest) if label == 255 else ""
             raise UserError(f"{path}: label {label}; labels go from 0 (not judged) to {highest}{hint}")
     if empty := [path for path in labels if seen[path]["labels"] == [0]]:
         text = f"{empty[0]}: holds no label but 0, which is not judged{more(empty)}"
         if len(empty) == len(labels):
             raise UserError(text)
         notes.append(text)
+
+
+def _hint(labels: list[Path], seen: dict[Path, dict], highest: int) -> str:
+    """What may be meant where label 255 occurs."""
+    others = {label for path in labels for label in seen[path]["labels"]} - {255}
+    text = "; what is not judged is 0 here, not 255"
+    if 0 in others and max(others) < highest:
+        text += f": if 0 to {highest - 1} are the classes, add 1 to each label and write 0 for 255"
+    return text
+
+
+def _on_classes(found: dict[str, set[int]], names: tuple[str, ...]) -> list[str]:
+    """Notes on classes that occur in no label map of a split, and on labels that seem to begin with 0. found: the
+    labels of each split."""
+    notes = []
+    for split, effect in (("train", "nothing can be learnt of them"), ("val", "mIoU is the mean over the others")):
+        absent = [name for label, name in enumerate(names, 1) if split in found and label not in found[split]]
+        notes += absent_classes(absent, len(names), f"{SPLITS[split]} label map", effect)
+    every = set().union(*found.values())
+    if 0 in every and max(every) == len(names) - 1:
+        text = f"labels go from 0 to {max(every)}, with {len(names)} classes"
+        notes.append(f"{text}: 0 is not judged here; if it is the first class, add 1 to every label")
+    return notes

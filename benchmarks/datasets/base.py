@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...pretrain.common.errors import UserError
+from ...pretrain.common.errors import UserError, shorten
 from ...pretrain.common.reading.regular import read_regular
 
 SPLITS = {"train": "training", "val": "validation"}  # of the sets in COCO's and ADE20K's layout
@@ -114,3 +114,9 @@ def share_of_splits(counts: dict[str, int], official: dict[str, int], what: str 
 def summary_of_splits(counts: dict[str, int], classes: int) -> str:
     """'118287 training and 5000 validation pictures, 80 classes'"""
     return f"{' and '.join(f'{n} {SPLITS[split]}' for split, n in counts.items())} pictures, {classes} classes"
+
+
+def absent_classes(names: Sequence[str], number: int, where: str, effect: str) -> list[str]:
+    """A note on those of so many classes that occur nowhere: [] if each does."""
+    named = ", ".join(shorten(name, 40) for name in names[:4]) + " ..." * (len(names) > 4)
+    return [f"{len(names)} of {number} classes occur in no {where} ({named}): {effect}"] if names else []
