@@ -13,6 +13,7 @@ from .common.machine import keep_memory
 from .common.plugins import named
 from .common.processes import refuse_in_child
 from .config import Config
+from .data.decode import note_on_turned
 from .data.images import ImageSource, open_source
 from .data.loader import steps_per_epoch
 from .distributed import PATIENCE, Ranks, Reported, restarted
@@ -101,6 +102,8 @@ def train(cfg: Config, run: Run, ranks: Ranks, resume: bool, held: contextlib.Ex
         f"{run.folder}: {f'from step {done} of' if done else ''} {total} steps, {per_epoch} an epoch of {len(source)} "
         f"images; {size:.1f} M parameters, {trainer.precision} on {ranks.world} x {ranks.device.type}",
     )
+    for note in note_on_turned(source.data, len(source)) if ranks.main else ():
+        say(ranks, f"note: {source.where}: {note}")
     return Loop(trainer, run, source, watch)(late)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ...pretrain.common.errors import UserError
+from ...pretrain.data.decode import note_on_turned
 from ...pretrain.data.images import ImageSource, Unreadable, open_source
 from .base import Data, instead, more
 from .identity import Item, fingerprint, read_contents
@@ -45,6 +46,10 @@ class Split:
         """The image's path below the split's folder."""
         return self.source.name(int(self.picks[i]))
 
+    def turned(self) -> list[str]:
+        """A line where orientation tags are ignored."""
+        return note_on_turned(lambda i: self.source.data(int(self.picks[i])), len(self))
+
     def read(self, i: int) -> np.ndarray:
         """uint8 RGB [H, W, 3]. Raises UserError naming the file: an evaluation leaves nothing out."""
         try:
@@ -77,7 +82,8 @@ class ClassSet:
             splits[k] = replace(splits[k], fingerprint=fingerprint(read.whole, files))
         mark = fingerprint(read.whole, ((s.name, len(s), s.fingerprint) for s in splits))
         found = replace(self, train=splits[0], val=splits[1])
-        return Data("imagenet", self.root, mark, not differs, differs, summary, content=found)
+        turned = [f"{s.source.where}: {note}" for s in splits for note in s.turned()]
+        return Data("imagenet", self.root, mark, not differs, differs, summary, turned, found)
 
 
 def open_classes(root: Path | str, limit: int | None = None) -> ClassSet:

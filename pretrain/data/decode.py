@@ -7,7 +7,7 @@ Whatever has more than 8 bits is scaled to 8, or refused where its range is unkn
 import io
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
 import cv2
@@ -111,10 +111,29 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 def orientation(image: Image.Image) -> int:
     """The orientation that an opened picture's EXIF block asks for, 1 to 8; 1 without one."""
     try:
-        value = image.getexif().get(ORIENTATION, 1)
+        value = Image.Image.getexif(image).get(ORIENTATION, 1)  # a PNG's own method decodes all of the picture
     except Exception:  # whatever a damaged EXIF block makes Pillow raise
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def note_on_turned(read: Callable[[int], bytes], count: int, most: int = 1000) -> list[str]:
+    """[what to say] where orientation tags ask for other pictures than the stored pixels, else [].
+
+    read(i): the bytes of picture i of `count`; of more than `most`, so many are looked at, spread evenly.
+    """
+    looked = sorted({i * count // min(count, most) for i in range(min(count, most))})
+    turned = sum(_is_turned(read, i) for i in looked)
+    of = f"{len(looked)} pictures" if len(looked) == count else f"{len(looked)} pictures looked at"
+    return [f"the orientation tags of {turned} of {of} are ignored: the stored pixels count"] if turned else []
+
+
+def _is_turned(read: Callable[[int], bytes], i: int) -> bool:
+    try:
+        with open_picture(io.BytesIO(read(i)), ["JPEG", "PNG"]) as image:
+            return orientation(image) > 1
+    except Exception:  # what cannot be read is said where it is decoded
+        return False
 
 
 def _jpeg_header(data: bytes) -> tuple[int, int, int] | None:

@@ -216,6 +216,15 @@ def class_folders(root: Path, pixels: np.random.Generator) -> Path:
     return root
 
 
+def test_ignored_orientation_tags_of_class_folders_are_noted(tmp_path):
+    root, exif = class_folders(tmp_path / "A", np.random.default_rng(1)), Image.Exif()
+    exif[0x0112] = 3
+    assert not open_classes(root).as_data().notes
+    Image.new("RGB", (8, 8)).save(root / "val/b/9.jpg", exif=exif)
+    (note,) = open_classes(root).as_data().notes
+    assert note.startswith(f"{root}/val: the orientation tags of 1 of ")
+
+
 def test_class_folders_of_the_same_names_and_sizes(tmp_path):
     noise = np.random.default_rng(1)
     first, second = (class_folders(tmp_path / name, noise) for name in "AB")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from selfpatch_bench.pretrain.common.errors import UserError
-from selfpatch_bench.pretrain.data.decode import VARIABLE, Unreadable, decode, read_picture
+from selfpatch_bench.pretrain.data.decode import VARIABLE, Unreadable, decode, note_on_turned, read_picture
 from selfpatch_bench.pretrain.data.images import open_source
 
 RAMP = np.linspace(0, 65535, 20 * 30).astype(np.uint16).reshape(20, 30)
@@ -29,6 +29,21 @@ def test_orientation_tags_turn_nothing(kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert (decode(encoded(pixels, kind, exif=exif)) == decode(encoded(pixels, kind))).all()
+
+
+def test_ignored_tags_are_counted(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    plain, turned, png = encoded(pixels, "JPEG"), encoded(pixels, "JPEG", exif=exif), encoded(pixels, "PNG", exif=exif)
+    assert note_on_turned([plain, b"no picture"].__getitem__, 2) == []
+    note = "the orientation tags of 2 of {} are ignored: the stored pixels count"
+    assert note_on_turned([plain, turned, png].__getitem__, 3) == [note.format("3 pictures")]
+    many = [plain, turned, png] + [plain] * 3000
+    assert note_on_turned(many.__getitem__, 3003, most=3003) == [note.format("3003 pictures")]
+    (found,) = note_on_turned((lambda i: turned), 3003, most=100)
+    assert found.startswith("the orientation tags of 100 of 100 pictures looked at are ignored")
+    assert note_on_turned([].__getitem__, 0) == []
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
