@@ -9,7 +9,6 @@ RUN/.lock                           says which process works on it, see pretrain
 """
 
 import contextlib
-import hashlib
 import logging
 import re
 from pathlib import Path
@@ -164,10 +163,3 @@ def read(path: Path) -> dict:
     if not isinstance(state, dict) or not {"student", "teacher", "optimizer", "step", "config"} <= state.keys():
         raise UserError(f"{path} is no checkpoint of a pretraining run")
     return state
-
-
-def identity(source) -> dict:
-    """What a state remembers of the data: number of images and a hash of their names."""
-    digest = hashlib.sha256(source.names.text.numpy().tobytes())
-    digest.update(source.names.ends.numpy().tobytes())
-    return {"images": len(source), "names": digest.hexdigest()}

@@ -7,10 +7,11 @@ import sys
 import time
 from collections.abc import Iterator
 
-from .checkpoint import Run, identity
+from .checkpoint import Run
 from .common.atomic import write_atomic
 from .common.errors import UserError
 from .common.processes import catching
+from .data.identity import identity
 from .data.images import ImageSource
 from .data.loader import Batch, batches
 from .distributed import Ranks, Reported
@@ -28,7 +29,7 @@ class Loop:
         """watch: None where there are no evaluations, or another process makes them."""
         self.trainer, self.run, self.source, self.watch = trainer, run, source, watch
         self.cfg, self.ranks, self.total = trainer.cfg, trainer.ranks, len(trainer)
-        self.about = {"steps_per_epoch": trainer.per_epoch, "data": identity(source)}
+        self.about = {"steps_per_epoch": trainer.per_epoch, "data": identity(source) if trainer.ranks.main else {}}
         self.stop = Stop()
         self.log: Log | None = None  # of the first process
         self.saved = trainer.step

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .checkpoint import Run, identity, read
+from .checkpoint import Run, read
 from .common.errors import UserError
 from .common.machine import keep_memory
 from .common.plugins import named
 from .common.processes import refuse_in_child
 from .config import Config
 from .data.decode import note_on_turned
+from .data.identity import check_identity
 from .data.images import ImageSource, open_source
 from .data.loader import steps_per_epoch
 from .distributed import PATIENCE, Ranks, Reported, restarted
@@ -122,9 +123,7 @@ def start_from(trainer: Trainer, run: Run, source: ImageSource, resume: bool, ho
     """Give the networks the weights that they start from: the run's newest state, or the checkpoint `init`."""
     cfg = trainer.cfg
     if resume and (state := newest_state(cfg, run, trainer.ranks)):
-        if state["data"] != identity(source):
-            began = f"the {state['data']['images']} images that this run began with"
-            raise UserError(f"{source.where}: its {len(source)} images are not {began}; give --data their folder")
+        check_identity(source, state["data"])
         trainer.load(state)
     elif cfg.init:
         say(trainer.ranks, load_initial(trainer.learner, cfg.init, cfg.init_format, hooks.reader()))

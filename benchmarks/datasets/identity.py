@@ -156,7 +156,7 @@ def older(fingerprint: str) -> bool:
 def _hash(root: Path, item: Item, whole: bool) -> bytes:
     path = os.path.join(root, item.file)
     try:
-        return hash_content(path, whole, item.offset, item.size)
+        return hash_content(path, None if whole else 0, item.offset, item.size)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
 

@@ -5,21 +5,23 @@ import os
 
 PART = 4096  # bytes of one part
 _BLOCK = 2**20
+# A pipe among the files is an error at once instead of a wait for who writes into it.
+_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
-def hash_content(path: str | os.PathLike, whole: bool, offset: int = 0, size: int | None = None) -> bytes:
+def hash_content(path: str | os.PathLike, most: int | None, offset: int = 0, size: int | None = None) -> bytes:
     """sha256 [32 bytes] of a file, or of the `size` bytes at `offset` in it.
 
-    whole: of every byte; else of 4 KiB in the middle and the last 4 KiB, with which pictures of the same size differ: a
-    header is often the same, coded pixels are not. Raises OSError.
+    most: bytes of the largest that is read whole (None: any); of a larger one the size, 4 KiB in the middle and the
+    last 4 KiB count, with which pictures differ: a header is often the same, coded pixels are not. Raises OSError.
     """
-    file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    file = os.open(path, _FLAGS)
     try:
         size = os.fstat(file).st_size - offset if size is None else size
-        if whole or size <= 2 * PART:
+        if most is None or size <= max(most, 2 * PART):
             return _hash_whole(file, offset, size)
         middle = os.pread(file, PART, offset + (size - PART) // 2)
-        return hashlib.sha256(middle + os.pread(file, PART, offset + size - PART)).digest()
+        return hashlib.sha256(b"%d " % size + middle + os.pread(file, PART, offset + size - PART)).digest()
     finally:
         os.close(file)
 

@@ -1,9 +1,13 @@
 """A run that is killed, stopped, or meets a full disk, and goes on: the same to the last bit as one never stopped."""
 
+import hashlib
+import io
+import os
 import platform
 import re
 import shutil
 import signal
+import tarfile
 import time
 import types
 
@@ -16,6 +20,8 @@ from selfpatch_bench.benchmarks.commands.pretrain import pretrain_command
 from selfpatch_bench.pretrain.checkpoint import Run, read, write_atomic
 from selfpatch_bench.pretrain.common import locks
 from selfpatch_bench.pretrain.common.errors import UserError
+from selfpatch_bench.pretrain.data.identity import check_identity, identity
+from selfpatch_bench.pretrain.data.images import open_source
 from selfpatch_bench.pretrain.monitor.log import cut
 from training import SELFPATCH, Jobs, environment, final, lines, pictures, same, tensors
 from training import one_thread as one_thread
@@ -287,6 +293,48 @@ def test_data(whole, data, tmp_path):
         pretrain_command(None, resume=run, data=tmp_path / "fewer")
     assert pretrain_command(None, resume=run, data=pictures(tmp_path / "moved")) == 0
     assert Run(run).config([]).data.path == str(tmp_path / "moved")
+
+
+def test_a_changed_picture_is_named(whole, data, tmp_path):
+    """Under the same name and of the same size, with the same time. A state of an older version knows names alone."""
+    run, _ = damaged_copy(whole, tmp_path, lambda c: b"")
+    moved = pictures(tmp_path / "moved")
+    path = sorted(p for p in moved.rglob("*") if p.is_file())[5]
+    about, content = path.stat(), bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    with pytest.raises(UserError, match=rf"{path.name} is not what it was when this run began: 1 of 16 images"):
+        pretrain_command(None, resume=run, data=moved)
+    assert pretrain_command(None, resume=run, data=data) == 0
+    state = read(max((run / "checkpoints").iterdir()))
+    assert state["data"]["drawn"].tolist() == list(range(16))
+    del state["data"]["drawn"], state["data"]["contents"]
+    check_identity(open_source(data), state["data"])
+
+
+def test_a_thousand_images_are_drawn(tmp_path):
+    """Whatever the number of images; the members of shards, and images that cannot be read, too."""
+    members = {f"{k:04d}.jpg": b"%d" % k * 300 for k in range(1200)}
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    (tmp_path / "files").mkdir()
+    for name, data in members.items():
+        (tmp_path / "files" / name).write_bytes(data)
+    shard, files = open_source(tmp_path / "a.tar"), open_source(tmp_path / "files")
+    found = identity(files)
+    assert len(set(found["drawn"].tolist())) == 1000
+    first, last = (files.name(int(found["drawn"][k])) for k in (0, -1))
+    assert found["contents"][0].numpy().tobytes() == hashlib.sha256(members[first]).digest()
+    of_shard = identity(shard)
+    number = int(of_shard["drawn"][7])
+    assert of_shard["contents"][7].numpy().tobytes() == hashlib.sha256(members[f"{number:04d}.jpg"]).digest()
+    (tmp_path / "files" / last).unlink()
+    with pytest.raises(UserError, match=f"{last} is not what it was"):
+        check_identity(files, found)
 
 
 def test_folders(whole, data, tmp_path):
