@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import gc
+import json
 import os
 import sys
 import time
@@ -15,6 +16,8 @@ from rich.console import Console
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.processes import refuse_in_child
 from ...pretrain.common.progress import Reporter, line_console
+from ..datasets.base import more
+from ..datasets.identity import older
 from ..environment import environment, peak_memory
 from ..results import labels, record
 from ..results.record import DataSet, Protocol, Record
@@ -54,7 +57,7 @@ def run(evaluations: list[Evaluation], options: Options, console: Console) -> in
     for evaluation in evaluations:
         record.text_of(dataclasses.replace(_planned(evaluation), status=record.FAILED))  # before any work
     notes = [note for e in evaluations for note in e.cfg.data.notes]
-    for note in dict.fromkeys([*_once(evaluations, options), *notes]):
+    for note in dict.fromkeys([*_once(evaluations, options), *_older(evaluations, options.out), *notes]):
         console.print(f"note: {note}")
     failed, at_work = 0, None
     queue = deque((evaluation, False) for evaluation in evaluations)  # and whether to wait for another process
@@ -80,6 +83,33 @@ def _once(evaluations: list[Evaluation], options: Options) -> list[str]:
     names = dict.fromkeys(e.task.title for e in evaluations if seeds_of(e.task, options) != options.seeds)
     given = ",".join(map(str, options.seeds))
     return [f"{', '.join(names)}: runs once, under seed 0; --seed {given} does not change its number"] if names else []
+
+
+def _older(evaluations: list[Evaluation], out: Path) -> list[str]:
+    """Lines for the user on results that older versions made, of what may be other data under the same names."""
+    lines, known = [], record.records(out, strange={})
+    for evaluation in evaluations:
+        if record.done(out, evaluation.task.name, evaluation.key):
+            continue
+        planned = _planned(evaluation)
+        found = [r.path for r in known if r.status == record.DONE and older(r.data.fingerprint) and _alike(r, planned)]
+        if found and not older(planned.data.fingerprint):
+            lines.append(
+                f"{evaluation.title}: {found[-1]}{more(found)} is older: its data are known by names and sizes alone; "
+                "it stays in tables, and a new record is made"
+            )
+    return lines
+
+
+def _alike(old: Record, new: Record) -> bool:
+    """Whether two records differ in nothing but the fingerprint of data of the same name and counts."""
+
+    def parts(one: Record) -> str:
+        model, data, values = one.model, one.data, dict(one.protocol.values)
+        found = (model.fingerprint, model.card, one.task, one.version, values, one.limit, one.seed)
+        return json.dumps([*found, data.name, data.summary], sort_keys=True, default=str)
+
+    return parts(old) == parts(new)
 
 
 def _one(evaluation: Evaluation, options: Options, console: Console, came_back: bool, last: bool) -> bool:

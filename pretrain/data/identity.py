@@ -37,8 +37,8 @@ def check_identity(source: ImageSource, before: dict) -> None:
     if changed:
         name, count = source.name(int(before["drawn"][changed[0]])), len(before["drawn"])
         raise UserError(
-            f"{source.where}: {name} is not what it was when this run began: {len(changed)} of {count} images looked at "
-            "have another content under the same name; give --data the folder as it was, or start a new run"
+            f"{source.where}: {name} is not what it was when this run began: {len(changed)} of {count} images looked "
+            "at have another content under the same name; give --data the folder as it was, or start a new run"
         )
 
 

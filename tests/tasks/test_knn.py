@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -239,11 +240,54 @@ def test_cases_that_once_failed(need, tmp_path, capsys):
     assert found["top1"] == found["top5"] < found["top5_k2"] < found["top5_k5"]
     cold = run("knn_T001", "k=20", "temperature=0.01", "other_k=[1]").metrics
     assert cold["top1"] > 12.5  # chance, of eight classes
+
+    def top1(case: str, folder: str) -> float:
+        options = Options(data=[str(need(f"cases/{case}/{folder}"))], out=tmp_path / case, card={"heads": "4"})
+        options.overrides, options.device = ["resize=64", "crop=64"], "cpu"
+        assert run_command([str(network)], ["knn"], options) == 0
+        made = sorted(record.records(tmp_path / case), key=lambda r: r.created)
+        return made[-1].metrics["top1"]
+
+    assert top1("knn_bmp_stale", "A") == 100 > top1("knn_bmp_stale", "B")
     small = run("knn_small_k", "k=20", "other_k=[1,100]")
     images = len(list(need("cases/knn_small_k/D/train").rglob("*.jpg")))
     assert f"k=20, 100: there are only {images} training images" in capsys.readouterr().out
     assert small.protocol.effective["other_k"] == [1, images]
     assert small.metrics["top5_k1"] == small.metrics["top1_k1"]
+
+
+def test_the_same_names_and_sizes_are_not_the_same_data(coloured, network, tmp_path, capsys):
+    """Uncompressed pictures whose classes are exchanged in val/: other numbers, whatever is known of the first."""
+    for path in coloured.rglob("*.png"):
+        Image.open(path).resize((40, 40)).save(path.with_suffix(".bmp"))
+        path.unlink()
+    other = Path(shutil.copytree(coloured, tmp_path / "other"))
+    for i, name in enumerate(COLOURS):
+        for path in (other / "val" / name).iterdir():
+            shutil.copy(coloured / "val" / [*COLOURS][i - 1] / path.name, path)
+    values = ["resize=32", "crop=32", "k=3", "other_k=[1]"]
+    for data in (coloured, other, coloured):
+        options = Options(data=[str(data)], out=tmp_path / "out", device="cpu", overrides=values)
+        assert run_command([str(network)], ["knn"], options) == 0
+    first, second = sorted(record.records(tmp_path / "out"), key=lambda r: r.created)
+    assert first.metrics["top1"] > 80
+    assert second.metrics["top1"] < 20
+    assert capsys.readouterr().out.count("done already") == 1  # the third
+    # A record of an older version, which knew names and sizes alone, is neither this result nor nothing.
+    stored = json.loads(first.path.read_text())
+    stored["data"]["fingerprint"] = "sha256:" + "0" * 64
+    first.path.with_stem("0" * 16).write_text(json.dumps(stored | {"key": "0" * 16}))
+    first.path.unlink()
+    options = Options(data=[str(coloured)], out=tmp_path / "out", device="cpu", overrides=values)
+    assert run_command([str(network)], ["knn"], options) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"note: .* on knn: .*/0{16}\.json is older: its data are known by names and sizes alone", said)
+    assert "done already" not in said
+    assert len(record.records(tmp_path / "out")) == 3
+    assert run_command([str(network)], ["knn"], options) == 0
+    said = capsys.readouterr().out
+    assert "done already" in said
+    assert "older" not in said
 
 
 def test_features_are_computed_once_and_survive_damage(coloured, network, monkeypatch, tmp_path):
