@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from ...pretrain.common.errors import UserError
+from ..datasets.identity import older
 from .record import Record
 from .render import Cell
 
@@ -99,7 +100,22 @@ def collect(records: Iterable[Record], tasks: Mapping | None = None, columns: Co
     _name_networks(results)
     for result in results:
         result.differs = differing(result.record, tasks.get(result.task), columns)
+    _name_older(results)
     return results
+
+
+def _name_older(results: list[Result]) -> None:
+    """Where a result was made again since data are known by their content, say which of the two is the older."""
+
+    def alike(result: Result) -> str:
+        record = result.record
+        parts = (result.name, result.task, record.version, record.protocol.values, record.limit, data_text(result))
+        return json.dumps(parts, sort_keys=True, default=str)
+
+    known = {alike(result) for result in results if not older(result.record.data.fingerprint)}
+    for result in results:
+        if older(result.record.data.fingerprint) and alike(result) in known:
+            result.differs.append("older: data known by names and sizes alone")
 
 
 def _result(seeds: list[list[Record]], seeded: bool) -> Result:

@@ -130,11 +130,11 @@ def features(
     protocol's resize, crop and precision. progress(done): images so far. Raises UserError for an image that cannot be
     read, or features that are not finite.
     """
-    if not split.fingerprint:
-        raise ValueError(f"{split.name}: which images these are is not known yet: ClassSet.as_data reads them")
     crop, precision = Crop(cfg.protocol.resize, cfg.protocol.crop), cfg.protocol.precision
     folder = None
     if what is not None:
+        if not split.fingerprint:
+            raise ValueError(f"{split.name}: which images these are is not known yet: ClassSet.as_data reads them")
         parts = {
             "fingerprint": encoder.fingerprint,
             "card": encoder.card.as_dict(),

@@ -18,6 +18,7 @@ from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.datasets.imagenet import open_classes
 from selfpatch_bench.benchmarks.metrics.significance import unpack
 from selfpatch_bench.benchmarks.results import record
+from selfpatch_bench.benchmarks.results.collect import collect
 from selfpatch_bench.benchmarks.run.runner import Options, plan, run_command
 from selfpatch_bench.benchmarks.tasks import TaskConfig
 from selfpatch_bench.benchmarks.tasks._classes import accuracies
@@ -288,6 +289,9 @@ def test_the_same_names_and_sizes_are_not_the_same_data(coloured, network, tmp_p
     said = capsys.readouterr().out
     assert "done already" in said
     assert "older" not in said
+    found = collect(record.records(tmp_path / "out"))
+    stale = ["older: data known by names and sizes alone" in result.differs for result in found]
+    assert stale == [result.record.key == "0" * 16 for result in found]
 
 
 def test_features_are_computed_once_and_survive_damage(coloured, network, monkeypatch, tmp_path):
