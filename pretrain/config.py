@@ -3,6 +3,7 @@
 Types are strict: an unknown key or a value of another type is a UserError that names what is valid.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
@@ -86,7 +87,7 @@ def to_dict(config: Config) -> dict:
     """Nested dicts and lists that `from_dict` takes back, for the run's folder and its stored states."""
     values = asdict(config)
     values["objectives"] = [{"name": e.name, "weight": e.weight} | asdict(e.options) for e in config.objectives]
-    return _lists(values)
+    return json.loads(json.dumps(values))  # lists in place of tuples
 
 
 def check(config: Config) -> None:
@@ -116,13 +117,6 @@ def total_steps(config: Config, steps_per_epoch: int) -> int:
     if total > STEPS:
         raise UserError(f"loop.epochs={config.loop.epochs}: {total} steps; there can be {STEPS}")
     return total
-
-
-def _lists(value):
-    """The same with lists in place of tuples, however deep."""
-    if isinstance(value, Mapping):
-        return {k: _lists(v) for k, v in value.items()}
-    return [_lists(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def _parse(text: str, value: str) -> Any:
