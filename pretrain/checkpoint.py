@@ -24,11 +24,11 @@ from .config import Config, from_dict, read_options, to_dict
 
 log = logging.getLogger(__name__)
 NAME = re.compile(r"step-(\d{8,})\.pt")
-JOBS = "slurm"  # sub-folder of a job's files
+JOB_FOLDER = "slurm"  # sub-folder of a job's files
 LOCK = ".lock"  # held by the first process of a run as long as it works
 FALLBACKS = 2  # newest states that are always kept: should one be damaged, there is the one before
 # Options that a resumed run may change: what it computes stays the same.
-SAFE = ("data.path", "data.root", "data.workers", "data.prefetch", "loop.device", "checkpoint.", "log.", "watch.")
+CHANGEABLE = ("data.path", "data.root", "data.workers", "data.prefetch", "loop.device", "checkpoint.", "log.", "watch.")
 
 
 class Run:
@@ -48,7 +48,7 @@ class Run:
 
     def _check_content(self) -> None:
         try:
-            full = self.folder.exists() and any(p.name not in (JOBS, LOCK) for p in self.folder.iterdir())
+            full = self.folder.exists() and any(p.name not in (JOB_FOLDER, LOCK) for p in self.folder.iterdir())
         except OSError as error:
             raise UserError(f"{self.folder} cannot be made: {error.strerror or error}") from None
         if full:
@@ -134,15 +134,15 @@ class Run:
 
     def check_config(self, wanted: Config, state: dict | None) -> None:
         """Raise UserError where a configuration would change the result of the run (of its state, or of its
-        config.yaml while there is none): only SAFE options may differ."""
+        config.yaml while there is none): only CHANGEABLE options may differ."""
         before = from_dict(state["config"], (), f"{self.folder}: checkpoint") if state else self.config([])
         old, new = flat(to_dict(before)), flat(to_dict(wanted))
         for key in sorted(old.keys() | new.keys()):
-            if old.get(key) != new.get(key) and not key.startswith(SAFE):
-                safe = ", ".join(s + "*" * s.endswith(".") for s in SAFE)
+            if old.get(key) != new.get(key) and not key.startswith(CHANGEABLE):
+                changeable = ", ".join(s + "*" * s.endswith(".") for s in CHANGEABLE)
                 raise UserError(
                     f"--resume {self.folder}: {key} is {old.get(key)} in this run and cannot become {new.get(key)}, "
-                    f"which would change its result; only {safe} may change; for others start a new run"
+                    f"which would change its result; only {changeable} may change; for others start a new run"
                 )
 
 

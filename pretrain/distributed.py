@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .common.errors import UserError
 
-# What a launcher that starts a run again counts by, and the seconds that its former processes get to end.
+# Launchers count in these how often they have started a run again. Its earlier processes get PATIENCE seconds to end.
 RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 PATIENCE = 120.0
 

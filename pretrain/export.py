@@ -29,7 +29,7 @@ def portable(state: Mapping[str, Tensor], cfg: Config) -> tuple[dict[str, Tensor
     """
     size = cfg.views.specs()[cfg.views.groups()[0][0]].size
     with torch.device("meta"):  # states heads and eps, which weights never do
-        plan = build_backbone(cfg.network, size)
+        backbone = build_backbone(cfg.network, size)
     weights = {}
     for key, value in state.items():
         part, _, name = key.partition(".")
@@ -37,9 +37,9 @@ def portable(state: Mapping[str, Tensor], cfg: Config) -> tuple[dict[str, Tensor
             weights[name] = value.float()
         elif part == "readout":  # of a token's readout, all there is is the ViT's own final norm
             weights[key if cfg.network.readout == "class_attention" else name] = value.float()
-    act = plan.blocks[0].mlp.act
+    act = backbone.blocks[0].mlp.act
     known = {
-        "norm_eps": plan.final_eps,
+        "norm_eps": backbone.final_eps,
         "act": "gelu (erf)" if type(act) is nn.GELU and act.approximate == "none" else str(act),
         "readout": cfg.network.readout,
         "mean": tuple(cfg.data.mean),
@@ -49,10 +49,10 @@ def portable(state: Mapping[str, Tensor], cfg: Config) -> tuple[dict[str, Tensor
     options = ("backbone", "readout", "readout_depth")
     network = ", ".join(f"network.{name}={getattr(cfg.network, name)}" for name in options)
     try:
-        if isinstance(plan, Swin):
+        if isinstance(backbone, Swin):
             card = swin_card(shapes, **known)
         else:
-            card = vit_card(shapes, heads=plan.blocks[0].attn.num_heads, pos_resize=cfg.network.positions, **known)
+            card = vit_card(shapes, heads=backbone.blocks[0].attn.num_heads, pos_resize=cfg.network.positions, **known)
     except UserError as error:
         raise UserError(f"{network}: the encoder has no such network: {error}") from None
     check_fit(shapes, named_shapes(card), network, f"any that the encoder has ({card.size})")
@@ -78,7 +78,7 @@ def export(run: Path, out: Path | None = None, step: int | None = None, which: s
     """
     if which not in (None, *ENDINGS):
         raise UserError(f"--which {which}: it is {' or '.join(ENDINGS)}")
-    which = which or usual_side(Run(run))
+    which = which or evaluated_side(Run(run))
     path, state = chosen(Run(run), step, out, ENDINGS[which])
     if state:
         cfg = config_of(run, state)
@@ -117,7 +117,7 @@ def config_of(run: Path, state: Mapping) -> Config:
     return from_dict(state["config"], (), f"{run}: checkpoint of step {state['step']}")
 
 
-def usual_side(folder: Run) -> str:
+def evaluated_side(folder: Run) -> str:
     """The network that a run is evaluated by."""
     return folder.config([]).checkpoint.export if folder.config_file.is_file() else "teacher"
 
@@ -126,7 +126,7 @@ def exports(run: Path, every: int | None = None) -> list[Path]:
     """Files that stand for a run in an evaluation: the export of its newest checkpoint, or of every one whose step is a
     multiple of `every`, oldest first; what is not exported yet is exported. Raises UserError if there is none."""
     run = Path(run)
-    name = re.compile(r"step-(\d{8,})\." + re.escape(ENDINGS[usual_side(Run(run))]))
+    name = re.compile(r"step-(\d{8,})\." + re.escape(ENDINGS[evaluated_side(Run(run))]))
     there = {int(m[1]): p for p in run.glob("exports/step-*.safetensors") if (m := name.fullmatch(p.name))}
     steps = sorted(there.keys() | Run(run).steps().keys())
     if every:

@@ -36,8 +36,8 @@ class Loop:
         self.ended_by = 0  # the signal that ends the run: the same in all processes, who must stop at the same step
         self.cut = False  # whether it did so before an evaluation that was due was made
 
-    def __call__(self, late: bool) -> int:
-        """-> exit status. late: an evaluation is to be made first, which a stopped run still lacks."""
+    def __call__(self, evaluate_first: bool) -> int:
+        """-> exit status. evaluate_first: the run was stopped before an evaluation that was due."""
         trainer, log = self.trainer, self.cfg.log
         with contextlib.ExitStack() as stack:
             # submitit says by SIGUSR2 that the time is nearly up; its handler gets the signal once the run is saved.
@@ -47,7 +47,7 @@ class Loop:
                 title = self.cfg.recipe or "pretrain"
                 self.log = stack.enter_context(Log(self.run, trainer.step, self.total, signs, log.tensorboard, title))
             feed = stack.enter_context(contextlib.closing(self.start_feed()))
-            if late:
+            if evaluate_first:
                 self.evaluate()
             while trainer.step < self.total and not self.ended_by and self.take_step(feed):
                 if self.to_save():

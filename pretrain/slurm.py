@@ -10,7 +10,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from .checkpoint import JOBS, Run
+from .checkpoint import JOB_FOLDER, Run
 from .common.errors import UserError
 from .common.keyvalue import key_value
 from .common.processes import safe_path
@@ -114,6 +114,6 @@ def submit(cfg: Config, run: Run, options: str, resume: bool, hooks: Hooks):
     if not resume:
         run.check_empty()
     folder = run.folder.absolute()
-    job = queue(Job(to_dict(cfg), str(folder), resume, hooks), folder / JOBS, options, f"pretrain-{cfg.recipe}")
+    job = queue(Job(to_dict(cfg), str(folder), resume, hooks), folder / JOB_FOLDER, options, f"pretrain-{cfg.recipe}")
     print(f"job {job.job_id}: {run.folder}; its output is in {job.paths.folder}")
     return job

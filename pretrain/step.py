@@ -29,8 +29,8 @@ class Learner(nn.Module):
     """Student, teacher and objectives of a configuration as one module with a single forward.
 
     DDP wraps it whole, so that no head is left without gradient by accident.
-    `learner(groups, step)` -> (total, losses, stats): the weighted sum to call backward on, every part detached under
-    OBJECTIVE.PART, and detached sums under OBJECTIVE.STAT to be added over micro-steps and processes; `images`: the
+    `learner(groups, step)` -> (total, losses, stats): the weighted sum to call backward on, every term detached under
+    OBJECTIVE.TERM, and detached sums under OBJECTIVE.STAT to be added over micro-steps and processes; `images`: the
     teacher's image vectors of the first views of the batch's first ROWS images [n, D], zeros in place of other shares'.
     Parameters: `student.*` and `objectives.*` (trained), `teacher.*` (no gradient).
     Raises UserError for a configuration that cannot be built.
@@ -41,18 +41,18 @@ class Learner(nn.Module):
         self.cfg = cfg
         layout = cfg.views.groups()
         sizes = [cfg.views.specs()[views[0]].size for views in layout]
-        with torch.device("meta"):
-            plan = build_backbone(cfg.network, sizes[0])
+        with torch.device("meta"):  # sizes and heads, without memory for the weights
+            backbone = build_backbone(cfg.network, sizes[0])
         for size in sizes:
-            check_size(plan, size)
-        patch = plan.stride
+            check_size(backbone, size)
+        patch = backbone.stride
         net = Net(
-            plan.num_features,
+            backbone.num_features,
             cfg.network.readout,
-            plan.cls_token is not None,
+            backbone.cls_token is not None,
             tuple(len(views) for views in layout),
             tuple((size // patch, size // patch) for size in sizes),
-            plan.blocks[-1].attn.num_heads,
+            backbone.blocks[-1].attn.num_heads,
             cfg.views.mask.kind != "none",
         )
         self.patch = patch
@@ -84,10 +84,10 @@ class Learner(nn.Module):
         total, losses = 0.0, {}
         stats = {"images": step.in_batch(teacher[0]["image"][:1])[0, :ROWS]}
         for name, objective in self.objectives.items():
-            parts, sums = objective(student, teacher, groups, step)
-            total = total + self.weights[name] * sum(parts.values())
-            losses |= {f"{name}.{k}": v.detach() for k, v in parts.items()}
-            stats |= {f"{name}.{k}": v.detach() for k, v in sums.items()}
+            terms, own_stats = objective(student, teacher, groups, step)
+            total = total + self.weights[name] * sum(terms.values())
+            losses |= {f"{name}.{k}": v.detach() for k, v in terms.items()}
+            stats |= {f"{name}.{k}": v.detach() for k, v in own_stats.items()}
         return total, losses, stats
 
     def trained(self) -> list[tuple[str, nn.Parameter]]:
@@ -121,7 +121,7 @@ class NotFinite(Exception):
 class Outcome(NamedTuple):
     """What a step did, over the global batch.
 
-    numbers: by their names in the log, 0-dim tensors on the device or numbers: the loss (weighted sum), its parts, what
+    numbers: by their names in the log, 0-dim tensors on the device or numbers: the loss (weighted sum), its terms, what
     the objectives report (teacher entropy, KL), grad_norm: largest gradient norm of a tensor (or the global one) before
     clipping, and the schedules' values. flag: the largest of `flag` over processes.
     images: see `Learner`.
@@ -183,8 +183,8 @@ class Trainer:
     def advance(self, groups: list[Group], flag: int = 0) -> Outcome:
         """One optimiser step. groups: of this process's images, on the device. flag: a number >= 0 on which the
         processes agree by its maximum. Raises NotFinite (everything is then as before the step)."""
-        cfg, optimiser, plan = self.cfg.optim, self.optimiser, self.schedules
-        lr, decay, ema = (float(values[self.step]) for values in (plan.lr, plan.weight_decay, plan.ema))
+        cfg, optimiser, schedules = self.cfg.optim, self.optimiser, self.schedules
+        lr, decay, ema = (float(values[self.step]) for values in (schedules.lr, schedules.weight_decay, schedules.ema))
         optim.set_schedule(optimiser, lr, decay)
         optimiser.zero_grad(set_to_none=True)
         sums = self._backward(groups)

@@ -49,7 +49,7 @@ class Hooks:
 ALONE = Hooks()  # the core without anything above it
 
 
-def settle(cfg: Config) -> Config:
+def absolute_paths(cfg: Config) -> Config:
     """Make paths absolute, so that a run can go on from any folder."""
     if not cfg.data.path:
         raise UserError("no images to train on: give --data FOLDER (or a list file, or tar shards)")
@@ -93,8 +93,8 @@ def train(cfg: Config, run: Run, ranks: Ranks, resume: bool, held: contextlib.Ex
     if not resume:
         ranks.first(lambda: run.create(cfg, held))
     done, total = trainer.step, len(trainer)
-    late = ranks.first(lambda: missed(trainer, run))
-    if done >= total and not late:
+    evaluate_first = ranks.first(lambda: missed(trainer, run))
+    if done >= total and not evaluate_first:
         say(ranks, f"{run.folder}: all of its {total} steps are done")
         return 0
     size = sum(p.numel() for _, p in trainer.named) / 1e6
@@ -105,7 +105,7 @@ def train(cfg: Config, run: Run, ranks: Ranks, resume: bool, held: contextlib.Ex
     )
     for note in note_on_turned(source.data, len(source)) if ranks.main else ():
         say(ranks, f"note: {source.where}: {note}")
-    return Loop(trainer, run, source, watch)(late)
+    return Loop(trainer, run, source, watch)(evaluate_first)
 
 
 def build(cfg: Config, per_epoch: int, ranks: Ranks) -> Trainer:

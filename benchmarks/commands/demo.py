@@ -18,7 +18,7 @@ from ...pretrain.common.weights import save_weights
 from ...pretrain.config import Config, load_recipe
 from ...pretrain.export import portable
 from ...pretrain.step import Learner
-from ...pretrain.train import settle
+from ...pretrain.train import absolute_paths
 from ..backbones.encoder import Encoder
 from ..results.layout import table_command
 from ..results.record import DONE, records
@@ -47,7 +47,7 @@ def configure(pictures: Path, weight: float) -> Config:
     values = [*SMALL, f"objectives.selfpatch.weight={weight}"]
     cfg = load_recipe("selfpatch", values)
     cfg.data.path = str(pictures)
-    return settle(cfg)
+    return absolute_paths(cfg)
 
 
 def random_network(path: Path, cfg: Config) -> None:

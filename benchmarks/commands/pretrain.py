@@ -8,7 +8,7 @@ from ...pretrain.common.errors import UserError
 from ...pretrain.common.processes import refuse_in_child
 from ...pretrain.config import load_recipe
 from ...pretrain.model.initial import Found, Rival
-from ...pretrain.train import Hooks, settle
+from ...pretrain.train import Hooks, absolute_paths
 from ..checkpoints.open import differences
 from ..hub.open import open_checkpoint
 
@@ -47,7 +47,7 @@ def pretrain_command(
     if resume is None and recipe is None:
         raise UserError("give a recipe (`selfpatch ls recipes`), or --resume RUN")
     run = Run(Path(resume or out or Path("runs") / Path(recipe).stem))
-    cfg = settle(load_recipe(recipe, overrides) if resume is None else run.config(overrides))
+    cfg = absolute_paths(load_recipe(recipe, overrides) if resume is None else run.config(overrides))
     if slurm is not None:
         from ...pretrain.slurm import submit
 

@@ -177,8 +177,8 @@ def _convert(key: str, value):
         parsed = tuple(int(str(v)) for v in _listed(value))
         valid = 1 <= len(parsed) <= 16
     else:
-        kind = next(kind for kind in (bool, int, float, str) if kind.__name__ in wanted)
-        parsed = WORDS[str(value).lower()] if kind is bool else kind(value if kind is float else str(value))
+        cls = next(cls for cls in (bool, int, float, str) if cls.__name__ in wanted)
+        parsed = WORDS[str(value).lower()] if cls is bool else cls(value if cls is float else str(value))
         valid = key != "pos" or re.fullmatch(r"rotary|\w+ (\d{1,4})x\1(, stored)?", parsed)
     if not valid:
         raise ValueError

@@ -16,8 +16,8 @@ from pathlib import Path
 from .errors import UserError
 
 log = logging.getLogger(__name__)
-ABSENT = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # a file system without locks
-JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # a file system without locks
+JOB_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
 LINGER = 30.0  # seconds that files of a process may stay open when it has been killed
 POLL = 0.1
 EXITING = 0x4  # Linux's PF_EXITING
@@ -99,7 +99,7 @@ def take(file: int, wait: float = 0.0, shared: bool = False) -> bool:
                 return False
             time.sleep(POLL)
         except OSError as error:
-            if error.errno not in ABSENT:
+            if error.errno not in NO_LOCKS:
                 raise
             _warn(error.strerror)
             return True
@@ -123,7 +123,7 @@ os.register_at_fork(after_in_child=_forget)
 
 def _sign(file: int) -> None:
     """Write into a lock file who has it."""
-    job = next((os.environ[name] for name in JOBS if os.environ.get(name)), None)
+    job = next((os.environ[name] for name in JOB_VARIABLES if os.environ.get(name)), None)
     since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     text = json.dumps({"pid": os.getpid(), "host": platform.node(), "job": job, "since": since})
     with contextlib.suppress(OSError):  # a full disk: the lock is held all the same

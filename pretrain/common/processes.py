@@ -16,7 +16,7 @@ import types
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 
-SAFE = "PYTHONSAFEPATH"  # as -P, for children of children too; PYTHONPATH counts as ever
+SAFE_PATH = "PYTHONSAFEPATH"  # as -P, for children of children too; PYTHONPATH counts as ever
 _starting = threading.RLock()
 
 
@@ -27,22 +27,22 @@ def python(module: str, *arguments) -> list[str]:
 
 def child_environment(**more: str) -> dict[str, str]:
     """Of a process that may start others."""
-    return os.environ | {SAFE: "1"} | more
+    return os.environ | {SAFE_PATH: "1"} | more
 
 
 @contextlib.contextmanager
 def safe_path() -> Iterator[None]:
     """For processes that a library starts inside the block."""
     with _starting:
-        before = os.environ.get(SAFE)
-        os.environ[SAFE] = "1"
+        before = os.environ.get(SAFE_PATH)
+        os.environ[SAFE_PATH] = "1"
         try:
             yield
         finally:
             if before is None:
-                del os.environ[SAFE]
+                del os.environ[SAFE_PATH]
             else:
-                os.environ[SAFE] = before
+                os.environ[SAFE_PATH] = before
 
 
 @contextlib.contextmanager

@@ -17,12 +17,12 @@ class BatchNorm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        if not self.training or (len(rows) > 1 and not shared()):  # the fused kernel
+        if not self.training or (len(rows) > 1 and not distributed()):  # the fused kernel
             return super().forward(rows).view_as(x)
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        sums, count = total(torch.cat([rows.sum(0), rows.new_tensor([len(rows)])])).split([rows.shape[1], 1])
+        sums, count = summed(torch.cat([rows.sum(0), rows.new_tensor([len(rows)])])).split([rows.shape[1], 1])
         mean = sums / count
-        variance = total((rows - mean).square().sum(0)) / count
+        variance = summed((rows - mean).square().sum(0)) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
@@ -32,17 +32,17 @@ class BatchNorm(nn.BatchNorm1d):
         return y.to(x.dtype).view_as(x)
 
 
-def shared() -> bool:
+def distributed() -> bool:
     """Whether there are other processes."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def total(x: Tensor) -> Tensor:
+def summed(x: Tensor) -> Tensor:
     """The sum of x over all processes."""
-    return _Total.apply(x) if shared() else x
+    return _Sum.apply(x) if distributed() else x
 
 
-class _Total(torch.autograd.Function):
+class _Sum(torch.autograd.Function):
     # By hand, because torch.distributed.nn.all_reduce, which does the same, is deprecated and warns.
 
     @staticmethod
@@ -53,4 +53,4 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):  # of the sum of all processes' losses
-        return _Total.forward(ctx, grad)
+        return _Sum.forward(ctx, grad)

@@ -65,7 +65,7 @@ def load_initial(
     _same_architecture(path, card, student)
     if learned:
         weights["pos_embed"] = _positions(path, weights["pos_embed"], card, student.backbone)
-    given = {_place(key): value for key, value in weights.items()}
+    given = {_name_in_network(key): value for key, value in weights.items()}
     own = {k: v for k, v in student.state_dict().items() if not k.startswith("heads.")}
     spare, kept = given.keys() - own.keys(), own.keys() - given.keys()
     left_out = {k for k in spare | kept if k.startswith(("readout.", "backbone.cls_token", "backbone.masked_embed"))}
@@ -84,7 +84,7 @@ def load_initial(
     return "; ".join(said)
 
 
-def _place(key: str) -> str:
+def _name_in_network(key: str) -> str:
     """The loader's name of a weight -> Network's."""
     return key if key.startswith("readout.") else f"readout.{key}" if key.startswith("norm.") else f"backbone.{key}"
 

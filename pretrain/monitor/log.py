@@ -21,7 +21,7 @@ from .collapse import Signs
 class Log:
     """Numbers of a run's steps; a context manager. Only the first process has one.
 
-    log.jsonl has one object a line: step, epoch, loss, losses and the objectives' numbers by name (OBJECTIVE.PART;
+    log.jsonl has one object a line: step, epoch, loss, losses and the objectives' numbers by name (OBJECTIVE.TERM;
     teacher entropy and KL in nats), the numbers of collapse.py (rank, OBJECTIVE.centre_norm), grad_norm, lr,
     weight_decay, ema, images_per_s and data_wait (share of the time spent waiting for views) since the last line,
     memory_gb (peak: of the GPU, else of this process). Losses are those of the step itself. A line may have a
@@ -31,7 +31,7 @@ class Log:
     def __init__(self, run: Run, start: int, total: int, signs: Signs, tensorboard: bool = False, title: str = ""):
         """start: steps done already; lines of later steps are removed, so that none appears twice. total: steps of the
         run. signs: of what the lines show; they see those of before."""
-        for line in cut(run.log_file, start):
+        for line in drop_later(run.log_file, start):
             signs.look(line)
         self.path, self.total, self.signs = run.log_file, total, signs
         self.events = None
@@ -45,7 +45,7 @@ class Log:
     def __enter__(self) -> "Log":
         self.file = open(self.path, "a", encoding="utf-8")
         self.reporter.__enter__()
-        self.meter()
+        self.restart_clock()
         return self
 
     def __exit__(self, *error) -> None:
@@ -54,7 +54,7 @@ class Log:
         if self.events:
             self.events.close()
 
-    def meter(self) -> None:
+    def restart_clock(self) -> None:
         """Start measuring speed anew."""
         self.since, self.images, self.waited = time.perf_counter(), 0, 0.0
 
@@ -75,7 +75,7 @@ class Log:
             "data_wait": round(self.waited / spent, 4),
             "memory_gb": round(peak_memory() / 2**30, 3),
         }
-        self.meter()
+        self.restart_clock()
         if signs := self.signs.look(values):
             values["warning"] = "; ".join(signs)
         self.write(values)
@@ -119,7 +119,7 @@ def peak_memory() -> int:
     return process_peak()
 
 
-def cut(path: Path, start: int) -> list[dict]:
+def drop_later(path: Path, start: int) -> list[dict]:
     """Remove the lines of steps after `start`, and one that a kill left unfinished; -> those that stay."""
     kept = [line for line in entries(path) if line["step"] <= start]
     if path.exists():

@@ -25,7 +25,7 @@ from selfpatch_bench.pretrain.common.card import Card
 from selfpatch_bench.pretrain.common.processes import child_environment, python
 from selfpatch_bench.pretrain.common.weights import save_weights
 from selfpatch_bench.pretrain.config import load_recipe
-from selfpatch_bench.pretrain.train import settle
+from selfpatch_bench.pretrain.train import absolute_paths
 from training import DINO, difference, final, pictures
 from training import environment as one_thread
 
@@ -127,7 +127,7 @@ def test_a_job(trap, place, tmp_path, monkeypatch):
     """submitit's controller and the process that it starts."""
     pytest.importorskip("submitit", reason="submitit (extra `slurm`) is not installed")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    cfg = settle(load_recipe("dino", [*STEPS, f"data.path={place / 'pictures'}"]))
+    cfg = absolute_paths(load_recipe("dino", [*STEPS, f"data.path={place / 'pictures'}"]))
     job = slurm.submit(cfg, Run(tmp_path / "run"), "cluster=local,timeout_min=5", resume=False, hooks=HOOKS)
     assert (job.result(), trap()) == (0, [])
 

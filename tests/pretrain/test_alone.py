@@ -30,7 +30,7 @@ from core.export import export
 data, out, *options = sys.argv[2:]
 torch.set_num_threads(1)
 given = [*options, f"data.path={data}", "loop.steps=3", "schedule.warmup_epochs=0", "checkpoint.every_steps=2"]
-assert train.run(train.settle(load_recipe("selfpatch", given)), Path(out)) == 0
+assert train.run(train.absolute_paths(load_recipe("selfpatch", given)), Path(out)) == 0
 run = Run(Path(out))
 assert list(run.steps()) == [2, 3]
 whole = read(run.steps()[3])
@@ -40,9 +40,9 @@ again = read(run.steps()[3])
 for name in ("student", "teacher"):
     assert all(torch.equal(again[name][key], value) for key, value in whole[name].items())
 file = export(Path(out))
-assert train.run(train.settle(load_recipe("selfpatch", [*given, f"init={file}"])), Path(f"{out}-again")) == 0
+assert train.run(train.absolute_paths(load_recipe("selfpatch", [*given, f"init={file}"])), Path(f"{out}-again")) == 0
 try:
-    train.run(train.settle(load_recipe("selfpatch", [*given, "watch.every=1"])), Path(f"{out}-watched"))
+    train.run(train.absolute_paths(load_recipe("selfpatch", [*given, "watch.every=1"])), Path(f"{out}-watched"))
 except UserError as error:
     print(error)
 print(file)

@@ -22,7 +22,7 @@ from selfpatch_bench.pretrain.common import locks
 from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.data.identity import check_identity, identity
 from selfpatch_bench.pretrain.data.images import open_source
-from selfpatch_bench.pretrain.monitor.log import cut
+from selfpatch_bench.pretrain.monitor.log import drop_later
 from training import SELFPATCH, Jobs, environment, final, lines, pictures, same, tensors
 from training import one_thread as one_thread
 
@@ -384,5 +384,5 @@ def test_write_atomic_leaves_the_old(tmp_path):
 def test_cut(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": ')
-    cut(path, 2)
+    drop_later(path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'

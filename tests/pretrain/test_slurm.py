@@ -11,7 +11,7 @@ from selfpatch_bench.pretrain import slurm, train
 from selfpatch_bench.pretrain.checkpoint import Run
 from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.config import load_recipe
-from selfpatch_bench.pretrain.train import settle
+from selfpatch_bench.pretrain.train import absolute_paths
 from training import DINO, final, lines, pictures, same
 from training import one_thread as one_thread
 
@@ -88,7 +88,7 @@ def test_time_out(tmp_path, monkeypatch):
     (tmp_path / "plugins/objectives/alarm.py").write_text(ALARM)
     monkeypatch.setenv("SELFPATCH_PLUGINS", str(tmp_path / "plugins"))
     options = ["objectives=[{name: dino}, {name: alarm}]", *DINO, f"data.path={pictures(tmp_path / 'pictures')}"]
-    cfg = settle(load_recipe("dino", options))
+    cfg = absolute_paths(load_recipe("dino", options))
     run, whole = Run(tmp_path / "run"), Run(tmp_path / "whole")
     job = slurm.submit(cfg, run, "cluster=local,timeout_min=4,signal_delay_s=12", resume=False, hooks=HOOKS)
     assert job.result() == 0
