@@ -2,9 +2,8 @@
 
 import copy
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -86,7 +85,9 @@ class Network(nn.Module):
         mask = group.mask.flatten(0, 1) if hasattr(self.backbone, "masked_embed") and group.mask is not None else None
         toks = tokens(self.backbone, group.x.flatten(0, 1), mask, self.cfg.positions)
         wanted = {s.input for s in self.specs.values() if g == 0 or s.groups == "all"}
-        cached = cache(lambda: self.readout.keys_values(toks.patch))  # of class attention, made where it is run
+        cached = None  # before the norm below: the order of these two is that in which their gradients are added up
+        if isinstance(self.readout, ClassAttentionReadout) and attends(wanted):
+            cached = self.readout.keys_values(toks.patch)
         inputs: dict = {"raw": toks.patch}
         if wanted & {"patch", "tokens"}:
             inputs["patch"] = self.readout.norm(toks.patch)
@@ -102,19 +103,19 @@ class Network(nn.Module):
                 inputs[source] = self.aggregate(toks, source, cached)
         return inputs
 
-    def image(self, toks: Tokens, cached: Callable | None = None, normed: Tensor | None = None) -> Tensor:
-        """Tokens -> image vectors [M, D]. cached: gives the patches' keys and values."""
+    def image(self, toks: Tokens, cached=None, normed: Tensor | None = None) -> Tensor:
+        """Tokens -> image vectors [M, D]"""
         if isinstance(self.readout, ClassAttentionReadout):
-            return self.readout.image(cached() if cached else self.readout.keys_values(toks.patch))
+            return self.readout.image(cached or self.readout.keys_values(toks.patch))
         if self.cfg.readout == "token":
             return self.readout.norm(toks.cls)
         return (self.readout.norm(toks.patch) if normed is None else normed).mean(1)
 
-    def aggregate(self, toks: Tokens, how: Aggregated, cached: Callable | None = None) -> Tensor:
-        """Tokens -> for every patch the summary of its neighbours [M, N, D], normed. cached: as for `image`."""
+    def aggregate(self, toks: Tokens, how: Aggregated, cached=None) -> Tensor:
+        """Tokens -> for every patch the summary of its neighbours [M, N, D], normed"""
         index, valid = most_similar(toks.patch, toks.hw, how)
         if how.pool == "class_attention":
-            return self.readout.aggregate(cached() if cached else self.readout.keys_values(toks.patch), index, valid)
+            return self.readout.aggregate(toks.patch, index, valid, cached)
         chosen = toks.patch[torch.arange(len(index), device=index.device)[:, None, None], index]  # [M, N, k, D]
         if valid is None:
             return self.readout.norm(chosen.mean(2))
@@ -155,6 +156,11 @@ def most_similar(patches: Tensor, hw: tuple[int, int], how: Aggregated) -> tuple
     best = torch.cat(nearest)  # [M, N, k], into the neighbour lists
     chosen = index.expand(len(best), -1, -1).gather(2, best)
     return chosen, None if valid is None else valid.expand(len(best), -1, -1).gather(2, best)
+
+
+def attends(wanted: Iterable[str | Aggregated]) -> bool:
+    """Whether any of these inputs runs the class-attention blocks."""
+    return any(w in ("image", "tokens") or getattr(w, "pool", None) == "class_attention" for w in wanted)
 
 
 @contextmanager

@@ -96,16 +96,19 @@ class ClassAttentionReadout(nn.Module):
             token = block(token, keys, values)
         return self.norm(token)
 
-    def aggregate(self, cached: KeysValues, index: Tensor, valid: Tensor | None = None) -> Tensor:
+    def aggregate(
+        self, patches: Tensor, index: Tensor, valid: Tensor | None = None, cached: KeysValues | None = None
+    ) -> Tensor:
         """Run the blocks on every patch's chosen neighbours.
 
-        cached: of M views' N patches, index [M, N, k] into N, valid [M, N, k] (which of them count) -> [M, N, D],
-        normed. Keys and values are made once per patch and gathered, instead of once per (patch, neighbour): the same
-        numbers for a fifth of the linear work. Without any valid neighbour, the token attends to itself alone.
+        patches [M, N, D] raw, index [M, N, k] into N, valid [M, N, k] (which of them count), cached: the patches'
+        `keys_values`, if they are there already -> [M, N, D], normed. Keys and values are made once per patch and
+        gathered, instead of once per (patch, neighbour): the same numbers for a fifth of the linear work. Without any
+        valid neighbour, the token attends to itself alone.
         """
         token = self.cls_token  # [1, 1, D]: until it has met its neighbours, it is the same for all
         rows = torch.arange(len(index), device=index.device)[:, None, None]
-        for block, (keys, values) in zip(self.cls_blocks, cached, strict=True):
+        for block, (keys, values) in zip(self.cls_blocks, cached or self.keys_values(patches), strict=True):
             token = block(token, keys[rows, index], values[rows, index], valid)
         return self.norm(token)
 
