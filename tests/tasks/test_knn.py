@@ -327,6 +327,10 @@ def test_features_are_computed_once_and_survive_damage(coloured, network, monkey
     assert sum(calls) == 5
     assert not torch.equal(compute(24), first)
     assert sum(calls) == len(split)
+    kept = sorted((tmp_path / "cache").rglob("*"))
+    cfg = TaskConfig(Protocol(resize=16, crop=16))
+    assert len(features(encoder, split, image_vector, None, cfg)) == len(split)  # without a name: kept nowhere
+    assert sorted((tmp_path / "cache").rglob("*")) == kept
 
 
 def test_several_devices_share_the_work(coloured, network, monkeypatch):
