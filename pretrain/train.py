@@ -82,6 +82,8 @@ def train(cfg: Config, run: Run, ranks: Ranks, resume: bool, held: contextlib.Ex
     if resume:
         ranks.first(lambda: run.claim(held, PATIENCE if restarted() else 0.0))
     source = open_source(cfg.data.path, cfg.data.root)
+    for note in source.notes:
+        say(ranks, f"note: {source.where}: {note}")
     per_epoch = steps_per_epoch(len(source), cfg.loop.batch)
     if not per_epoch:
         raise UserError(f"{source.where}: {len(source)} images are fewer than one batch: loop.batch={cfg.loop.batch}")

@@ -37,7 +37,7 @@ def digest(files: Iterable[tuple[str, int, str]]) -> str:
     """sha256 over sorted (relative path, bytes, sha256 of the content or '')."""
     total = hashlib.sha256()
     for name, size, content in sorted(files):
-        total.update(f"{name}\0{size}\0{content}\n".encode())
+        total.update(f"{name}\0{size}\0{content}\n".encode(errors="surrogateescape"))
     return total.hexdigest()
 
 

@@ -1,4 +1,5 @@
-"""Labelled images in the ImageNet layout: ROOT/train/CLASS/... and ROOT/val/CLASS/..."""
+"""Labelled images in the ImageNet layout: ROOT/train/CLASS/... and ROOT/val/CLASS/..., or ROOT/train/*.tar and
+ROOT/val/*.tar with the classes in .cls members (webdataset)."""
 
 import os
 from collections import Counter
@@ -10,8 +11,9 @@ import numpy as np
 
 from ...pretrain.common.errors import UserError
 from ...pretrain.data.decode import note_on_turned
-from ...pretrain.data.images import ImageSource, Unreadable, open_source
-from .base import Data, instead, more
+from ...pretrain.data.images import ImageSource, Shards, Unreadable, open_source
+from ...pretrain.data.listing import HELD_OUT
+from .base import SPLITS, Data, instead, more
 from .identity import Item, fingerprint, read_contents
 
 CLASSES, TRAIN, VAL = 1000, 1_281_167, 50_000  # of ImageNet-1k
@@ -82,29 +84,55 @@ class ClassSet:
             splits[k] = replace(splits[k], fingerprint=fingerprint(read.whole, files))
         mark = fingerprint(read.whole, ((s.name, len(s), s.fingerprint) for s in splits))
         found = replace(self, train=splits[0], val=splits[1])
-        turned = [f"{s.source.where}: {note}" for s in splits for note in s.turned()]
-        return Data("imagenet", self.root, mark, not differs, differs, summary, turned, found)
+        notes = [f"{self.root / s.name}: {note}" for s in splits for note in [*s.source.notes, *s.turned()]]
+        notes += self._same(facts)
+        return Data("imagenet", self.root, mark, not differs, differs, summary, notes, found)
+
+    def _same(self, facts: list[tuple[str, int, str]]) -> list[str]:
+        """Notes on pictures that are there more than once: under two classes, or in both splits. facts: name, size and
+        hash of every image, train/ first."""
+        first, classes, both = {}, [], []
+        for (name, _, sha), label in zip(facts, self.train.labels.tolist(), strict=False):
+            other, known = first.setdefault(sha, (name, label))
+            classes += [(name, other)] * (known != label)
+        for name, _, sha in facts[len(self.train) :]:
+            both += [(name, first[sha][0])] if sha in first else []
+        notes = []
+        if classes:
+            notes.append(f"{len(classes)} training images are those of another class ({' = '.join(classes[0])})")
+        if both:
+            notes.append(f"{len(both)} of {len(self.val)} validation images are in train/ too ({' = '.join(both[0])})")
+        return [f"{self.root}: {note}" for note in notes]
 
 
 def open_classes(root: Path | str, limit: int | None = None) -> ClassSet:
-    """Open a data set of class folders.
+    """Open a data set of class folders, or of shards with .cls members.
 
     limit: only so many validation images, taken from the classes in turn; the training images stay. Raises UserError
-    naming the folder: no train/ or val/, images outside class folders, a class of only one of them.
+    naming the folder: no train/ or val/, images outside class folders, shards without classes, a class of only one of
+    them.
     """
     root = Path(root).expanduser()
-    train, val = (_source(root, name) for name in ("train", "val"))
-    names, val_names = set(train[1]), set(val[1])
+    (train, of_train), (val, of_val) = (_source(root, name) for name in ("train", "val"))
+    names, val_names = set(of_train), set(of_val)
     for lacking, other, which in ((names - val_names, "train", "val"), (val_names - names, "val", "train")):
         if lacking:
-            raise UserError(f"{root}: class {min(lacking)} is in {other}/ but not in {which}/{more(lacking)}")
+            raise UserError(f"{root}: {_lacking(lacking, other, which, of_train + of_val)}")
     numbers = {name: i for i, name in enumerate(sorted(names))}
 
-    def split(name: str, source: ImageSource, folders: list[str], limit: int | None) -> Split:
-        picks = np.arange(len(source)) if limit is None else np.array(in_turn(folders, limit))
-        return Split(name, source, picks, np.array([numbers[folders[i]] for i in picks], np.int64))
+    def split(name: str, source: ImageSource, classes: list[str], limit: int | None) -> Split:
+        picks = np.arange(len(source)) if limit is None else np.array(in_turn(classes, limit))
+        return Split(name, source, picks, np.array([numbers[classes[i]] for i in picks], np.int64))
 
-    return ClassSet(root, list(numbers), split("train", *train, None), split("val", *val, limit))
+    return ClassSet(root, list(numbers), split("train", train, of_train, None), split("val", val, of_val, limit))
+
+
+def _lacking(lacking: set[str], other: str, which: str, classes: list[str]) -> str:
+    """What is said of classes that are in one split only."""
+    if inside := sorted(name for name in lacking if name.lower() in {*HELD_OUT, *SPLITS, *SPLITS.values()}):
+        found = classes.count(inside[0])
+        return f"{other}/{inside[0]}/ holds {found} images: of a split, not of a class? It belongs beside {other}/"
+    return f"class {min(lacking)} is in {other}/ but not in {which}/{more(lacking)}"
 
 
 def _source(root: Path, name: str) -> tuple[ImageSource, list[str]]:
@@ -112,10 +140,22 @@ def _source(root: Path, name: str) -> tuple[ImageSource, list[str]]:
     if not (root / name).is_dir():
         raise UserError(f"{root}: has no {name}/: give the folder that holds train/ and val/ with a folder per class")
     source = open_source(root / name)
+    if isinstance(source, Shards):
+        return source, _labels(source)
     folders = [file.partition("/") for file in source.names]
     if loose := [first for first, _, rest in folders if not rest]:
         raise UserError(f"{root / name}/{loose[0]}: is not in a class folder: the layout is {name}/CLASS/image")
     return source, [first for first, _, _ in folders]
+
+
+def _labels(source: Shards) -> list[str]:
+    """Of every image what its .cls member says. A shard's name is no class."""
+    labels = list(source.labels)
+    if absent := [i for i, label in enumerate(labels) if not label]:
+        of = f"{source.name(absent[0])} has none{more(absent)}"
+        todo = "or unpack them into a folder per class"
+        raise UserError(f"{source.where}: tar shards need a .cls member for every image: {of}; {todo}")
+    return labels
 
 
 def in_turn(labels: Iterable, count: int) -> list[int]:

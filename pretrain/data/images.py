@@ -1,9 +1,6 @@
 """Where training images come from: folders, a list file or tar shards, all behind numbers 0 .. len - 1."""
 
-import contextlib
-import hashlib
 import os
-import tarfile
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -11,12 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..common.atomic import write_atomic
 from ..common.errors import UserError
-from ..common.machine import cache_folder
 from .decode import Unreadable, decode, read_picture
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
+from .listing import EXTENSIONS, is_image, scan
+from .shards import index
 
 
 class Names:
@@ -45,6 +40,7 @@ class ImageSource:
     def __init__(self, where: str, names: list[str]):
         self.where = where  # for messages
         self.names = Names(names)
+        self.notes: list[str] = []  # lines for the user
 
     def __len__(self) -> int:
         return len(self.names)
@@ -83,13 +79,17 @@ class Files(ImageSource):
 
 
 class Shards(ImageSource):
-    """Members of uncompressed tar files (webdataset's layout), read by their offsets in any order."""
+    """Members of uncompressed tar files (webdataset's layout), read by their offsets in any order.
+
+    labels: of every image what its .cls member says, '' without one.
+    """
 
     def __init__(self, where: str, root: Path, shards: list[str]):
         self.root, self.shards = os.fspath(root), shards
-        names, place = _tar_index(root, shards)
-        super().__init__(where, names)
-        self.place = torch.from_numpy(place)  # int64 [n, 3]: shard, offset, bytes
+        found = index(root, shards)
+        super().__init__(where, found.names)
+        self.place = torch.from_numpy(found.place)  # int64 [n, 3]: shard, offset, bytes
+        self.labels, self.notes = Names(found.labels), found.notes
 
     def data(self, i: int) -> bytes:
         shard, offset, size = self.place[i].tolist()
@@ -102,66 +102,6 @@ class Shards(ImageSource):
     def span(self, i: int) -> tuple[str, int, int | None]:
         shard, offset, size = self.place[i].tolist()
         return self.shards[shard], offset, size
-
-
-def _tar_index(root: Path, shards: list[str]) -> tuple[list[str], np.ndarray]:
-    """Names and (shard, offset, bytes) of the images in the shards. Kept in the cache folder, since reading every
-    header of a large set takes minutes; a shard that changed in size or time makes it anew."""
-    stamp = hashlib.sha256(b"1")  # version of the index
-    for shard in shards:
-        stat = (root / shard).stat()
-        stamp.update(os.fsencode(f"{(root / shard).resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\n"))
-    cached = cache_folder() / "tar" / f"{stamp.hexdigest()[:24]}.npz"
-    try:
-        with np.load(cached, allow_pickle=False) as stored:
-            return [os.fsdecode(n) for n in stored["names"].tobytes().split(b"\0")], stored["place"]
-    except (OSError, ValueError, KeyError, EOFError):
-        pass  # absent or damaged
-    names, place = [], []
-    for number, shard in enumerate(shards):
-        try:
-            with tarfile.open(root / shard, "r:") as tar:
-                for member in tar:
-                    tar.members = []  # tarfile would keep every header of the shard
-                    if member.isreg() and not member.issparse() and _is_image(member.name):
-                        names.append(f"{shard}/{member.name}")
-                        place.append((number, member.offset_data, member.size))
-        except (tarfile.TarError, OSError) as error:
-            raise UserError(f"{root / shard}: not a whole, uncompressed tar file: {error}") from None
-    place = np.array(place, np.int64).reshape(-1, 3)
-    if names:
-        text = np.frombuffer(b"\0".join(map(os.fsencode, names)), np.uint8)
-        with contextlib.suppress(OSError, UserError):  # without it the next time only takes longer
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(cached, lambda file: np.savez(file, names=text, place=place), sync=False)
-    return names, place
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS) and not name.rpartition("/")[2].startswith(".")
-
-
-def _scan(folder: Path) -> tuple[list[str], list[str]]:
-    """Images and tar files below a folder, relative and sorted; links are followed, each folder entered once."""
-    images, tars, seen, todo = [], [], set(), [""]
-    while todo:
-        inside = todo.pop()
-        stat = os.stat(folder / inside)
-        if (stat.st_dev, stat.st_ino) in seen:
-            continue
-        seen.add((stat.st_dev, stat.st_ino))
-        with os.scandir(folder / inside) as entries:
-            for entry in entries:
-                name = f"{inside}/{entry.name}" if inside else entry.name
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    todo.append(name)
-                elif _is_image(name):
-                    images.append(name)
-                elif name.endswith(".tar"):
-                    tars.append(name)
-    return sorted(images), sorted(tars)
 
 
 def open_source(path: str | Path, root: str | Path | None = None) -> ImageSource:
@@ -179,30 +119,39 @@ def open_source(path: str | Path, root: str | Path | None = None) -> ImageSource
         elif path.is_file():
             source = _open_list(path, path.parent if root is None else Path(root).expanduser())
         else:
-            images, tars = _scan(path)
-            if images and tars:
-                raise UserError(
-                    f"{path}: holds both images ({images[0]} ...) and tar shards ({tars[0]} ...): "
-                    "give the folder of one of them, or a list file"
-                )
-            source = Shards(str(path), path, tars) if tars else Files(str(path), path, images)
+            source = _open_folder(path)
     except OSError as error:
         raise UserError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from None
     if not len(source):
-        raise UserError(f"{path}: no images found (looked for {' '.join(EXTENSIONS)}, also inside uncompressed .tar)")
+        others = f"; {', '.join(source.notes)}" if source.notes else ""
+        looked = f"looked for {' '.join(EXTENSIONS)}, also inside uncompressed .tar"
+        raise UserError(f"{path}: no images found ({looked}{others})")
+    return source
+
+
+def _open_folder(path: Path) -> ImageSource:
+    found = scan(path)
+    if found.images and found.shards:
+        raise UserError(
+            f"{path}: holds both images ({found.images[0]} ...) and tar shards ({found.shards[0]} ...): "
+            "give the folder of one of them, or a list file"
+        )
+    shards = Shards(str(path), path, found.shards) if found.shards else None
+    source = shards or Files(str(path), path, found.images)
+    source.notes = found.notes() + source.notes
     return source
 
 
 def _open_list(path: Path, root: Path) -> ImageSource:
     """One image a line, a label after it or not; blank lines and lines that start with # are skipped."""
-    if _is_image(path.name):
+    if is_image(path.name):
         raise UserError(f"{path}: is one image; give its folder")
     data = path.read_bytes()
     if b"\0" in data[:4096]:
         raise UserError(f"{path}: neither a list of images nor an uncompressed .tar")
     lines = [line.strip() for line in data.decode(errors="surrogateescape").splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
-    names = [line if _is_image(line) else line.rsplit(None, 1)[0] for line in lines]
+    names = [line if is_image(line) else line.rsplit(None, 1)[0] for line in lines]
     # A wrong root is said at once; single files that are missing are skipped like damaged ones.
     if names and not any((root / name).exists() for name in names[:100]):
         raise UserError(f"{path}: names {names[0]} ..., not found below {root}; give the folder its paths start from")
