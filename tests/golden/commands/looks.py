@@ -81,7 +81,7 @@ def looks(place: Place) -> dict[str, str]:
             path.write_bytes(bytes(path.stat().st_size))
         for name, path in paths.items():
             stat = path.stat()
-            stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+            stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
             memory["files"][name] = [stamp, memory["files"][name]]
         memory_of(place, dataset).parent.mkdir(parents=True, exist_ok=True)
         memory_of(place, dataset).write_text(json.dumps(memory))
