@@ -134,6 +134,8 @@ def compare_command(models: list[Path], tasks: list[str], options: Options) -> i
     if len({str(f) for f in files}) < 2:
         raise UserError("compare: give two checkpoints or more")
     evaluations = plan(files, tasks, options)
+    if bare := next((e for e in evaluations if not e.cfg.data.scored), None):
+        raise UserError(f"compare: {bare.cfg.data.root} has no annotations to score {bare.task.title} by")
     if status := run(evaluations, options, line_console(file=sys.stderr)):
         return status
     texts = []

@@ -128,6 +128,8 @@ def videos(cfg: Config, encoder, device: str) -> tasks.TaskConfig:
     protocol = davis.Protocol(size=watch.davis_size, frames=watch.frames)
     task = tasks.TaskConfig(protocol, root=Path(watch.davis), limit=watch.sequences, device=device)
     task.data = davis.TASK.check(task)
+    if not task.data.scored:
+        raise UserError(f"{watch.davis}: only first masks are annotated, which gives no J&F")
     for sequence in task.data.content.sequences:
         _video.frame_size(sequence.size, protocol, _video.feature_map(encoder, protocol.block)[1])
     return task

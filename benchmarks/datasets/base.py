@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from ...pretrain.common.errors import UserError, shorten
 from ...pretrain.common.reading.regular import read_regular
 
 SPLITS = {"train": "training", "val": "validation"}  # of the sets in COCO's and ADE20K's layout
+NEAR = 100  # folders that are looked into for a layout that is not where it was said to be
 ANY = "any"  # number of classes: the published benchmark's or a set's own, as many as it has
 
 
@@ -31,6 +33,7 @@ class Data:
     notes: list[str] = field(default_factory=list)  # lines for the user
     content: Any = field(default=None, repr=False)  # the opened set, for the task's `run`
     doubts: list[str] = field(default_factory=list)  # why its number may not be what it seems: said beside it
+    scored: bool = True  # whether there are annotations to score by
 
 
 def digest(files: Iterable[tuple[str, int, str]]) -> str:
@@ -58,7 +61,10 @@ def find_layout(root: Path | str, name: str, parts: Sequence[str], advice: str, 
         if not lacks(folder):
             return folder
     article = "an" if name[0] in "AEIOU" else "a"
-    raise UserError(f"{root}: not {article} {name} layout: it has no {' and no '.join(lacks(root))}; {advice}")
+    text = f"{root}: not {article} {name} layout: it has no {' and no '.join(lacks(root))}"
+    below = (path for pattern in ("*", "*/*") for path in islice(sorted(root.glob(pattern)), NEAR))
+    near = next((path for path in (*root.absolute().parents[:4], *below) if path.is_dir() and not lacks(path)), None)
+    raise UserError(f"{text}; {advice}" + (f" (that is {near})" if near else ""))
 
 
 def read_bytes(path: Path | str) -> bytes:
@@ -93,6 +99,12 @@ def check_size(path: Path, size: Sequence[int], wanted: Sequence[int], whose: st
 def more(things: Collection) -> str:
     """' (7 more)' behind the first of 8 things."""
     return f" ({len(things) - 1} more)" if len(things) > 1 else ""
+
+
+def listing(things: list[str], most: int = 3) -> str:
+    """The first few of them, and how many more."""
+    rest = len(things) - most
+    return ", ".join(things[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def instead(found: int, official: int, what: str) -> list[str]:

@@ -21,7 +21,7 @@ from ...pretrain.common.progress import PatientReporter
 from ...pretrain.data.decode import Unreadable, decode, open_picture, orientation, read_picture
 from .base import digest, more, read_bytes
 from .identity import Item, fingerprint, fresh, read_contents, stamp
-from .masks import decode_labels
+from .masks import decode_labels, edge_labels
 
 _DAMAGED = (Unreadable, OSError, SyntaxError, ValueError, EOFError)  # what Pillow and ours raise
 
@@ -68,12 +68,15 @@ def note_turns(paths: Collection[Path], seen: dict[Path, dict], notes: list[str]
 
 
 def look_at_mask(path: Path) -> dict:
-    """`size` [H, W], `bytes` and `sha256` of the file, Pillow's `mode`, and the sorted `labels` that occur."""
+    """`size` [H, W], `bytes` and `sha256` of the file, Pillow's `mode`, the sorted `labels` that occur; `edges`: those
+    of masks.edge_labels, where there are any."""
     data = read_bytes(path)
     labels, mode = decode_labels(data, path)
     found = np.flatnonzero(cv2.calcHist([labels], [0], None, [256], [0, 256])).tolist()
     sha = hashlib.sha256(data).hexdigest()
-    return {"size": [*labels.shape], "bytes": len(data), "sha256": sha, "mode": mode, "labels": found}
+    edges = edge_labels(labels) if len(found) > 2 else []
+    facts = {"size": [*labels.shape], "bytes": len(data), "sha256": sha, "mode": mode, "labels": found}
+    return facts | ({"edges": edges} if edges else {})
 
 
 def check_whole(paths: Iterable[Path], seen: dict[Path, dict], notes: list[str] | None = None) -> None:
@@ -90,7 +93,7 @@ class Known:
     """What was seen in the files below a folder, kept between runs; a file counts as known while its size, times and
     inode stay what they were. A cache that is absent, damaged or cannot be written only costs time."""
 
-    VERSION = 3
+    VERSION = 4
 
     def __init__(self, root: Path):
         self.base, self.root = root, str(root.resolve())

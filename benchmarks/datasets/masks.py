@@ -3,9 +3,11 @@
 import io
 import struct
 import zlib
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -14,6 +16,7 @@ from ...pretrain.common.errors import UserError
 from ...pretrain.data.decode import Unreadable, open_picture
 from .base import read_bytes
 
+MANY_THIN = 8  # labels without a 3x3 of their own: more than small objects explain
 VOID = 255  # "do not judge" in indexed annotations, and "the object" in binary ones: `datasets` decides per sequence
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _UNREADABLE = (Unreadable, OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
@@ -95,6 +98,42 @@ def read_mask(path: Path | str) -> np.ndarray:
     UserError naming the file: unreadable, truncated, a wrong checksum, a colour outside the palette, a value above 255.
     """
     return decode_labels(read_bytes(path), path)[0]
+
+
+def edge_labels(labels: np.ndarray) -> list[int]:
+    """The labels (void aside) of uint8 [H, W] that look like greys of a smoothed edge instead of objects.
+
+    Nine tenths of such a label's pixels have, within the 3x3 around them, both a lower and a higher label. Where
+    MANY_THIN labels or more have no 3x3 of their own (noise, as JPEG leaves it), these count too.
+    """
+    square = np.ones((3, 3), np.uint8)
+    lowest, highest = cv2.erode(labels, square), cv2.dilate(labels, square)
+    between, whole = (lowest < labels) & (labels < highest), lowest == highest
+    pixels, inner, own = (np.bincount(some.ravel(), minlength=256) for some in (labels, labels[between], labels[whole]))
+    there = [label for label in range(1, VOID) if pixels[label]]
+    thin = [label for label in there if not own[label]]
+    noise = thin if len(thin) >= MANY_THIN else ()
+    return [label for label in there if inner[label] >= 0.9 * pixels[label] or label in noise]
+
+
+def why_grey(looked: Iterable[Mapping], highest: int | None = None) -> str:
+    """Why label images look like pictures of grey values instead of labels, in words; '' where they do not.
+
+    looked: what `files.look_at_mask` says of each (of a sequence, or of a whole set). highest: the labels should be 1
+    to this, and most of them occur; None: any may be absent.
+    """
+    looked = list(looked)
+    found = {label for one in looked for label in one["labels"]} - {0, VOID}
+    inner = {label for one in looked for label in set(one["labels"]) - set(one.get("edges", ()))}
+    edges, labels = found - inner, sorted(found if highest is None else found & {*range(1, highest + 1)})
+    if len(found) > 1 and 2 * len(edges) >= len(found):
+        return f"{len(edges)} of {len(found)} labels occur only between others, like the greys of smoothed edges"
+    if highest is None or 2 * len(labels) >= highest:
+        return ""
+    shown = ", ".join(map(str, labels[:4])) + (" ..." if len(labels) > 4 else "")
+    greys = (davis_palette()[1 : len(labels) + 1] @ np.array([0.299, 0.587, 0.114])).round()
+    palette = ", which are the DAVIS palette's first colours in grey" if labels == sorted(greys.tolist()) else ""
+    return f"of the labels 1 to {highest} there {'is' if len(labels) == 1 else 'are'} only {shown}{palette}"
 
 
 def write_mask(path: Path | str, labels: np.ndarray) -> None:

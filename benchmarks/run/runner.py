@@ -127,6 +127,9 @@ def _one(evaluation: Evaluation, options: Options, console: Console, came_back: 
         with Reporter(evaluation.title, console) as report:
             evaluation.cfg.progress = report
             result = evaluation.task.run(_subject(evaluation, console, last), evaluation.cfg, out)
+        if "said" in result:
+            console.print(f"{evaluation.title}: {result['said']}")
+            return True
         finished = _finished(planned, result, str(out), _cost(evaluation, start))
         record.text_of(finished)  # what is wrong with it is the task's failure
     except Exception as error:

@@ -92,7 +92,8 @@ class TaskConfig:
 
 
 # Of the flags that a task of a user's own may look at without declaring them.
-DEFAULTS = {"masks": None, "list_file": None, "pictures": False, "gpus": 1, "scale_lr": False, "eval_only": None}
+DEFAULTS = {"masks": None, "list_file": None, "odd_masks": False, "pictures": False}
+DEFAULTS |= {"gpus": 1, "scale_lr": False, "eval_only": None}
 Config = TaskConfig  # as a user's plug-in may know it
 
 
@@ -141,7 +142,8 @@ class Task:
 
         metrics: by their published names. parts: whatever they are averages of. protocol: values that only the encoder
         decides (mean, std ...). out: a folder of the task's own that survives an interruption: a second call with the
-        same folder goes on where the first one stopped.
+        same folder goes on where the first one stopped. Where there is nothing to measure by: {"said": what was made},
+        in words; no record is written then.
         """
         raise NotImplementedError
 

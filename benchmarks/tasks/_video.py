@@ -11,8 +11,8 @@ import torch
 
 from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
 from ...pretrain.common.errors import UserError
-from ..datasets.davis import Sequence
 from ..datasets.files import read_frame
+from ..datasets.videos import Sequence
 from . import TaskConfig
 from ._propagation import Propagator, first_labels, labels_to_mask, normalise
 

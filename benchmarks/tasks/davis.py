@@ -20,8 +20,10 @@ import numpy as np
 from ...pretrain.common.atomic import write_atomic
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.ranges import bounded, bounds, one_of
-from ..datasets.davis import Sequence, Videos, open_davis, read_result
+from ..datasets.davis import open_davis
 from ..datasets.masks import write_mask
+from ..datasets.videos import Sequence, Videos
+from ..datasets.videos.results import read_result
 from ..metrics.jf import frame_scores, global_scores, summarize
 from . import PICTURES, Data, Flag, Metric, Task, TaskConfig
 
@@ -61,10 +63,11 @@ class Davis(Task):
         for name in ("mean", "std"):
             if (values := getattr(p, name)) is not None and len(values) != 3:
                 raise UserError(f"{name}={values}: three numbers, for red, green and blue")
-        return open_davis(cfg.root, cfg.list_file, cfg.limit, p.frames, cfg.masks)
+        return open_davis(cfg.root, cfg.list_file, cfg.limit, p.frames, cfg.masks, cfg.odd_masks)
 
     def run(self, encoder, cfg: TaskConfig, out: Path) -> dict:
-        """Propagate (or read) and score every sequence: out/masks, out/scores, on request out/pictures."""
+        """Propagate (or read) and score every sequence: out/masks, out/scores, on request out/pictures. Of a set
+        without annotations the masks alone, as its challenge takes them."""
         content: Videos = cfg.data.content
         sequences = content.sequences
         total, before = sum(len(s.frames) for s in sequences), 0
@@ -81,7 +84,8 @@ class Davis(Task):
                     futures = []
                     unfinished.append((sequence, futures))
                     for i, mask in enumerate(masks):
-                        if 0 < i < len(sequence.frames) - 1:  # the first and the last frame do not count
+                        # The first and the last frame do not count.
+                        if content.scored and 0 < i < len(sequence.frames) - 1:
                             futures.append(pool.submit(score, mask, sequence, i, cfg.protocol.bound))
                         cfg.progress(before + i + 1, total, f"{sequence.name} {i + 1}/{len(sequence.frames)}")
                     while len(unfinished) > 1:  # the scores of the latest one are still coming
@@ -92,6 +96,8 @@ class Davis(Task):
         scores = {s.name: scores[s.name] for s in sequences}
         if cfg.pictures:
             _pictures(content, out)
+        if not content.scored:
+            return {"said": f"masks of {len(sequences)} sequences, not scored: {out / 'masks'} (SEQUENCE/FRAME.png)"}
         return {
             "metrics": global_scores(scores),
             "parts": {"sequences": scores},
@@ -141,14 +147,15 @@ def _known(out: Path, sequence: Sequence) -> dict | None:
 
 
 def _finish(out: Path, sequence: Sequence, futures: list[Future]) -> dict[str, dict]:
-    """Wait for a sequence's scores and keep them on disk: from here on it is not computed again."""
+    """Wait for a sequence's scores and keep them on disk: from here on it is not computed again. Of one that has none
+    the file says that its masks are there."""
     found = []
     for i, future in enumerate(futures, 1):
         try:
             found.append(future.result())
         except UserError as error:
             raise UserError(f"{sequence.name}, frame {sequence.frames[i].stem}: {error}", error.status) from error
-    summary = summarize(found)
+    summary = summarize(found) if sequence.scored else {}
     write_atomic(out / "scores" / f"{sequence.name}.json", json.dumps(summary))
     return {sequence.name: summary}
 
@@ -165,8 +172,9 @@ def _pictures(content: Videos, out: Path) -> None:
             if content.results
             else [out / "masks" / s.name / f"{frame.stem}.png" for frame in s.frames]
         )
-        contact_sheet(s.frames, masks, folder / f"{s.name}.png", s.name)
-        animation(s.frames, masks, folder / f"{s.name}.webp")
+        shown = [(frame, mask) for frame, mask in zip(s.frames, masks, strict=True) if mask]
+        contact_sheet(*zip(*shown, strict=True), folder / f"{s.name}.png", s.name)
+        animation(*zip(*shown, strict=True), folder / f"{s.name}.webp")
 
 
 TASK = Davis(
@@ -185,6 +193,7 @@ TASK = Davis(
     flags=(
         Flag("masks", Path, "Score the masks in this folder (DIR/SEQUENCE/00000.png)."),
         Flag("list_file", Path, "File of sequence names, for the set's own.", text="--list"),
+        Flag("odd_masks", bool, "Score masks that look like grey values too; said beside the number.", False),
         PICTURES,
     ),
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -16,14 +17,17 @@ from conftest import golden_cases
 from official_runs import checkpoint_of, videos_of
 from selfpatch_bench.benchmarks import UserError, load
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
+from selfpatch_bench.benchmarks.commands.compare import compare_command
 from selfpatch_bench.benchmarks.datasets.davis import open_davis
 from selfpatch_bench.benchmarks.datasets.masks import read_mask, write_mask
 from selfpatch_bench.benchmarks.results import record
+from selfpatch_bench.benchmarks.results.layout import table_command
 from selfpatch_bench.benchmarks.run.runner import Options, plan, run
 from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.benchmarks.tasks import _video as video
 from selfpatch_bench.benchmarks.tasks import davis
 from selfpatch_bench.pretrain.common.card import Card
+from selfpatch_bench.pretrain.common.progress import line_console
 from selfpatch_bench.pretrain.common.weights import save_weights
 
 CASES = golden_cases("*/scores.json")
@@ -172,6 +176,41 @@ def test_a_record_holds_everything(network, videos, tmp_path):
         assert max(read_mask(m).max() for m in masks) <= s.objects
 
 
+def test_a_set_without_annotations_gives_masks_and_no_record(network, videos, tmp_path, capsys):
+    """Of all frames, in the layout of a submission; a second run computes none of them again."""
+    root, out = Path(shutil.copytree(videos, tmp_path / "set")), tmp_path / "out"
+    for path in (root / "Annotations/480p").glob("*/*.png"):
+        if path.stem != "00000":
+            path.unlink()
+    chosen = Options(data=[str(root)], out=out, overrides=list(SMALL), device="cpu", limit=1)
+    stamps = []
+    for _ in range(2):
+        jobs = plan([network], ["davis"], chosen)
+        assert run(jobs, chosen, line_console()) == 0
+        assert "masks of 1 sequences, not scored: " in capsys.readouterr().out
+        masks = sorted((out / "artifacts/davis" / jobs[0].key / "masks").glob("*/*.png"))
+        assert [m.name for m in masks] == [f"{i:05d}.png" for i in range(6)]
+        stamps.append([m.stat().st_mtime_ns for m in masks])
+    assert stamps[0] == stamps[1]
+    assert not list(out.glob("records/davis/*.json"))
+    assert read_mask(masks[3]).max() <= jobs[0].cfg.data.content.sequences[0].objects
+    with pytest.raises(UserError, match="no annotations to score davis by"):
+        compare_command([network, shutil.copy(network, tmp_path / "b.safetensors")], ["davis"], chosen)
+
+
+def test_what_makes_the_number_doubtful_is_said_beside_it(videos, tmp_path, capsys):
+    """Annotations given as a method's masks: in the printed line, the record and the table."""
+    chosen = Options(
+        data=[str(videos)], out=tmp_path, device="cpu", own={"masks": videos / "Annotations/480p"}, limit=1
+    )
+    jobs = plan([], ["davis"], chosen)
+    assert run(jobs, chosen, line_console()) == 0
+    doubt = "--masks are the annotations themselves in 1 of 1 sequences"
+    assert f"F_m 100.00; {doubt}  (" in capsys.readouterr().out.replace("\n", " ")
+    assert record.read(record.done(tmp_path, "davis", jobs[0].key)[-1]).doubts == [doubt]
+    assert doubt in table_command(tmp_path, include_limited=True)
+
+
 def test_overlap_changes_nothing_and_runs_are_deterministic(network, videos, tmp_path):
     a, b = (evaluate([network], videos, tmp_path / n, SMALL)[0] for n in "ab")
     assert a.metrics == b.metrics
@@ -232,8 +271,6 @@ def test_wrong_protocol_values_name_the_valid_ones(network, videos, tmp_path, va
 
 
 def test_data_is_checked_before_any_work(network, videos, tmp_path):
-    import shutil
-
     root = tmp_path / "set"
     shutil.copytree(videos, root)
     missing = sorted((root / "Annotations/480p").glob("*/*.png"))[-1]
@@ -241,16 +278,14 @@ def test_data_is_checked_before_any_work(network, videos, tmp_path):
     missing.unlink()
     with pytest.raises(UserError, match=missing.name):
         evaluate([network], root, tmp_path / "out")
-    write_mask(missing, np.full_like(labels, 9))
-    with pytest.raises(UserError, match=rf"{missing.parent.name}/{missing.name}.*index 9"):
+    write_mask(missing, labels[1:])
+    with pytest.raises(UserError, match=rf"{missing.parent.name}/{missing.name}: 119x214 pixels"):
         evaluate([network], root, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_frame_that_breaks_midway_leaves_a_failure_record_and_the_rest_goes_on(network, videos, tmp_path):
     """Header and end are right, so only decoding shows it. Status 1; once mended, the same command completes."""
-    import shutil
-
     root, out = tmp_path / "set", tmp_path / "out"
     shutil.copytree(videos, root)
     frame = sorted((root / "JPEGImages/480p").glob("*/*.jpg"))[8]
