@@ -99,7 +99,8 @@ def test_a_command_under_torchrun(trap, place, tmp_path):
     line = python(*torchrun, *command, "--out", tmp_path / "two")
     done = subprocess.run(line, env=one_thread(), capture_output=True, text=True, timeout=300)
     assert (done.returncode, trap()) == (0, []), done.stderr
-    assert warm.run(*command, "data.workers=0", "--out", tmp_path / "one", env=one_thread()).returncode == 0
+    elsewhere = {"cwd": tmp_path, "env": one_thread()}
+    assert warm.run(*command, "data.workers=0", "--out", tmp_path / "one", **elsewhere).returncode == 0
     assert difference(final(tmp_path / "two"), final(tmp_path / "one")) < 1e-10
 
 
