@@ -34,9 +34,9 @@ def golden_cases(pattern: str) -> list:
 
 # The files that take longest, longest first: begun last, one of them would keep one process busy after all others.
 LONGEST = (
-    *("tasks/test_davis", "common/test_processes", "mm/test_mm_full", "test_commands_golden_runs"),
-    *("pretrain/test_slurm", "commands/test_ablate", "run/test_opened", "pretrain/test_distributed", "tasks/test_knn"),
-    *("cli/test_cli", "test_commands_golden_training", "formats/test_formats", "pretrain/test_resume"),
+    *("test_commands_golden_runs", "mm/test_mm_full", "common/test_processes", "tasks/test_davis", "tasks/test_knn"),
+    *("pretrain/test_methods", "pretrain/test_resume", "pretrain/test_distributed", "checkpoints/test_fuzz"),
+    *("checkpoints/test_completeness", "formats/test_formats", "cli/test_cli", "pretrain/test_slurm"),
 )
 
 

@@ -5,8 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +13,7 @@ import torch
 
 from . import inputs
 from .compare import PROBE
-from .processes import Commands, Done, Server, environment
+from .processes import Commands, Done, Server
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[2]
@@ -43,8 +41,9 @@ class Session(Server):
     @cached_property
     def examples(self) -> dict[str, tuple[Path, dict]]:
         folder = self.folder / "examples"
-        line = [sys.executable, HERE / "inputs.py", "examples", folder]
-        subprocess.run(line, check=True, env=environment(self.folder))
+        program = f"import runpy; runpy.run_path({str(HERE / 'inputs.py')!r}, run_name='__main__')"
+        done = self.place("making")("examples", folder, code=program)
+        assert not done.status, done.err
         found = json.loads((folder / "examples.json").read_text())
         return {name: (Path("../examples") / file, facts) for name, (file, facts) in found.items()}
 
