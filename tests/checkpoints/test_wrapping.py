@@ -3,8 +3,6 @@
 import http.server
 import json
 import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -262,7 +260,7 @@ dist.destroy_process_group()
 def test_dcp_folder_of_two_processes(vit, mark, tmp_path):
     """FSDP's way: each tensor in two pieces, along the first or the last axis (of length 1 too: one piece is empty)."""
     torch.save(vit, tmp_path / "vit.pth")
-    jobs = [subprocess.Popen([sys.executable, "-c", SHARDED, str(i), str(tmp_path)]) for i in (0, 1)]
+    jobs = [warm.Process(i, tmp_path, code=SHARDED) for i in (0, 1)]
     assert [job.wait() for job in jobs] == [0, 0]
     assert len(list((tmp_path / "d").glob("*.distcp"))) == 2
     assert open_checkpoint(tmp_path / "d", format="dino").fingerprint == mark

@@ -5,7 +5,9 @@ Killing, resuming, two processes, export and evaluation of both recipes: test_me
 
 import json
 import math
+import os
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+import warm
 from conftest import golden_cases
 from plain_pretrain import (  # noqa: F401
     aggregate,
@@ -462,7 +465,10 @@ def normalise_a_part(rank, folder):
 
 def test_batch_norm_over_processes(tmp_path):
     """Three processes with 4, 1 and 3 rows: outputs, gradients and running statistics of the eight rows together."""
-    torch.multiprocessing.spawn(normalise_a_part, (str(tmp_path),), 3)
+    code = f"import sys\nfrom {__name__} import normalise_a_part\nnormalise_a_part(int(sys.argv[1]), sys.argv[2])"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    parts = [warm.Process(rank, tmp_path, code=code, env=env) for rank in range(3)]
+    assert [part.wait() for part in parts] == [0] * 3, [part.err for part in parts]
     y, by_rows, *by_weights, mean, var = zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in range(3)), strict=True)
     rows, up = eight_rows()
     whole = nn.BatchNorm1d(5).double()
