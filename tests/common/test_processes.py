@@ -95,12 +95,12 @@ def test_a_command_under_torchrun(trap, place, tmp_path):
         pytest.skip("the console script is not installed")
     torchrun = ["torch.distributed.run", "--standalone", "--no-python", "--nproc-per-node", "2", script]
     options = ("loop.precision=float64", "network.drop_path=0")
-    command = ["pretrain", "dino", "--data", str(place / "pictures"), *STEPS, *options, "data.workers=1"]
+    command = ["pretrain", "dino", "--data", str(place / "pictures"), *STEPS, *options]
     line = python(*torchrun, *command, "--out", tmp_path / "two")
     done = subprocess.run(line, env=one_thread(), capture_output=True, text=True, timeout=300)
     assert (done.returncode, trap()) == (0, []), done.stderr
     elsewhere = {"cwd": tmp_path, "env": one_thread()}
-    assert warm.run(*command, "data.workers=0", "--out", tmp_path / "one", **elsewhere).returncode == 0
+    assert warm.run(*command, "--out", tmp_path / "one", **elsewhere).returncode == 0
     assert difference(final(tmp_path / "two"), final(tmp_path / "one")) < 1e-10
 
 
@@ -155,21 +155,18 @@ CALLS = {
     ),
 }
 HEAD = "import sys\nfrom pathlib import Path\nplace = sys.argv[1]\nopen('started', 'a').write('x')\n"
-GUARD = "if __name__ == '__main__':\n"
 
 
-def script(call: str, guard: bool) -> str:
-    lines = (call + "sys.exit(status)\n").splitlines(keepends=True)
-    return HEAD + (GUARD + "".join(f"    {line}" for line in lines) if guard else "".join(lines))
+def script(call: str) -> str:
+    """Without a main guard."""
+    return f"{HEAD}{call}sys.exit(status)\n"
 
 
-@pytest.mark.parametrize(
-    ("call", "guard"), [("score", False), ("train", False), ("train", True)], ids=["score", "train", "train-guard"]
-)
-def test_a_script_runs_once(place, tmp_path, call, guard):
-    """With or without a main guard; its pools know nothing of it."""
+@pytest.mark.parametrize("call", CALLS)
+def test_a_script_runs_once(place, tmp_path, call):
+    """Without a main guard (test_data_workers has one); its pools know nothing of it."""
     path = tmp_path / "script.py"
-    path.write_text(script(CALLS[call], guard))
+    path.write_text(script(CALLS[call]))
     done = subprocess.run(
         [sys.executable, path, place], cwd=tmp_path, env=one_thread(), capture_output=True, text=True, timeout=120
     )
@@ -182,7 +179,7 @@ def test_a_script_runs_once(place, tmp_path, call, guard):
 def test_ctrl_c_in_the_middle_of_a_script(place, tmp_path):
     """The run ends with it, and so do its processes."""
     path = tmp_path / "script.py"
-    path.write_text(script(CALLS["train"].replace("loop.steps=2", "loop.steps=100000"), guard=False))
+    path.write_text(script(CALLS["train"].replace("loop.steps=2", "loop.steps=100000")))
     process = subprocess.Popen(
         [sys.executable, path, place],
         cwd=tmp_path,
@@ -212,7 +209,7 @@ def test_a_pool_of_the_script_itself(place, tmp_path, call, method):
     text += f"import multiprocessing\none = multiprocessing.get_context('{method}').Process(target=print)\n"
     text += "one.start(), one.join()\nstatus = one.exitcode\n"
     path = tmp_path / "script.py"
-    path.write_text(script(text, guard=False))
+    path.write_text(script(text))
     done = subprocess.run(
         [sys.executable, path, place], cwd=tmp_path, env=one_thread(), capture_output=True, text=True, timeout=120
     )
