@@ -21,17 +21,22 @@ _ENTERED = 100  # times that one folder may be reached through links
 
 @dataclass
 class Listing:
-    """images, shards: paths below the folder, sorted. left_out: how many of which kind; links: folders that are also
-    reached by another path, and that path."""
+    """images, shards: paths below the folder, sorted. folders: directly in it. left_out: how many of which kind; links:
+    folders that are also reached by another path, and that path."""
 
     images: list[str] = field(default_factory=list)
     shards: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
     left_out: Counter = field(default_factory=Counter)
     links: list[tuple[str, str]] = field(default_factory=list)
 
     def notes(self) -> list[str]:
         """Lines for the user."""
         lines = [left_out] if (left_out := said(self.left_out)) else []
+        full = {name.partition("/")[0] for name in self.images + self.shards}
+        if empty := sorted(set(self.folders) - full):
+            named = ", ".join(empty[:3]) + " ..." * (len(empty) > 3)
+            lines.append(f"no images in {len(empty)} of {len(self.folders)} folders: {named}")
         if self.links:
             again, first = self.links[0]
             more = f" ({len(self.links) - 1} more such folders)" if len(self.links) > 1 else ""
@@ -74,6 +79,7 @@ def _sort_in(entry: os.DirEntry, name: str, found: Listing, todo: list, above: t
     except OSError:  # links in a circle
         folder = file = False
     if folder:
+        found.folders += [name] * ("/" not in name)
         todo.append((name, above))
     elif not file:
         found.left_out["broken links" if entry.is_symlink() else "pipes, sockets or devices"] += 1

@@ -60,7 +60,8 @@ def test_files_that_are_left_out_are_counted(tmp_path):
         "pipes, sockets or devices": 1,
         "broken links": 2,
     }
-    (note,) = open_source(root).notes
+    note, empty = open_source(root).notes
+    assert empty == "no images in 1 of 2 folders: b"
     assert note.startswith("left out: 2 .heic, 2 broken links, 1 .GIF, 1 .TAR, ")
     assert note.endswith(", 2 of other kinds")
 
@@ -69,6 +70,12 @@ def test_no_images_says_what_there_was(tmp_path):
     with pytest.raises(UserError, match=r"no images found .*left out: 2 \.TAR, 1 \.tar\.gz"):
         open_source(put(tmp_path / "d", "1.TAR", "2.TAR", "3.tar.gz"))
     assert open_source(put(tmp_path / "e", "1.jpg", "a.txt", "b/c.json")).notes == []
+
+
+def test_a_class_folder_without_images_is_named(tmp_path):
+    """It is no class, in no split: the number of classes would be another one without a word."""
+    root = put(tmp_path / "d", "ant/1.jpg", "bee/deep/2.gif", "cat/3.txt", "dog/deep/4.png")
+    assert open_source(root).notes == ["left out: 1 .gif", "no images in 2 of 4 folders: bee, cat"]
 
 
 @pytest.mark.parametrize("order", [1, -1])
