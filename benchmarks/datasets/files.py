@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import time
@@ -18,7 +17,7 @@ from ...pretrain.common.atomic import write_atomic
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.machine import cache_folder
 from ...pretrain.common.progress import PatientReporter
-from ...pretrain.data.decode import Unreadable, decode, open_picture, orientation, read_picture
+from ...pretrain.data.decode import Unreadable, decode, open_file, open_picture, orientation, read_picture
 from .base import digest, more, read_bytes
 from .identity import Item, fingerprint, fresh, read_contents, stamp
 from .masks import decode_labels, edge_labels
@@ -38,16 +37,19 @@ def look_at_picture(path: Path) -> dict:
     """Facts from the header: `size` [H, W] of the stored pixels; `turn`, the EXIF orientation where it is one of 2 to
     8, which nothing here follows; `bytes`; `whole`: false where the end is missing."""
     try:
-        data = read_picture(path)
-        with open_picture(io.BytesIO(data), ["JPEG", "PNG"]) as image:
+        with open_file(path) as file, open_picture(file, ["JPEG", "PNG"]) as image:
             (width, height), turn = image.size, orientation(image)
             end = b"IEND" if image.format == "PNG" else b"\xff\xd9"
+            at, size = file.tell(), os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - 1024))
+            ends = end in file.read()
+            file.seek(at)
             # Behind the end there may be much of other data; Pillow refuses a file that was cut.
-            whole = end in data[-1024:] or _decodes(image)
+            whole = ends or _decodes(image)
     except _DAMAGED as error:
         reason = "no JPEG or PNG" if isinstance(error, Image.UnidentifiedImageError) else error
         raise UserError(f"{path}: cannot be read as a picture: {reason}") from None
-    return {"size": [height, width], "bytes": len(data), "whole": whole} | ({"turn": turn} if turn > 1 else {})
+    return {"size": [height, width], "bytes": size, "whole": whole} | ({"turn": turn} if turn > 1 else {})
 
 
 def _decodes(image: Image.Image) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..common.errors import UserError, shorten
-from ..common.reading.regular import read_regular
+from ..common.reading.regular import open_regular
 
 VARIABLE = "SELFPATCH_MAX_PIXELS"  # the environment variable that sets another limit
 MAX_PIXELS = 100_000_000  # of one picture: 300 MB as RGB; ImageNet's largest has 60 million
@@ -56,10 +56,16 @@ def open_picture(file: BinaryIO, formats: Sequence[str] | None = None) -> Image.
     return image
 
 
+def open_file(path: str | os.PathLike) -> BinaryIO:
+    """A picture's file, opened. OSError, also for what is no regular file, or larger than any picture of `max_pixels`
+    with four channels of 16 bits."""
+    return open_regular(path, most=8 * max_pixels() + (1 << 20))
+
+
 def read_picture(path: str | os.PathLike) -> bytes:
-    """The whole file of a picture. OSError, also for what is no regular file, or larger than any picture of
-    `max_pixels` with four channels of 16 bits."""
-    return read_regular(path, most=8 * max_pixels() + (1 << 20))
+    """The whole file of a picture; as `open_file`."""
+    with open_file(path) as file:
+        return file.read()
 
 
 def decode(data: bytes) -> np.ndarray:
