@@ -113,9 +113,16 @@ class MMTask(Task):
             from ..datasets.ade20k import open_ade20k as opened
         return opened(root, *asked, **more)
 
+    def check_card(self, values: Protocol, card: dict) -> None:
+        """A family that the recipe takes, and blocks that the network has."""
+        card = Card.from_dict(card)
+        recipe.check_family(self.recipe, card)
+        own, _ = recipe.parse(f"{k}={v}" for k, v in values.overrides.items())
+        if card.family == "vit" and "blocks" in own:
+            recipe.check_blocks(own["blocks"], card.depth)
+
     def check_model(self, cfg: TaskConfig, card: dict) -> None:
         """Build the configuration for this card in a process of its own. Raises UserError with its complaint."""
-        recipe.check_family(self.recipe, Card.from_dict(card))
         training = dataclasses.replace(self._training(cfg, Path()), out="", export="", seed=0)
         question = {"training": dataclasses.asdict(training), "card": card, "world": max(cfg.gpus, cfg.world)}
         if error := _ask(json.dumps(question), cfg.device):

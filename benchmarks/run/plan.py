@@ -129,6 +129,7 @@ def plan(models: list[Path | Entry], tasks: list[str], options: Options, here: b
     _check_entries(described)
     evaluations: list[Evaluation] = []
     for name, task in chosen.items():
+        _check_cards(task, protocols[name][0], described)
         cfg = _task_config(task, protocols[name][0], options)
         for model, opened, given in [(o.model, o, o.given) for o in described] or [_masks(cfg, options)]:
             for seed in seeds_of(task, options):
@@ -204,6 +205,16 @@ def _check_entries(described: list[Opened]) -> None:
         if first is not opened and (where := opened.asked.where):
             other = first.asked.where or first.asked.path
             raise UserError(f"{where}: {other} is called {opened.model.name} as well; give it a name of its own")
+
+
+def _check_cards(task: Task, values, described: list[Opened]) -> None:
+    """A protocol's values that a network cannot have, before any data are read."""
+    for opened in described:
+        try:
+            task.check_card(values, opened.model.card)
+        except UserError as error:
+            whose = f"{opened.model.name}: " if len(described) > 1 else ""
+            raise UserError(f"{whose}{error}", error.status) from None
 
 
 def _check_names(evaluations: list[Evaluation], out: Path) -> None:

@@ -127,7 +127,7 @@ def _one(evaluation: Evaluation, options: Options, console: Console, came_back: 
         with Reporter(evaluation.title, console) as report:
             evaluation.cfg.progress = report
             result = evaluation.task.run(_subject(evaluation, console, last), evaluation.cfg, out)
-        if "said" in result:
+        if isinstance(result, dict) and "said" in result:
             console.print(f"{evaluation.title}: {result['said']}")
             return True
         finished = _finished(planned, result, str(out), _cost(evaluation, start))

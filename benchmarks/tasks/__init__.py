@@ -151,8 +151,11 @@ class Task:
         """The data alone, for `selfpatch doctor`. Raises UserError."""
         return self.check(TaskConfig(self.protocol(), root=root))
 
+    def check_card(self, values, card: dict) -> None:
+        """Hold the protocol's values against a network's card, before any data are read. Raises UserError."""
+
     def check_model(self, cfg: TaskConfig, card: dict) -> None:
-        """Look at a network's card before any work. Raises UserError."""
+        """Look at a network's card before any work, when the data are known. Raises UserError."""
 
     def parse(self, options) -> tuple[Any, dict, list[str]]:
         """options.overrides (`key=value`) -> (protocol, what differs from its defaults, keys that it lacks)."""

@@ -20,6 +20,11 @@ class ClassTask(Task):
             raise UserError(f"resize={p.resize} crop={p.crop}: the crop must fit into the resized picture")
         return open_classes(cfg.root, cfg.limit).as_data()
 
+    def check_card(self, values, card: dict) -> None:
+        """Pictures of at least a patch."""
+        if values.crop < (card.get("patch") or 1):
+            raise UserError(f"crop={values.crop}: less than a patch of the network; nearest: {card['patch']}")
+
     def check_data(self, root: Path) -> Data:
         """The data set alone, without a word about the protocol."""
         return ClassTask.check(self, TaskConfig(self.protocol(), root=root))

@@ -55,5 +55,5 @@ def joined(card, p) -> Joined:
     small = card.dim < 768
     blocks, avgpool = p.blocks or min(4 if small else 1, card.depth), (not small) if p.avgpool is None else p.avgpool
     if blocks > card.depth:
-        raise UserError(f"blocks={blocks}: the network has {card.depth}")
+        raise UserError(f"blocks={blocks}: the network has {card.depth}; nearest: {card.depth}")
     return Joined(blocks, avgpool)

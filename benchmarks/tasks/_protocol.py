@@ -27,21 +27,32 @@ def parse_protocol(protocol: type, overrides: Iterable[str], preset: Mapping = {
             f"a variant's values {dict(preset)} are not its protocol's: {str(error).splitlines()[0]}"
         ) from None
     for item in overrides:
-        key = key_value(item)[0].partition(".")[0]
+        whole, text = key_value(item)
+        key = whole.partition(".")[0]
         if key not in known:
-            unknown.append(key_value(item)[0])
+            unknown.append(whole)
             continue
         try:
-            values = OmegaConf.merge(values, OmegaConf.from_dotlist([item]))
-        except OmegaConfBaseException:
-            raise UserError(f"{item}: {key} is of type {_type(known[key])}") from None
+            given = f"{key}=null" if text.lower() == "none" and "None" in _type(known[key]) else item
+            values = OmegaConf.merge(values, OmegaConf.from_dotlist([given]))
+        except (OmegaConfBaseException, ValueError, TypeError):
+            raise UserError(f"{item}: {key} is {_in_words(known[key])}") from None
     values = OmegaConf.to_object(values)
     for name, spec in known.items():
-        if spec.metadata:
-            check_value(spec, getattr(values, name), name)
+        check_value(spec, getattr(values, name), name)
     changed = {k: getattr(values, k) for k in known if getattr(values, k) != getattr(default, k)}
     return values, changed, unknown
 
 
+WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a word"}
+WORDS |= {f"list[{kind}]": f"a list of {word[2:]}s, like [1,2]" for kind, word in WORDS.items() if kind != "bool"}
+
+
+def _in_words(spec: Field) -> str:
+    """What a value can be: 'a whole number or none'."""
+    kind, _, optional = _type(spec).partition(" | ")
+    return WORDS.get(kind, f"of type {kind}") + (" or none" if optional == "None" else "")
+
+
 def _type(spec: Field) -> str:
-    return spec.type if isinstance(spec.type, str) else getattr(spec.type, "__name__", str(spec.type))
+    return spec.type.__name__ if type(spec.type) is type else str(spec.type)

@@ -59,7 +59,7 @@ def _of_module(module, path: Path) -> Task:
     if not isinstance(task, Task):
         raise UserError(f"plug-in {path}: it has no TASK that is a Task, and no TASKS, a table of Tasks by name")
     if type(task) is Task:
-        for hook in ("check", "run", "check_data", "check_model", "parse"):
+        for hook in ("check", "run", "check_data", "check_card", "check_model", "parse"):
             if hasattr(module, hook):
                 setattr(task, hook, getattr(module, hook))
     return task

@@ -36,12 +36,14 @@ def frame_size(size: tuple[int, int], protocol, patch: int) -> tuple[tuple[int, 
     patch: or the stride of a map.
     """
     short, long = sorted(size)
-    long = int(protocol.size * long / short // protocol.multiple * protocol.multiple)
+    most = protocol.size * long / short
+    long = int(most // protocol.multiple * protocol.multiple)
     h, w = (protocol.size, long) if size[0] <= size[1] else (long, protocol.size)
     fit = h // patch * patch, w // patch * patch
     if min(fit) < patch:
         frame = f"{size[0]}x{size[1]} frame"
-        raise UserError(f"size={protocol.size} and multiple={protocol.multiple} leave {h}x{w} of a {frame}")
+        left = f"size={protocol.size} and multiple={protocol.multiple} leave {h}x{w} of a {frame}"
+        raise UserError(f"{left}, less than a patch of {patch}; multiple is {patch} to {int(most)}")
     return fit, fit != (h, w)
 
 

@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from ...pretrain.common.atomic import write_atomic
+from ...pretrain.common.card import Card
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.ranges import bounded, bounds, one_of
 from ..datasets.davis import open_davis
 from ..datasets.masks import write_mask
 from ..datasets.videos import Sequence, Videos
 from ..datasets.videos.results import read_result
-from ..metrics.jf import frame_scores, global_scores, summarize
+from ..metrics.jf import BOUND, bound_radius, frame_scores, global_scores, summarize
 from . import PICTURES, Data, Flag, Metric, Task, TaskConfig
 
 AHEAD = 4  # masks that are being written while the network is busy
@@ -49,10 +50,10 @@ class Protocol:
     temperature: float = bounded(0.1, above=0)
     context: int = bounded(7, at_least=1)
     block: int = -1
-    mean: list[float] | None = None
-    std: list[float] | None = field(default=None, metadata=bounds(above=0))
-    bound: float = 0.008
-    frames: int | None = None
+    mean: list[float] | None = field(default=None, metadata=bounds(at_least=0, at_most=1))
+    std: list[float] | None = field(default=None, metadata=bounds(above=0, at_most=1))
+    bound: float = bounded(BOUND, above=0)
+    frames: int | None = bounded(None, at_least=3)
     precision: str = one_of("float32", "bf16")
 
 
@@ -63,7 +64,27 @@ class Davis(Task):
         for name in ("mean", "std"):
             if (values := getattr(p, name)) is not None and len(values) != 3:
                 raise UserError(f"{name}={values}: three numbers, for red, green and blue")
+        bound_radius((p.size, p.size), p.bound)
         return open_davis(cfg.root, cfg.list_file, cfg.limit, p.frames, cfg.masks, cfg.odd_masks)
+
+    def check_card(self, values: Protocol, card: dict) -> None:
+        """A block that the network has, and frames of at least a patch."""
+        card, block = Card.from_dict(card), values.block
+        unit, count = ("block", card.depth) if card.family == "vit" else ("stage", len(card.depths or card.blocks))
+        if not -count <= block < count:
+            near = min(max(block, -count), count - 1)
+            raise UserError(
+                f"block={block}: the network has {unit}s 0 to {count - 1}, or -1 for the last; nearest: {near}"
+            )
+        if values.size < (patch := _patch(card, block)):
+            raise UserError(f"size={values.size}: frames of less than a patch ({patch} pixels); nearest: {patch}")
+
+    def check_model(self, cfg: TaskConfig, card: dict) -> None:
+        """That `size` and `multiple` leave something of every frame."""
+        from ._video import frame_size
+
+        for size in {s.size for s in cfg.data.content.sequences}:
+            frame_size(size, cfg.protocol, _patch(Card.from_dict(card), cfg.protocol.block))
 
     def run(self, encoder, cfg: TaskConfig, out: Path) -> dict:
         """Propagate (or read) and score every sequence: out/masks, out/scores, on request out/pictures. Of a set
@@ -110,6 +131,15 @@ class Davis(Task):
         from ._video import in_force
 
         return in_force(encoder, cfg, self.protocol_id)
+
+
+def _patch(card: Card, block: int) -> int:
+    """The stride in pixels of the map that `block` names."""
+    if card.family == "vit":
+        return card.patch
+    from ._video import STAGE
+
+    return (card.patch or 4) << (STAGE if block == -1 else block % len(card.depths or card.blocks))
 
 
 def score(prediction: np.ndarray | Path, sequence: Sequence, i: int, bound: float) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ rates at once on features that are computed only once: task linear_sweep.
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...pretrain.common.card import Card
 from ...pretrain.common.ranges import bounded, one_of
 from . import Metric, TaskConfig
 from ._classes import ClassTask, scores
@@ -38,7 +39,16 @@ class Protocol(Frozen):
     lr: float = bounded(0.001, above=0)
 
 
-class Linear(ClassTask):
+class LinearTask(ClassTask):
+    def check_card(self, values: Frozen, card: dict) -> None:
+        """Blocks that the network has."""
+        from ._joined import joined
+
+        super().check_card(values, card)
+        joined(Card.from_dict(card), values)
+
+
+class Linear(LinearTask):
     def run(self, encoder, cfg: TaskConfig, out: Path) -> dict:
         """Train one classifier on views of the training images, and test it on the centres of the validation images."""
         from ._augmented import augmented

@@ -11,8 +11,8 @@ from pathlib import Path
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.ranges import bounds
 from . import Data, Metric, TaskConfig
-from ._classes import ClassTask, accuracies, scores
-from .linear import Frozen
+from ._classes import accuracies, scores
+from .linear import Frozen, LinearTask
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Protocol(Frozen):
     )
 
 
-class LinearSweep(ClassTask):
+class LinearSweep(LinearTask):
     def check(self, cfg: TaskConfig) -> Data:
         """Open the data set."""
         if not cfg.protocol.rates:

@@ -255,18 +255,35 @@ def test_pictures_on_request(network, videos, tmp_path):
     ("values", "words"),
     [
         (["radious=3"], "davis has no radious; there are: block, bound"),
-        (["radius=far"], "radius=far: radius is of type"),
+        (["radius=far"], "radius=far: radius is a whole number or none"),
+        (["topk=2.5"], "topk is a whole number"),
+        (["mean=0.5"], "mean is a list of numbers"),
+        (["mean=[.nan,0,0]"], "finite"),
+        (["std=[0,1,1]"], "std[0]=0.0: it must be above 0 and at most 1"),
+        (["bound=1.5"], "bound=1.5: give a part of the diagonal between 0 and 1, or whole pixels; nearest: 1 or 2"),
+        (["bound=-1"], "bound=-1.0: it must be above 0"),
+        (["frames=2"], "frames=2: it must be at least 3"),
+        (["block=9"], "block=9: the network has blocks 0 to 1, or -1 for the last; nearest: 1"),
+        (["block=-3"], "nearest: -2"),
+        (["size=7"], "size=7: frames of less than a patch (8 pixels); nearest: 8"),
         (["precision=fp8"], "float32 or bf16"),
         (["topk=0"], "topk=0"),
         (["radius=-1"], "radius=-1"),
         (["temperature=0"], "temperature=0"),
-        (["mean=[1,2]"], "three numbers"),
+        (["mean=[0.1,0.2]"], "three numbers"),
     ],
 )
-def test_wrong_protocol_values_name_the_valid_ones(network, videos, tmp_path, values, words):
+def test_wrong_protocol_values_name_the_valid_ones(network, tmp_path, values, words):
+    """Before any data are looked at: there are none here."""
     with pytest.raises(UserError) as error:
-        evaluate([network], videos, tmp_path, values)
+        evaluate([network], network.parent, tmp_path, values)
     assert words in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_values_that_leave_nothing_of_a_frame_are_refused_before_it_is_read(network, videos, tmp_path):
+    with pytest.raises(UserError, match=r"multiple=5000 leave 120x0 of a 120x214 frame.*multiple is 8 to 214"):
+        evaluate([network], videos, tmp_path, ["size=120", "multiple=5000"])
     assert not list(tmp_path.iterdir())
 
 
