@@ -228,7 +228,7 @@ class Instances:
         absent = [name for (_, name), there in zip(self.categories, present, strict=True) if not there]
         notes += absent_classes(absent, len(self.categories), f"{split} annotation", effect)
         extent = rows["box"][:, 2:].prod(1)
-        use = which & (rows["area"] > 0) & (extent > 0)
+        use = which & (rows["area"] > 0) & (extent >= 1)
         if use.any() and not 0.02 <= (share := float(np.median(rows["area"][use] / extent[use]))) <= 1.05:
             text = f"areas are {share:.3g} times those of the boxes (median)"
             notes.append(f"{text}: are they in pixels? AP_s, AP_m and AP_l sort the objects by them")
