@@ -69,7 +69,7 @@ def test_files_that_are_left_out_are_counted(tmp_path):
 def test_no_images_says_what_there_was(tmp_path):
     with pytest.raises(UserError, match=r"no images found .*left out: 2 \.TAR, 1 \.tar\.gz"):
         open_source(put(tmp_path / "d", "1.TAR", "2.TAR", "3.tar.gz"))
-    assert open_source(put(tmp_path / "e", "1.jpg", "a.txt", "b/c.json")).notes == []
+    assert open_source(put(tmp_path / "e", "1.jpg", "a.txt", "c.json")).notes == []
 
 
 def test_a_class_folder_without_images_is_named(tmp_path):
