@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...pretrain.common.errors import UserError
+from ...pretrain.common.errors import UserError, naming
 from ..datasets.base import Data
 from ..datasets.roots import data_roots
 from ..results.record import Model, done, records
@@ -210,11 +210,8 @@ def _check_entries(described: list[Opened]) -> None:
 def _check_cards(task: Task, values, described: list[Opened]) -> None:
     """A protocol's values that a network cannot have, before any data are read."""
     for opened in described:
-        try:
+        with naming(opened.model.name if len(described) > 1 else ""):
             task.check_card(values, opened.model.card)
-        except UserError as error:
-            whose = f"{opened.model.name}: " if len(described) > 1 else ""
-            raise UserError(f"{whose}{error}", error.status) from None
 
 
 def _check_names(evaluations: list[Evaluation], out: Path) -> None:
@@ -235,6 +232,6 @@ def _check_models(evaluations: list[Evaluation], options: Options) -> None:
     for one in evaluations:
         known = (one.task.title, one.model.card)
         todo = options.rerun or not done(options.out, one.task.name, one.key)
-        if options.rank == 0 and todo and known not in seen:
+        if options.rank == 0 and one.opened and todo and known not in seen:  # masks have no network
             seen.append(known)
             one.task.check_model(one.cfg, one.model.card)
