@@ -28,8 +28,12 @@ def seed_list(values: list[str] | None) -> list[int]:
 
 
 def card_fields(values: list[str] | None) -> dict[str, str]:
-    """--card as a table. Raises UserError for a field without a value."""
-    return dict(key_value(item, f"--card {item}") for item in values or [])
+    """--card as a table. Raises UserError for a field without a value, or with two."""
+    found: dict[str, str] = {}
+    for key, value in (key_value(item, f"--card {item}") for item in values or []):
+        if found.setdefault(key, value) != value:
+            raise UserError(f"--card {key}={found[key]} and {key}={value} contradict each other")
+    return found
 
 
 Out = Annotated[Path, typer.Option("--out", help="Folder of records, masks and pictures.")]
@@ -98,5 +102,7 @@ class Options:
 
 
 def with_heads(card: dict[str, str], heads: int | None) -> dict[str, str]:
-    """--heads is short for the card's field."""
+    """--heads is short for the card's field. UserError where both are given, with two values."""
+    if heads is not None and card.get("heads", str(heads)) != str(heads):
+        raise UserError(f"--heads {heads} and --card heads={card['heads']} contradict each other")
     return card if heads is None else card | {"heads": str(heads)}

@@ -18,6 +18,7 @@ from selfpatch_bench.benchmarks.commands.convert import convert_command
 from selfpatch_bench.benchmarks.hub.open import open_checkpoint
 from selfpatch_bench.benchmarks.results import record
 from selfpatch_bench.benchmarks.results.collect import collect
+from selfpatch_bench.benchmarks.run.options import card_fields
 from selfpatch_bench.benchmarks.run.runner import Options, plan, run
 from selfpatch_bench.pretrain.common.card import Card
 from selfpatch_bench.pretrain.common.errors import UserError
@@ -43,6 +44,14 @@ def dino(tmp_path):
 def test_usual_heads():
     assert [usual_heads(dim) for dim in (32, 64, 192, 384, 768, 1024, 1280, 1536)] == [None, None, 3, 6, 12, 16, 16, 24]
     assert usual_heads(200) is None
+
+
+def test_two_given_values():
+    with pytest.raises(UserError, match="--heads 4 and --card heads=6 contradict each other"):
+        Options(heads=4, card=card_fields(["heads=6"]))
+    with pytest.raises(UserError, match=r"--card mean=0\.5 and mean=0\.4 contradict each other"):
+        card_fields(["mean=0.5", "mean=0.4"])
+    assert Options(heads=4, card=card_fields(["heads=4", "heads=4"])).card == {"heads": "4"}
 
 
 def test_a_given_value_against_the_files(dino):
