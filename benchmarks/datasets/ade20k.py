@@ -72,7 +72,7 @@ def open_ade20k(
 def _names(root: Path, classes: int | str | None) -> tuple[str, ...]:
     """Names of the labels 1, 2 ... of a set's own classes, from classes.txt or numbered; none for ADE20K's."""
     file = root / "classes.txt"
-    if not file.is_file():
+    if not os.path.lexists(file):  # what is there and cannot be read is refused, not passed over
         return () if classes in (None, ANY) else tuple(f"class {i}" for i in range(1, classes + 1))
     names = tuple(filter(None, read_lines(file)))
     if not names or len(set(names)) < len(names) or len(names) > MOST:

@@ -441,6 +441,10 @@ def test_ade_classes(ade):
     (ade / "classes.txt").write_text("a\na\n")
     with pytest.raises(UserError, match="a name a line is needed, none of them twice"):
         open_ade20k(ade, classes=2)
+    (ade / "classes.txt").unlink()
+    (ade / "classes.txt").symlink_to("elsewhere.txt")
+    with pytest.raises(UserError, match=r"classes.txt: cannot be read: .*No such file"):
+        open_ade20k(ade, classes=9)
     with pytest.raises(UserError, match="not an ADE20K layout"):
         open_ade20k(ade / "images")
 

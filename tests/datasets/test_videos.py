@@ -1,5 +1,6 @@
 """Sets of videos that are not what they seem: treated as the official evaluator does, or refused with the reason."""
 
+import os
 from pathlib import Path
 
 import cv2
@@ -237,6 +238,17 @@ def test_lists_of_test_sets_are_found(tmp_path):
     assert [s.name for s in open_davis(root).content.sequences] == ["a"]
     (root / "ImageSets/2017/test-dev.txt").rename(root / "ImageSets/2017/mine.txt")
     assert "there is ImageSets/2017/mine.txt" in refusal(root)
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to("x")]
+)
+def test_a_list_that_is_no_file_is_named(make, tmp_path):
+    root = draw(tmp_path / "d", a=[two(i) for i in range(N)])
+    listed = root / "ImageSets/2017/val.txt"
+    listed.unlink()
+    make(listed)
+    assert refusal(root).startswith(f"{listed}: cannot be read: ")
 
 
 def test_what_gives_no_score_is_left_out(tmp_path):

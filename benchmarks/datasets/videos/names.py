@@ -38,9 +38,9 @@ def choose_list(root: Path, list_file: Path | str | None) -> tuple[Path, list[st
     """The list of sequences, and a note where the set has several."""
     if list_file is not None:
         return Path(list_file).expanduser(), []
-    present = [name for name in LISTS if (root / name).is_file()]
+    present = [name for name in LISTS if os.path.lexists(root / name)]
     if not present:
-        present = [name for name in TEST_LISTS if (root / name).is_file()][:1]
+        present = [name for name in TEST_LISTS if os.path.lexists(root / name)][:1]
     if not present:
         there = ", ".join(sorted(p.relative_to(root).as_posix() for p in root.glob("ImageSets/*/*.txt"))[:4])
         hint = f" (there is {there})" if there else ""
