@@ -54,6 +54,14 @@ def settle(job):
     torch.set_num_threads(int(job["env"].get("OMP_NUM_THREADS") or torch.get_num_threads()))
 
 
+def killed_before(name):
+    "This process ends as by SIGKILL at the moment at which a file would get that name."
+    def look(event, arguments):
+        if event == "os.rename" and os.path.basename(os.fspath(arguments[1])) == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(look)
+
+
 def run(arguments, code):
     sys.argv = ["-c" if code else "selfpatch", *arguments]
     try:
@@ -79,6 +87,8 @@ gc.collect()
 gc.freeze()  # a child that collects would copy all of the packages' memory
 if job := next_job():
     settle(job)
+    if job["kill"]:
+        killed_before(job["kill"])
     status = run(job["arguments"], job["code"])
     threading._shutdown()
     atexit._run_exitfuncs()
@@ -89,10 +99,10 @@ if job := next_job():
 
 
 class Server:
-    """The process that forks. imports: what it is to import as well."""
+    """The process that forks. imports: what it is to import as well. env: its environment, by default this one's."""
 
-    def __init__(self, imports: str = ""):
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # forks are then safe
+    def __init__(self, imports: str = "", env: dict | None = None):
+        environment = (env or os.environ) | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # forks are then safe
         line, pipe = [sys.executable, "-c", SERVER, imports], subprocess.PIPE
         self.process = subprocess.Popen(line, stdin=pipe, stdout=pipe, env=environment, text=True, cwd="/")
         self.files, self.number = tempfile.TemporaryDirectory(), 0
@@ -126,9 +136,11 @@ class Process:
 
     def __init__(self, *arguments, code: str = "", given: str | None = "", log=None, imports: str = "", **place):
         """A `selfpatch` command, or a program with arguments. given: its input; None: what is written to `stdin`.
-        log: file for all that it prints. imports: of its server. place: cwd, env, and session, whether it leads a
-        group of processes of its own."""
-        self.args, self.returncode, self.server = [str(a) for a in arguments], None, server(imports)
+        log: file for all that it prints. imports: of its server, where place has none. place: cwd, env; session:
+        whether it leads a group of processes of its own; kill: it dies, as by SIGKILL, just before a file gets this
+        name; server."""
+        self.args, self.returncode = [str(a) for a in arguments], None
+        self.server = place.get("server") or server(imports)
         self.files = self.server.new_files(given)
         if log:
             self.files[1:] = [Path(log)] * 2
@@ -139,6 +151,7 @@ class Process:
             env=dict(os.environ if place.get("env") is None else place["env"]),
             files=list(map(str, self.files)),
             session=place.get("session", False),
+            kill=place.get("kill"),
         )
         if given is None:
             self.stdin = self.files[0].open("wb")

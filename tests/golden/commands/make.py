@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    tests = Path(__file__).resolve().parents[2]
+    sys.path[:0] = [str(tests), str(tests / "helpers")]
     from golden.commands.parts import main
 
     sys.exit(main(__doc__))
