@@ -1,5 +1,6 @@
 """Where training images come from: folders, a list file or tar shards, all behind numbers 0 .. len - 1."""
 
+import codecs
 import os
 from collections.abc import Iterator
 from itertools import pairwise
@@ -113,13 +114,15 @@ def open_source(path: str | Path, root: str | Path | None = None) -> ImageSource
     path = Path(path).expanduser()
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; give a folder of images, tar shards or a list file")
+    if not path.is_dir() and not path.is_file():  # reading a pipe would wait for ever, a device may have no end
+        raise UserError(f"{path}: is no regular file; give a folder of images, tar shards or a list file")
     try:
-        if path.suffix == ".tar":
-            source = Shards(str(path), path.parent, [path.name])
-        elif path.is_file():
-            source = _open_list(path, path.parent if root is None else Path(root).expanduser())
-        else:
+        if path.is_dir():
             source = _open_folder(path)
+        elif path.suffix == ".tar":
+            source = Shards(str(path), path.parent, [path.name])
+        else:
+            source = _open_list(path, path.parent if root is None else Path(root).expanduser())
     except OSError as error:
         raise UserError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from None
     if not len(source):
@@ -149,7 +152,8 @@ def _open_list(path: Path, root: Path) -> ImageSource:
     data = path.read_bytes()
     if b"\0" in data[:4096]:
         raise UserError(f"{path}: neither a list of images nor an uncompressed .tar")
-    lines = [line.strip() for line in data.decode(errors="surrogateescape").splitlines()]
+    text = data.removeprefix(codecs.BOM_UTF8).decode(errors="surrogateescape")  # the mark is no part of a name
+    lines = [line.strip() for line in text.splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
     names = [line if is_image(line) else line.rsplit(None, 1)[0] for line in lines]
     # A wrong root is said at once; single files that are missing are skipped like damaged ones.

@@ -193,3 +193,19 @@ def test_a_shard_that_is_not_whole_is_named(tmp_path, spoil, said):
         open_source(tmp_path / "d")
     path.write_bytes(whole[: 3 * 1024 + 512])  # one block of zeros is enough
     assert len(names(tmp_path / "d")) == 4
+
+
+@pytest.mark.parametrize("name", ["pictures.txt", "pictures.tar"])
+def test_pipes_and_devices_are_no_data(name, tmp_path):
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        make(tmp_path / name)
+        with pytest.raises(UserError, match=f"{name}: is no regular file"):
+            open_source(tmp_path / name)
+        (tmp_path / name).unlink()
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "list.txt").write_text("a.jpg\nb.jpg\n", encoding="utf-8-sig")
+    assert list(open_source(tmp_path / "list.txt").names) == ["a.jpg", "b.jpg"]
