@@ -38,6 +38,7 @@ keep(
         "conv": "benchmarks.backbones.conv, pretrain.model.swin",
         "sources": "benchmarks.checkpoints.state",
         "loading": "benchmarks.hub.open, benchmarks.checkpoints.open, pretrain.common.weights",
+        "runner": "benchmarks.run.runner",
         "classes": "benchmarks.datasets.imagenet",
         "files": "benchmarks.datasets.files, benchmarks.datasets.roots, pretrain.common.machine",
         "masks": "benchmarks.datasets.masks",
