@@ -77,12 +77,16 @@ def decode_labels(data: bytes, name: Path | str) -> tuple[np.ndarray, str]:
             mode, pixels = image.mode, np.array(image)
     except _UNREADABLE as error:
         raise UserError(f"{name}: cannot be read as a mask: {error}") from None
+    clear = pixels[..., -1] == 0 if mode in ("RGBA", "LA") else False
     if mode == "1":
         pixels = pixels * np.uint8(255)
     elif mode in ("RGB", "RGBA"):
         pixels = _from_colours(pixels[..., :3], name)
     elif mode == "LA":
         pixels = np.ascontiguousarray(pixels[..., 0])
+    if mode in ("RGBA", "LA") and pixels[clear].any():
+        label = pixels[clear].max()
+        raise UserError(f"{name}: label {label} in transparent pixels: is the mask in alpha? Save labels as the values")
     if pixels.ndim != 2:
         raise UserError(f"{name}: a mask needs one channel, this is a PNG of mode {mode}")
     if pixels.max() > 255 or pixels.min() < 0:
@@ -95,7 +99,8 @@ def read_mask(path: Path | str) -> np.ndarray:
 
     Indexed files give their indices whatever their palette is, 8- and 16-bit grey files their values, 1-bit grey files
     0 and 255, painted (RGB) files the index of each colour in the DAVIS palette, white being 255.
-    UserError naming the file: unreadable, truncated, a wrong checksum, a colour outside the palette, a value above 255.
+    UserError naming the file: unreadable, truncated, a wrong checksum, a colour outside the palette, a value above 255,
+    labels in transparent pixels.
     """
     return decode_labels(read_bytes(path), path)[0]
 

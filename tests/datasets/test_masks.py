@@ -109,6 +109,16 @@ def test_foreign_colour_is_named(tmp_path, labels):
     _refused(tmp_path / "m.png", "(10, 20, 30)")
 
 
+def test_labels_in_transparent_pixels(tmp_path, labels):
+    """A mask whose alpha channel holds the object: its values say that everything is one."""
+    alpha = (labels > 2).astype(np.uint8) * 255
+    for image in (np.stack([labels * 0 + 255, alpha], 2), np.dstack([davis_palette()[labels * 0 + 1], alpha])):
+        Image.fromarray(image).save(tmp_path / "m.png")
+        _refused(tmp_path / "m.png", "transparent", "alpha")
+    Image.fromarray(np.dstack([davis_palette()[labels * (labels > 2)], alpha])).save(tmp_path / "m.png")
+    assert np.array_equal(read_mask(tmp_path / "m.png"), labels * (labels > 2))
+
+
 def test_value_above_255(tmp_path, labels):
     deep = labels.astype(np.uint16)
     deep[0, 0] = 1000
