@@ -133,11 +133,15 @@ def _check_grey(sequences: list[Sequence], seen: dict, insist: bool, notes: list
     for s in sequences:
         looked = [seen[path] for path in s.masks if path]
         every = {label for one in looked for label in one["labels"]}
-        if not s.binary and (why := why_grey(looked, s.objects)):
+        why = "" if s.binary else why_grey(looked, s.objects)
+        if why:
             grey.append((s, why))
             counted, empty = counted + s.objects, empty + len({*range(1, s.objects + 1)} - every)
         elif not s.binary and (gaps := sorted({*range(1, s.objects)} - set(looked[0]["labels"]))):
             text = f"no pixel of objects {gaps}; {s.objects} are counted, as the official evaluator does"
+            notes.append(f"{s.masks[0]}: {text}")
+        if not s.binary and (edges := looked[0].get("edges")) and not why:
+            text = f"objects {edges} occur only between others, like smoothed edges; they are counted"
             notes.append(f"{s.masks[0]}: {text}")
     if not grey:
         return

@@ -112,6 +112,18 @@ def test_noise_of_jpeg_is_grey():
     assert "edges" in why_grey(looked, 209)
 
 
+def test_objects_that_are_edges_are_named(tmp_path):
+    """Labels 1 and 3, smoothed: the edge of object 3 is counted as object 2."""
+
+    def soft(i):
+        labels = np.maximum(square(i), square(i, 30, 3))
+        labels[(cv2.dilate(labels, np.ones((3, 3), np.uint8)) == 3) & (labels == 0)] = 2
+        return labels
+
+    (note,) = open_davis(draw(tmp_path / "D", a=[soft(i) for i in range(N)])).notes
+    assert "objects [2] occur only between others" in note
+
+
 def test_labels_are_not_grey():
     """A label that is absent, objects of a pixel, nested ones, a thin one beside another, void around."""
     small = two(0)
