@@ -9,6 +9,7 @@ from typing import Any
 from .errors import UserError, shorten
 
 TESTS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
+_WHOLE = 2**63 - 1  # as far as torch and C count
 
 
 def bounded(default: Any, **limits: float) -> Any:
@@ -55,6 +56,8 @@ def check_number(value: Any, name: str, **limits: float) -> None:
         for i, part in enumerate(value):
             check_number(part, f"{name}[{i}]", **limits)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        if isinstance(value, int) and abs(value) > _WHOLE:
+            raise UserError(f"{name}={shorten(value)}: whole numbers have 64 bits here")
         finite = isinstance(value, int) or math.isfinite(value)
         if not finite or not all(TESTS[limit](value, bound) for limit, bound in limits.items()):
             must = ["finite"] * (not finite) + [f"{limit.replace('_', ' ')} {bound}" for limit, bound in limits.items()]
