@@ -18,6 +18,7 @@ from .base import (
     summary_of_splits,
 )
 from .files import Known, check_whole, look_at_mask, look_at_picture, note_turns
+from .masks import why_grey
 from .overlap import same_pictures
 
 IMAGES = {"train": 20210, "val": 2000}  # of the scene parsing benchmark (Zhou et al., 2017)
@@ -35,8 +36,9 @@ def open_ade20k(
     for ADE20K's 150; a number, for a set of its own, whose labels are 1 to that (0 is not judged) and whose names are
     in classes.txt if there is one; ANY: as many as classes.txt names, without one ADE20K's. train: whether the training
     split is needed. Content: the names of a set's own classes; none for ADE20K's, which mmseg has. Label maps are
-    decoded once and then remembered (`files.Known`). UserError naming the file: no layout, a picture without its label
-    map or the other way round, other sizes, a label out of range, damaged files, no label at all.
+    decoded once and then remembered (`files.Known`); where they look smoothed, that is a doubt. UserError naming the
+    file: no layout, a picture without its label map or the other way round, other sizes, a label out of range, damaged
+    files, no label at all.
     """
     check_positive(limit=limit, classes=None if classes == ANY else classes)
     if classes not in (None, ANY) and classes > MOST:
@@ -66,7 +68,9 @@ def open_ade20k(
     counts = {split: len(images) for split, images in pictures.items()}
     differs = ", ".join(share_of_splits(counts, IMAGES) + [f"{number} classes of its own"] * bool(names))
     summary = summary_of_splits(counts, number)
-    return Data("ade20k", root, known.fingerprint(used), not differs, differs, summary, notes, names)
+    why = why_grey(known.seen[path] for path in used if "labels" in known.seen[path])
+    doubts = [f"label maps of grey values: {why}"] if why else []
+    return Data("ade20k", root, known.fingerprint(used), not differs, differs, summary, notes, names, doubts)
 
 
 def _names(root: Path, classes: int | str | None) -> tuple[str, ...]:

@@ -385,6 +385,19 @@ def _missing(folder, number):
     return set(range(1, number + 1)) - {i for path in folder.iterdir() for i in np.unique(np.array(Image.open(path)))}
 
 
+def test_ade_smoothed_label_maps(ade):
+    """Resized with interpolation: classes between two others along every edge, where neither is."""
+    assert open_ade20k(ade, classes=9).doubts == []
+    for path in (ade / "annotations").rglob("*.png"):
+        labels = np.zeros((48, 64), np.uint8)
+        labels[10:30, 10:40] = 60
+        smooth = Image.fromarray(labels).resize((31, 23), Image.Resampling.BILINEAR)
+        smooth.resize(Image.open(path).size, Image.Resampling.BILINEAR).save(path)
+    (ade / "classes.txt").write_text("\n".join(map(str, range(1, 61))))
+    (doubt,) = open_ade20k(ade, classes=60).doubts
+    assert "labels occur only between others, like the greys of smoothed edges" in doubt
+
+
 def test_ade_labels_off_by_one(ade):
     """Classes written as 0 to 8 instead of 1 to 9: noted; with 255 for what is not judged: refused with the cause."""
     (ade / "classes.txt").unlink()
