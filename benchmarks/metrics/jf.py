@@ -111,7 +111,7 @@ def global_scores(sequences: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> d
 def bound_radius(shape: tuple[int, int], bound: float = BOUND) -> int:
     """The disk's radius in pixels for images of `shape` (H, W): 8 at 480x854. `bound` as for `frame_scores`."""
     if not (0 < bound < 1 or (bound >= 1 and float(bound).is_integer())):
-        near = f"; nearest: {int(bound)} or {int(bound) + 1}" if bound >= 1 else ""
+        near = f"; nearest: {int(bound)} or {int(bound) + 1}" if 1 <= bound < float("inf") else ""
         raise UserError(f"bound={bound}: give a part of the diagonal between 0 and 1, or whole pixels{near}")
     return int(bound if bound >= 1 else np.ceil(bound * np.linalg.norm(shape)))
 

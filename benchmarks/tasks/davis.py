@@ -43,7 +43,7 @@ class Protocol:
     frames: only the first so many of each sequence. precision: of the network, float32 or bf16.
     """
 
-    size: int = bounded(480, at_least=1)
+    size: int = bounded(480, at_least=1, at_most=8192)
     multiple: int = bounded(64, at_least=1)
     radius: int | None = bounded(12, at_least=0)
     topk: int = bounded(5, at_least=1)

@@ -24,7 +24,7 @@ class Protocol:
     other_k: list[int] = field(default_factory=lambda: [10, 100, 200], metadata=bounds(at_least=1))
     temperature: float = bounded(0.07, above=0)
     resize: int = 256
-    crop: int = bounded(224, at_least=1)
+    crop: int = bounded(224, at_least=1, at_most=8192)
     precision: str = one_of("float32", "bf16")
 
 

@@ -28,7 +28,7 @@ class Frozen:
     epochs: int = bounded(100, at_least=1)
     batch: int = bounded(1024, at_least=1)
     resize: int = 256
-    crop: int = bounded(224, at_least=1)
+    crop: int = bounded(224, at_least=1, at_most=8192)
     precision: str = one_of("float32", "bf16")
 
 

@@ -25,6 +25,8 @@ def check(task: str, card: dict, *given: str):
     [
         ("davis", "block=4", "the network has stages 0 to 3, or -1 for the last; nearest: 3", RESNET),
         ("davis", "context=1000000000000000000000", "whole numbers have 64 bits here", RESNET),
+        ("davis", "size=100000000", "at most 8192", RESNET),
+        ("knn", "crop=100000000", "at most 8192", RESNET),
         ("davis", "size=15", "frames of less than a patch (16 pixels); nearest: 16", RESNET),
         ("knn", "crop=8", "crop=8: less than a patch of the network; nearest: 16", VIT),
         ("knn", "k=none", "k is a whole number", VIT),
