@@ -16,7 +16,7 @@ from PIL import Image
 from ...pretrain.common.atomic import write_atomic
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.machine import cache_folder
-from ...pretrain.common.progress import PatientReporter
+from ...pretrain.common.progress import patient_reporter
 from ...pretrain.data.decode import Unreadable, decode, open_file, open_picture, orientation, read_picture
 from .base import digest, more, read_bytes
 from .identity import Item, fingerprint, fresh, read_contents, stamp
@@ -122,7 +122,7 @@ class Known:
             return known if known and known[0] == found else [found, look_at(path)]
 
         title = f"check {self.base.name}"
-        with PatientReporter(title) as report, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with patient_reporter(title) as report, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             seen = {}
             try:
                 for path, entry in zip(keys, pool.map(one, keys), strict=True):

@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import os
 import stat
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +26,7 @@ import numpy as np
 from ...pretrain.common.atomic import write_atomic
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.machine import cache_folder
-from ...pretrain.common.progress import Reporter, line_console
+from ...pretrain.common.progress import patient_reporter
 from ...pretrain.data.content import hash_content
 from .base import digest
 
@@ -79,8 +78,7 @@ def read_contents(root: Path, items: Sequence[Item], others: int = 0) -> Content
     interrupted, it goes on where it was. Raises UserError naming a file that cannot be read.
     """
     memory = _Memory(root)
-    console = line_console(file=sys.stderr, quiet=os.environ.get("RANK", "0") != "0")
-    with ThreadPoolExecutor(THREADS) as pool, Reporter(f"reading {root}", console, after=3.0) as report:
+    with ThreadPoolExecutor(THREADS) as pool, patient_reporter(f"reading {root}") as report:
         try:
             stamps = np.concatenate([np.empty((0, 4), np.int64), *_each(pool, _stamps, root, items, report, "sizes")])
             sizes = np.array([i.size for i in items], object) if any(i.size is not None for i in items) else None

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ...pretrain.common.errors import UserError, shorten
-from ...pretrain.common.progress import PatientReporter
+from ...pretrain.common.progress import patient_reporter
 from .base import absent_classes, more
 from .boxes import check_boxes
 from .json_lists import JsonLists
@@ -36,7 +36,7 @@ def read_instances(path: Path) -> dict:
     Of the training file what mmdet leaves out is left out, and something has to remain.
     """
     images, categories, rows, count = [], [], [np.empty(0, _ROW)], 0
-    with PatientReporter(f"check {path.name}") as report:
+    with patient_reporter(f"check {path.name}") as report:
         said = lambda done, total: report(round(done / 2**20, 1), round(total / 2**20, 1), "MiB")  # noqa: E731
         lists = JsonLists(path, ("images", "annotations", "categories"), said)
         try:

@@ -1,5 +1,6 @@
 """One line of progress for a task: a live bar with an estimate on a terminal, a line now and then elsewhere."""
 
+import os
 import time
 
 from rich.console import Console
@@ -39,7 +40,7 @@ class Reporter:
         if self.bar:
             self.bar.stop()
 
-    def __call__(self, done: float, total: float, text: str) -> None:
+    def __call__(self, done: float, total: float, text: str = "") -> None:
         if time.monotonic() - self.began < self.after:
             return
         if self.bar:
@@ -57,22 +58,6 @@ class Reporter:
         self.console.print(f"{self.title}  {done:g}/{total:g}  {text}{left}")
 
 
-class PatientReporter:
-    """As `Reporter`, but silent about what is done within `after` seconds: a check that usually takes no time."""
-
-    def __init__(self, title: str, after: float = 3.0):
-        self.title, self.begin = title, time.monotonic() + after
-        self.reporter: Reporter | None = None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self.reporter:
-            self.reporter.__exit__()
-
-    def __call__(self, done: float, total: float, text: str = "") -> None:
-        if self.reporter is None and time.monotonic() > self.begin:
-            self.reporter = Reporter(self.title, line_console(stderr=True)).__enter__()
-        if self.reporter:
-            self.reporter(done, total, text)
+def patient_reporter(title: str) -> Reporter:
+    """A Reporter that is silent for 3 seconds: of a check that usually takes no time."""
+    return Reporter(title, line_console(stderr=True, quiet=os.environ.get("RANK", "0") != "0"), after=3.0)
