@@ -22,7 +22,7 @@ from . import (
     pixels,
     schedule,
 )
-from .keys import for_record, override, walk
+from .keys import check_values, for_record, override, walk
 from .recipe import BLOCKS, Recipe, blocks_of, check_blocks, parse, read
 from .training import Training
 
@@ -69,6 +69,7 @@ def config(training: Training, card: Card, world: int, device: str) -> tuple[Con
     schedule.set_length(cfg, own)
     for key, value in dotted.items():
         override(cfg, key, value)
+    check_values(cfg)
     lr, scale = schedule.set_rate(cfg, recipe, own, training.scale_lr)
     per_gpu, accumulate = schedule.set_batch(cfg, recipe, own, world)
     # The protocol's own numbers; what the other processes and the device change stands beside them.

@@ -1,6 +1,8 @@
 """Dotted keys of an mm config: `model.neck.out_channels=64`, `train_dataloader.dataset.pipeline.2.scale=[128,96]`."""
 
 import difflib
+import fnmatch
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,24 +11,59 @@ from mmengine.config import Config, ConfigDict
 from ...pretrain.common.errors import UserError
 from .recipe import OWN
 
-# Keys of the config that follow from something else, and from what.
+# Keys of the config that follow from something else, and from what; so does what lies below them. `*`: any parts.
 DERIVED = {
     "train_dataloader.batch_size": "batch= or per_gpu=",
     "optim_wrapper.accumulative_counts": "batch= or per_gpu=",
     "optim_wrapper.type": "amp=",
     "optim_wrapper.optimizer.lr": "lr=",
+    "train_cfg.max_epochs": "epochs=",
+    "train_cfg.max_iters": "iterations=",
+    "param_scheduler.*.end": "epochs=, iterations= or warmup=",
     "model.backbone.card": "--card",
+    "model.data_preprocessor.mean": "--card mean=...",
+    "model.data_preprocessor.std": "--card std=...",
     "model.backbone.weights": "another checkpoint",
     "model.backbone.blocks": "blocks=",
     "model.backbone.pos_resize": "pos_resize=",
     "model.backbone.with_cp": "with_cp=",
-    "train_dataloader.dataset.data_root": "--data",
-    "val_dataloader.dataset.data_root": "--data",
-    "val_dataloader.dataset.indices": "--limit",
+    "model.*.num_classes": "classes=",
+    "*_dataloader.dataset.metainfo": "classes=",
+    "*_dataloader.dataset.data_root": "--data",
+    "*_dataloader.dataset.ann_file": "--data",
+    "*_dataloader.dataset.data_prefix": "--data",
+    "*_dataloader.dataset.indices": "--limit",
+    "*_dataloader.num_workers": "workers=",
     "val_evaluator.ann_file": "--data",
     "val_evaluator.limit": "--limit",
-    "train_dataloader.num_workers": "workers=",
-    "val_dataloader.num_workers": "workers=",
+    # of these depends what all others mean
+    "model.type": "another recipe",
+    "model.backbone.type": "another recipe",
+    "train_cfg.type": "another recipe",
+    "train_cfg.by_epoch": "another recipe",
+    "param_scheduler.*.by_epoch": "another recipe",
+    "*_dataloader.dataset.type": "another recipe",
+    "val_evaluator.type": "another recipe",
+    "default_scope": "another recipe",
+}
+
+
+def _is_size(value) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(type(v) is int and v > 0 for v in value)
+
+
+def _is_positive(value) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf
+
+
+# Keys that configs leave out although mm's parts take them: of a part that has which other key, what the value is in
+# words, and whether it is that.
+OPTIONAL = {
+    "model.test_cfg.crop_size": ("model.test_cfg.mode", "two whole numbers above 0, height and width", _is_size),
+    "model.test_cfg.stride": ("model.test_cfg.mode", "two whole numbers above 0, down and to the right", _is_size),
+    "optim_wrapper.clip_grad.max_norm": ("optim_wrapper.clip_grad", "a number above 0", _is_positive),
+    "optim_wrapper.clip_grad.norm_type": ("optim_wrapper.clip_grad", "a number above 0", _is_positive),
+    "optim_wrapper.optimizer.eps": ("optim_wrapper.optimizer.betas", "a number above 0", _is_positive),
 }
 
 
@@ -38,22 +75,64 @@ def walk(node, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from walk(child, f"{prefix}{key}.")
 
 
+def derived(key: str) -> str | None:
+    """What a key, or one above it, follows from; None: nothing."""
+    parts = key.split(".")
+    names = [".".join(parts[: n + 1]) for n in range(len(parts))]
+    return next((instead for pattern, instead in DERIVED.items() if fnmatch.filter(names, pattern)), None)
+
+
 def override(cfg: Config, key: str, value) -> None:
-    """Replace one value of the config. Raises UserError, naming the nearest key, where there is none; or for a value of
-    another kind than the one it replaces."""
-    if instead := DERIVED.get(key):
+    """Replace one value of the config, or add one of OPTIONAL. Raises UserError, naming the nearest key, where there is
+    none; for a value of another kind than the one it replaces; and where it, or a part of the old or the new value,
+    follows from something else."""
+    known = dict(walk(cfg._cfg_dict))
+    if instead := derived(key):
         raise UserError(f"{key} follows from others: use {instead}")
-    *path, last = key.split(".")
-    node = cfg._cfg_dict
-    try:
-        for name in path:
-            node = node[int(name)] if isinstance(node, list | tuple) else node[name]
-        last = int(last) if isinstance(node, list) else last
-        old = node[last]
-    except (KeyError, IndexError, ValueError, TypeError, AttributeError):
-        near = difflib.get_close_matches(key, [*OWN, *dict(walk(cfg._cfg_dict))], 1, 0)
-        raise UserError(f"the config of this recipe has no {key}; did you mean {near[0]}?") from None
-    node[last] = _like(old, value, key)
+    if key not in known and OPTIONAL.get(key, ("",))[0] not in known:
+        near = difflib.get_close_matches(key, [*OWN, *known], 1, 0)
+        raise UserError(f"the config of this recipe has no {key}; did you mean {near[0]}?")
+    for part in (*dict(walk(known.get(key), f"{key}.")), *dict(walk(value, f"{key}."))):
+        if instead := derived(part):
+            raise UserError(
+                f"{key} cannot be replaced as a whole: {part} follows from others (use {instead}); "
+                "give its other values one by one"
+            )
+    above, _, last = key.rpartition(".")
+    node = known.get(above, cfg._cfg_dict)
+    if node is None:
+        override(cfg, above, {})
+        node = dict(walk(cfg._cfg_dict))[above]
+    if isinstance(node, tuple):
+        raise UserError(f"{key}: give all of {above}, like {above}={list(node)}")
+    node[int(last) if isinstance(node, list) else last] = _like(known.get(key), value, key)
+
+
+def check_values(cfg: Config) -> None:
+    """Raises UserError for values of OPTIONAL that are no such values, or do not go with others."""
+    known = dict(walk(cfg._cfg_dict))
+    for key, (_, words, good) in OPTIONAL.items():
+        if key in known and not good(known[key]):
+            raise UserError(f"{key}={known[key]}: {words}")
+    clip = known.get("optim_wrapper.clip_grad")
+    if clip is not None and clip.get("type", "norm") == "norm" and "max_norm" not in clip:
+        raise UserError(f"optim_wrapper.clip_grad={dict(clip)}: it needs optim_wrapper.clip_grad.max_norm=")
+    mode = known.get("model.test_cfg.mode")
+    if mode is None:
+        return
+    if mode not in ("whole", "slide"):
+        raise UserError(f"model.test_cfg.mode={mode}: whole or slide")
+    crop, stride = (known.get(f"model.test_cfg.{name}") for name in ("crop_size", "stride"))
+    if mode == "whole" and (crop or stride):
+        raise UserError(
+            "model.test_cfg.crop_size and stride do nothing for whole pictures; give model.test_cfg.mode=slide"
+        )
+    if mode == "slide" and not (crop and stride):
+        raise UserError(
+            "model.test_cfg.mode=slide needs model.test_cfg.crop_size=[H,W] and model.test_cfg.stride=[H,W]"
+        )
+    if mode == "slide" and any(step > side for step, side in zip(stride, crop, strict=True)):
+        raise UserError(f"model.test_cfg.stride={list(stride)} leaves gaps between crops of {list(crop)}")
 
 
 def _like(old, value, key: str):

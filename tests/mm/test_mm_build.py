@@ -1,5 +1,6 @@
 """Building a recipe: overrides, what the machine and the card decide, and one real step of every recipe."""
 
+import contextlib
 import itertools
 import json
 import math
@@ -51,11 +52,82 @@ def test_an_unknown_key_names_the_nearest(override, nearest):
         ("model.backbone.blocks=[1,2,3,4]", "blocks="),
         ("val_evaluator.limit=3", "--limit"),
         ("train_dataloader.dataset.data_root=/elsewhere", "--data"),
+        ("val_dataloader.dataset.ann_file=annotations/other.json", "--data"),
+        ("train_dataloader.dataset.data_prefix.img=other/", "--data"),
+        ("train_dataloader.dataset.indices=7", "--limit"),
+        ("model.backbone.card.heads=8", "--card"),
+        ("model.backbone.card.mean=[0,0,0]", "--card"),
+        ("model.backbone.card.anything=1", "--card"),
+        ("model.data_preprocessor.mean=[0,0,0]", "--card mean="),
+        ("model.data_preprocessor.std.0=1", "--card std="),
+        ("model.roi_head.bbox_head.num_classes=7", "classes="),
+        ("train_cfg.max_epochs=24", "epochs="),
+        ("train_cfg.max_iters=24", "iterations="),
+        ("param_scheduler.0.end=10", "warmup="),
+        ("param_scheduler.1.by_epoch=false", "another recipe"),
+        ("model.backbone.type=TimmResNet", "another recipe"),
+        # the same by replacing what holds it
+        ("train_cfg={max_epochs: 2}", "no value train_cfg"),
+        ("param_scheduler.1={type: ConstantLR, factor: 1.0}", "follows from others"),
+        ("optim_wrapper.optimizer={type: SGD}", "lr="),
+        ("train_dataloader.dataset={type: CocoDataset}", "another recipe"),
+        ("model.data_preprocessor={type: DetDataPreprocessor}", "--card"),
+        ("model.backbone={drop_path: 0.1}", "another recipe"),
+        ("model.roi_head.mask_head={type: FCNMaskHead}", "classes="),
+        ("default_hooks.checkpoint={type: CheckpointHook, interval: 2}", None),  # holds nothing of the kind
     ],
 )
 def test_a_derived_key_names_its_source(override, instead):
-    with pytest.raises(UserError, match=instead):
+    """Also one below or above it: nothing goes past what the record says of heads, mean, batch, data and schedule."""
+    with pytest.raises(UserError, match=instead) if instead else contextlib.nullcontext():
         configured("coco_maskrcnn_1x", override)
+
+
+@pytest.mark.parametrize(
+    ("name", "texts", "words"),
+    [
+        ("ade20k_semfpn_40k", ("mode=slide", "crop_size=[64,64]", "stride=[42,42]"), None),
+        ("ade20k_upernet_160k", ("={mode: slide, crop_size: [64,64], stride: [64,64]}",), None),
+        ("ade20k_semfpn_40k", ("mode=slide",), r"needs model\.test_cfg\.crop_size=\[H,W\] and"),
+        ("ade20k_semfpn_40k", ("crop_size=[64,64]",), "do nothing for whole pictures"),
+        ("ade20k_semfpn_40k", ("mode=slide", "crop_size=[64,64]", "stride=[42,65]"), "leaves gaps"),
+        ("ade20k_semfpn_40k", ("mode=slide", "crop_size=64", "stride=[42,42]"), "crop_size=64: two whole numbers"),
+        ("ade20k_semfpn_40k", ("mode=slide", "crop_size=[64,64]", "stride=[0,42]"), "stride=.*two whole numbers"),
+        ("ade20k_semfpn_40k", ("mode=slid",), "whole or slide"),
+        ("coco_maskrcnn_1x", ("crop_size=[64,64]",), "has no model.test_cfg.crop_size"),
+    ],
+)
+def test_sliding_windows(name, texts, words):
+    """Keys that the config with `whole` leaves out can be given where they are of use."""
+    overrides = [f"model.test_cfg{'' if text.startswith('=') else '.'}{text}" for text in texts]
+    if words:
+        with pytest.raises(UserError, match=words):
+            configured(name, *overrides)
+        return
+    cfg, effective = configured(name, *overrides)
+    assert cfg.model.test_cfg.mode == "slide"
+    assert effective["config"]["model"]["test_cfg"]["crop_size"] == [64, 64]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("clip_grad.max_norm=1", None),
+        ("clip_grad.max_norm=0", "above 0"),
+        ("clip_grad.norm_type=2", "needs .*max_norm"),
+        ("clip_grad={max_norm: -1}", "above 0"),
+        ("optimizer.eps=1e-6", None),
+        ("optimizer.betas.0=0.8", r"give all of optim_wrapper\.optimizer\.betas, like .*\[0\.9, 0\.999\]"),
+        ("clip_gard.max_norm=1", "did you mean optim_wrapper.clip_grad"),
+    ],
+)
+def test_values_of_the_optimiser_that_configs_leave_out(text, words):
+    if words:
+        with pytest.raises(UserError, match=words):
+            configured("coco_maskrcnn_1x", f"optim_wrapper.{text}")
+    else:
+        wrapper = configured("coco_maskrcnn_1x", f"optim_wrapper.{text}")[0].optim_wrapper
+        assert wrapper.clip_grad == {"max_norm": 1} or wrapper.optimizer.eps == 1e-6
 
 
 @pytest.mark.parametrize(
