@@ -17,11 +17,11 @@ from ...pretrain.common.errors import UserError
 from ...pretrain.common.positions import rule_for
 from . import (
     backbones,  # noqa: F401 (these register what the recipes name)
-    metrics,  # noqa: F401 (these register what the recipes name)
     optim,  # noqa: F401 (these register what the recipes name)
     pixels,
     schedule,
 )
+from .evaluation import metrics  # noqa: F401 (as above)
 from .keys import check_values, for_record, override, walk
 from .recipe import BLOCKS, Recipe, blocks_of, check_blocks, parse, read
 from .training import Training
@@ -47,7 +47,7 @@ KEPT = (
     *("param_scheduler", "default_hooks", "custom_hooks", "env_cfg", "log_processor", "log_level", "visualizer"),
     *("default_scope", "find_unused_parameters"),
 )
-# mm's own evaluators round, or only print, what a record keeps: ours (metrics.py) take their place.
+# mm's own evaluators round, or only print, what a record keeps: ours (evaluation/metrics.py) take their place.
 EVALUATORS = {"CocoMetric": "coco", "FasterCocoMetric": "coco", "IoUMetric": "ade20k"}
 OURS = {"coco": "SelfpatchCocoMetric", "ade20k": "SelfpatchIoUMetric"}
 STRIDES = (4, 8, 16, 32)

@@ -119,16 +119,19 @@ def train_and_test(build, training: Training, ranks) -> dict:
 
     from ...pretrain.common.weights import load_card
     from ..environment import peak_memory
+    from .evaluation import dry
 
     cfg, effective = build.config(training, load_card(training.export), ranks.world, training.device)
     prepare(cfg, training, ranks)
     runner = Runner.from_cfg(cfg)
     if training.eval_only:
         accounting = load_model(runner.model, training.eval_only)
+        metrics = runner.test()
     else:
+        runner.register_hook(dry.DryEvaluation())
         runner.train()
         accounting = getattr(runner.model, "module", runner.model).backbone.accounting
-    metrics = runner.test()
+        metrics = dry.evaluate_trained(runner)
     peaks = ranks.gather(peak_memory(ranks.device.type))
     return {
         "metrics": {k.rpartition("/")[2]: float(v) for k, v in metrics.items() if isinstance(v, int | float)},
@@ -142,7 +145,8 @@ def train_and_test(build, training: Training, ranks) -> dict:
 
 def prepare(cfg, training: Training, ranks) -> None:
     """What a recipe does not decide: processes, exact resume, safe checkpoints, progress."""
-    from . import gallery, hooks
+    from . import hooks
+    from .evaluation import gallery
 
     # The number is that of the last checkpoint; what a validation on the way costs, nobody would look at.
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None

@@ -1,4 +1,4 @@
-"""Pictures of detections and of segmentations beside the ground truth, from arrays: mm/gallery.py has those of mm."""
+"""Pictures of detections and of segmentations beside the ground truth, from arrays; mm/evaluation/ has those of mm."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

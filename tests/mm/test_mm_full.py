@@ -226,7 +226,7 @@ STARTED = []
 MM = """
 from selfpatch_bench.benchmarks.mm import ops
 ops.install()
-from selfpatch_bench.benchmarks.mm import build, gallery, hooks, launch
+from selfpatch_bench.benchmarks.mm import build, hooks, launch
 import mmdet.models, mmdet.datasets, mmdet.evaluation, mmseg.models, mmseg.datasets, mmseg.evaluation, mmengine.runner
 """
 LAUNCH = "import sys\nfrom selfpatch_bench.benchmarks.mm import launch\nsys.exit(launch.main(sys.argv[1:]))"

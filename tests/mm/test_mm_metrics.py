@@ -28,7 +28,7 @@ def mm():
     from selfpatch_bench.benchmarks.mm import ops
 
     ops.install()
-    from selfpatch_bench.benchmarks.mm import metrics
+    from selfpatch_bench.benchmarks.mm.evaluation import metrics
 
     return metrics
 
@@ -363,7 +363,7 @@ def test_annotations_fed_back(mm, need):
 # --------------------------------------------------------------------------------------------------- two processes
 def _rank(rank, folder, file, truth, detections):
     """One of two processes: every second picture, the last one padded with the first, as mmengine's sampler does."""
-    from selfpatch_bench.benchmarks.mm import metrics
+    from selfpatch_bench.benchmarks.mm.evaluation import metrics
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)

@@ -154,7 +154,7 @@ def drawn(dataset, folder: Path, most: int = 8) -> list[Path]:
     """What the hook draws of a validation by the oracle."""
     from mmengine.dataset import pseudo_collate
 
-    from selfpatch_bench.benchmarks.mm.gallery import Gallery
+    from selfpatch_bench.benchmarks.mm.evaluation.gallery import Gallery
 
     loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=dataset))
     runner, hook = SimpleNamespace(test_loop=loop, rank=0, world_size=1), Gallery(str(folder), most)

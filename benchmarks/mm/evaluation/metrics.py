@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from faster_coco_eval import COCOeval_faster
 from mmdet.evaluation.metrics import FasterCocoMetric
 from mmdet.registry import METRICS as DETECTION
@@ -19,8 +20,11 @@ from mmengine.fileio import load
 from mmseg.evaluation.metrics import IoUMetric
 from mmseg.registry import METRICS as SEGMENTATION
 
+from ....pretrain.common.errors import UserError
+
 SHORT = {"bbox": "bb", "segm": "mk"}  # the COCO API's IoU types, as metrics are called
 _AP, _AR = ("", "_50", "_75", "_s", "_m", "_l"), ("_1", "_10", "_100", "_s", "_m", "_l")
+LABEL_MAPS = 8  # that are read to try the evaluation
 _ALL = slice(None)
 _CLASS_CUTS = ((_ALL, 0), (0, 0), (5, 0), (_ALL, 1), (_ALL, 2), (_ALL, 3))  # of _AP: index of the IoU and of the area
 
@@ -91,6 +95,13 @@ class SelfpatchCocoMetric(FasterCocoMetric):
         self.parts = {"classes": classes, "AR": recall}
         return {name: value for name, value in figures.items() if value is not None}
 
+    def rest(self, dataset) -> list[tuple[dict, dict]]:
+        """Results, as `process` keeps them, of all pictures but those that it has seen: nothing found."""
+        empty = {"bboxes": np.zeros((0, 4)), "scores": np.zeros(0), "labels": np.zeros(0, int), "masks": []}
+        images = {dataset.get_data_info(i)["img_id"] for i in range(len(dataset))}
+        seen = {prediction["img_id"] for _, prediction in self.results}
+        return [({}, {"img_id": image, **empty}) for image in sorted(images - seen)]
+
     def _evaluate(self, iou_type: str, predictions: list[dict]) -> COCOeval_faster:
         truth = self._coco_api
         if iou_type == "segm":
@@ -122,6 +133,20 @@ class SelfpatchIoUMetric(IoUMetric):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.parts: dict = {}
+
+    def rest(self, dataset) -> list[tuple[torch.Tensor, ...]]:
+        """Results, as `process` keeps them, of up to LABEL_MAPS pictures from all over the set: the first class alone
+        was found. The check of the data has read every label map."""
+        kept, self.results = self.results, []
+        for i in np.linspace(0, len(dataset) - 1, min(LABEL_MAPS, len(dataset)), dtype=int):
+            try:
+                samples = dataset[i]["data_samples"]
+            except Exception as error:
+                raise UserError(f"{dataset.get_data_info(i)['seg_map_path']}: {error}") from error
+            label = (samples[0] if isinstance(samples, list) else samples).gt_sem_seg.data
+            self.process({}, [{"pred_sem_seg": {"data": torch.zeros_like(label)}, "gt_sem_seg": {"data": label}}])
+        found, self.results = self.results, kept
+        return found
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """results: (intersection, union, predicted, annotated) pixels per class of every picture, of all ranks."""

@@ -7,9 +7,9 @@ from faster_coco_eval.core import mask as coco_mask
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from ..datasets.files import read_frame
-from ..datasets.masks import read_mask
-from ..pictures import predictions
+from ...datasets.files import read_frame
+from ...datasets.masks import read_mask
+from ...pictures import predictions
 
 IMAGES = 8
 
