@@ -66,7 +66,7 @@ def config(training: Training, card: Card, world: int, device: str) -> tuple[Con
     card = _card(recipe, card)
     _network(cfg, recipe, card, own, training.export)
     _data(cfg, recipe, training, own)
-    schedule.set_length(cfg, own)
+    warmup = schedule.set_length(cfg, own)
     for key, value in dotted.items():
         override(cfg, key, value)
     check_values(cfg)
@@ -96,6 +96,8 @@ def config(training: Training, card: Card, world: int, device: str) -> tuple[Con
     }
     if card.family == "vit":
         effective |= {"heads": card.heads, "pos_rule": _positions(cfg, card), "blocks": cfg.model.backbone.blocks}
+    if warmup is not None:  # not the recipe's: shortened to the run
+        effective["warmup"] = warmup
     effective["config"] = protocol
     _finish(cfg, training)
     return cfg, json.loads(json.dumps(effective))

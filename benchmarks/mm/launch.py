@@ -119,6 +119,7 @@ def train_and_test(build, training: Training, ranks) -> dict:
 
     from ...pretrain.common.weights import load_card
     from ..environment import peak_memory
+    from . import schedule
     from .evaluation import dry
 
     cfg, effective = build.config(training, load_card(training.export), ranks.world, training.device)
@@ -128,6 +129,7 @@ def train_and_test(build, training: Training, ranks) -> dict:
         accounting = load_model(runner.model, training.eval_only)
         metrics = runner.test()
     else:
+        schedule.fit_epochs(runner, effective)
         runner.register_hook(dry.DryEvaluation())
         runner.train()
         accounting = getattr(runner.model, "module", runner.model).backbone.accounting

@@ -9,8 +9,8 @@ from ...pretrain.common.errors import UserError
 from .recipe import Recipe, batching
 
 
-def set_length(cfg: Config, own: dict) -> None:
-    """epochs=, iterations= and warmup=: the whole schedule moves with them."""
+def set_length(cfg: Config, own: dict) -> int | None:
+    """epochs=, iterations= and warmup=: the whole schedule moves with them. -> as `shorten_warmup`"""
     loop, by_epoch = cfg.train_cfg, cfg.train_cfg.get("by_epoch", "Epoch" in cfg.train_cfg.get("type", ""))
     counted, other = ("epochs", "iterations") if by_epoch else ("iterations", "epochs")
     if other in own:
@@ -33,6 +33,31 @@ def set_length(cfg: Config, own: dict) -> None:
         warm[0].end = warm[0].begin + own["warmup"] + 1
         if not own["warmup"]:
             cfg.param_scheduler.remove(warm[0])
+    return None if by_epoch else shorten_warmup(cfg.param_scheduler, loop.max_iters, "warmup" in own)
+
+
+def shorten_warmup(schedulers: list[dict], length: int, given: bool) -> int | None:
+    """A warm-up that is longer than a run of `length` iterations gets its length; -> it, or None: it is not longer.
+
+    Raises UserError where the user gave the warm-up. Both count the same, steps or micro-batches.
+    """
+    for s in schedulers:
+        if s["type"] == "LinearLR" and not s.get("by_epoch", True) and (old := s["end"] - s["begin"] - 1) > length:
+            if given:
+                raise UserError(f"warmup={old}: longer than the run; give at most warmup={length}")
+            s["end"] = s["begin"] + length + 1
+            return length
+    return None
+
+
+def fit_epochs(runner, effective: dict) -> None:
+    """`shorten_warmup` for a run in epochs, whose iterations are known with its pictures: for a Runner before `train`,
+    and in the record."""
+    k, config = effective["accumulate"], effective["config"]["param_scheduler"]
+    length = max(1, runner.train_loop.max_iters // k)
+    if shorten_warmup(config, length, "warmup" in effective["overrides"]):
+        shorten_warmup(runner.param_schedulers, length * k, given=False)
+        effective["warmup"] = length
 
 
 def set_rate(cfg: Config, recipe: Recipe, own: dict, scale_lr: bool) -> tuple[float, float]:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -176,6 +177,24 @@ def test_a_shorter_schedule():
         configured("coco_maskrcnn_1x", "iterations=5")
     with pytest.raises(UserError, match="no warm-up"):
         configured("ade20k_semfpn_r50_40k", "warmup=5")
+
+
+def test_a_warmup_longer_than_the_run():
+    """It is shortened to the run, and recorded; one that the user gave is refused."""
+    for world, k in ((8, 1), (1, 8)):  # micro-batches for a step
+        cfg, effective = configured("ade20k_semfpn_40k", "iterations=100", world=world)
+        assert (cfg.param_scheduler[0].end, effective["warmup"]) == (100 * k + 1, 100)
+        assert effective["config"]["param_scheduler"][0]["end"] == 101
+    cfg, effective = configured("ade20k_semfpn_40k", "iterations=1500")
+    assert (cfg.param_scheduler[0].end, effective.get("warmup")) == (1501, None)
+    with pytest.raises(UserError, match="warmup=101: longer than the run; give at most warmup=100"):
+        configured("ade20k_semfpn_40k", "iterations=100", "warmup=101")
+    for texts, complaint in (((), None), (("warmup=6",), "at most warmup=5")):  # 5 steps of 8 pictures
+        cfg, effective = configured("coco_maskrcnn_1x", *texts, world=1)
+        runner = SimpleNamespace(train_loop=SimpleNamespace(max_iters=40), param_schedulers=cfg.param_scheduler)
+        with pytest.raises(UserError, match=complaint) if complaint else contextlib.nullcontext():
+            build().schedule.fit_epochs(runner, effective)
+        assert complaint or (cfg.param_scheduler[0].end, effective["warmup"]) == (41, 5)
 
 
 # --- what card, device and job decide --------------------------------------------------------------------------------

@@ -76,6 +76,11 @@ def test_a_training_is_the_same_with_and_without_it(place, tmp_path, monkeypatch
     assert tried == [1]
     torch.testing.assert_close(found[0][:3], found[1][:3], rtol=0, atol=0)
     assert found[0][3] == found[1][3]
+    if name == COCO:  # whose warm-up of 1000 iterations is longer than the run of two, which only its pictures say
+        assert result["protocol"]["warmup"] == 2
+        assert [
+            s["end"] for s in (result["protocol"]["config"]["param_scheduler"][0], state["param_schedulers"][0])
+        ] == [3, 3]
 
 
 @pytest.fixture(scope="module")
