@@ -63,9 +63,9 @@ def rehearse(model: torch.nn.Module, loop) -> None:
     try:
         with same_random_numbers():
             model.eval()
-            _first_picture(model, loop)
-            if found := _thresholds(model):  # an untrained detector is sure of nothing: nms and masks would not run
-                with _lowered(found):
+            detected = [one.pred_instances for one in _first_picture(model, loop) if "pred_instances" in one]
+            if detected and not any(map(len, detected)):  # nms and masks have not run
+                with every_detection(model):
                     _first_picture(model, loop)
             for metric in metrics:
                 if hasattr(metric, "rest"):
@@ -78,12 +78,14 @@ def rehearse(model: torch.nn.Module, loop) -> None:
 
 
 @torch.no_grad()
-def _first_picture(model: torch.nn.Module, loop) -> None:
-    """The metrics' results become those of the first picture."""
+def _first_picture(model: torch.nn.Module, loop) -> list:
+    """The outputs for the first picture; what the metrics make of them becomes their results."""
     for metric in loop.evaluator.metrics:
         metric.results.clear()
     batch = loop.dataloader.collate_fn([loop.dataloader.dataset[0]])
-    loop.evaluator.process(data_samples=model.test_step(batch), data_batch=batch)
+    outputs = model.test_step(batch)
+    loop.evaluator.process(data_samples=outputs, data_batch=batch)
+    return outputs
 
 
 @contextlib.contextmanager
@@ -98,21 +100,16 @@ def same_random_numbers() -> Iterator[None]:
         random.setstate(python)
 
 
-def _thresholds(model: torch.nn.Module) -> list[dict]:
-    """The test configurations of a model's parts that have a least score of detections."""
+@contextlib.contextmanager
+def every_detection(model: torch.nn.Module) -> Iterator[None]:
+    """In the block no detection is too unlikely; an untrained detector of many classes is sure of nothing."""
     configs = [config for module in model.modules() if isinstance(config := getattr(module, "test_cfg", None), dict)]
     parts = {id(part): part for config in configs for part in (config, *config.values()) if isinstance(part, dict)}
-    return [part for part in parts.values() if isinstance(part.get("score_thr"), int | float)]
-
-
-@contextlib.contextmanager
-def _lowered(configs: list[dict]) -> Iterator[None]:
-    """In the block no detection is too unlikely."""
-    kept = [config["score_thr"] for config in configs]
+    kept = [(part, part["score_thr"]) for part in parts.values() if "score_thr" in part]
     try:
-        for config in configs:
-            config["score_thr"] = 0.0
+        for part, _ in kept:
+            part["score_thr"] = 0.0
         yield
     finally:
-        for config, threshold in zip(configs, kept, strict=True):
-            config["score_thr"] = threshold
+        for part, threshold in kept:
+            part["score_thr"] = threshold
