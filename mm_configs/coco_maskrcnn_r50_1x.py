@@ -6,9 +6,14 @@
 # Hardware   8 GPUs of 12 GB or more (estimated), two images each; fewer GPUs accumulate gradients.
 # Time       about 6 to 9 hours on 8 A100s (an estimate from the number of images, not measured).
 # Expected   DenseCL: AP_bb 40.3, AP_mk 36.4; DetCo 40.1, 36.4; MoCo-v2 38.9, 35.5 (poster).
-# Known      the poster names no protocol for its ResNet rows.
-# Reconstructed  from the nearest public one, OpenSelfSup's (open-mmlab/mmselfsup, mask-rcnn_r50_fpn_ms-1x_coco.py) and
-#            MoCo's: box head with four convolutions so that it has a norm to train, shorter side 640 to 800, float32.
+# Known      the poster names no protocol for its ResNet rows. The nearest public one is DenseCL's own, in detectron2
+#            (WXinlong/DenseCL b64bbb6, benchmarks/detection/configs/R_50_FPN_1x.yaml), whose README has 40.3 too: the
+#            same optimiser and batch, SyncBN everywhere, a box head with four convolutions and one fully connected
+#            layer, shorter side 640 to 800 in steps of 32, nothing frozen.
+# Different  from DenseCL's: 12 epochs (88k iterations, drops at 58.6k and 80.6k) for 90k with drops at 60k and 80k;
+#            warm-up of 500 iterations for detectron2's 1000; batch norm's running statistics at the test for
+#            PreciseBN; decay 1e-4 on norms too, for detectron2's 0.
+# Reconstructed  these four, from OpenSelfSup's file in mmdet (open-mmlab/mmselfsup, mask-rcnn_r50_fpn_ms-1x_coco.py).
 #            mmdet's default (frozen stem, frozen BN) suits supervised weights only.
 _base_ = ["./_base_/coco_maskrcnn.py"]
 

@@ -59,7 +59,7 @@ NUMBERS = {
     },
     "ade20k_upernet_160k": ADE | {
         "batch": 16, "iterations": 160000, "lr": POLY160, "blocks": [3, 5, 7, 11], "heads": 6, "published": UPERNET,
-        "no_decay": VIT,
+        "no_decay": VIT, "drop_path": 0.05,
     },
     "ade20k_upernet_swin_160k": ADE | {
         "family": "swin", "batch": 16, "iterations": 160000, "lr": POLY160, "published": UPERNET, "drop_path": 0.3,
