@@ -6,7 +6,8 @@
 #            0.3, poly 1.0 with warm-up 1500, 512 x 512 crops, whole-image test, float32.
 # Hardware   8 GPUs of 16 GB or more (estimated), two crops each; fewer GPUs accumulate gradients.
 # Time       about 12 to 18 hours for Swin-T on 8 A100s (an estimate from the number of crops, not measured).
-# Expected   MoBY Swin-T: mIoU 44.06; supervised 44.51 (MoBY's README, single scale).
+# Expected   MoBY Swin-T: mIoU 44.06; supervised 44.51 (MoBY's README, single scale). ade20k_upernet_swin_160k_tta
+#            evaluates the same model at six scales and flipped.
 # Known      every value. Reconstructed: nothing.
 _base_ = ["./_base_/ade20k_upernet.py"]
 

@@ -17,7 +17,7 @@ from ...pretrain.common.errors import UserError
 from ...pretrain.common.positions import rule_for
 from . import (
     backbones,  # noqa: F401 (these register what the recipes name)
-    optim,  # noqa: F401 (these register what the recipes name)
+    components,  # noqa: F401 (these register what the recipes name)
     pixels,
     schedule,
 )

@@ -207,7 +207,7 @@ def test_a_warmup_longer_than_the_run():
         ("coco_maskrcnn_r50_1x", "swin", "use --task coco_maskrcnn_swin_1x$"),
         ("coco_maskrcnn_swin_1x", "vit", "use --task coco_maskrcnn_1x or coco_maskrcnn_1x_heads8$"),
         ("ade20k_semfpn_40k", "resnet", "use --task ade20k_semfpn_r50_40k$"),
-        ("ade20k_upernet_160k", "swin", "use --task ade20k_upernet_swin_160k$"),
+        ("ade20k_upernet_160k", "swin", "use --task ade20k_upernet_swin_160k or ade20k_upernet_swin_160k_tta$"),
         ("ade20k_upernet_swin_160k", "vit", "use --task ade20k_upernet_160k or "),
     ],
 )
@@ -377,12 +377,11 @@ TINY = {
         *(f"model.roi_head.{k}_roi_extractor.out_channels=16" for k in ("bbox", "mask")),
         *(f"model.roi_head.{k}_head.in_channels=16" for k in ("bbox", "mask")),
         *("model.roi_head.bbox_head.fc_out_channels=32", "model.roi_head.mask_head.conv_out_channels=16"),
-        *("model.train_cfg.rpn_proposal.max_per_img=50", "val_dataloader.dataset.pipeline.1.scale=[96,64]"),
+        *("model.train_cfg.rpn_proposal.max_per_img=50",),
     ),
     "ade20k": (
         *("model.decode_head.channels=16", "model.data_preprocessor.size=[64,64]"),
         *("train_dataloader.dataset.pipeline.2.scale=[96,64]", "train_dataloader.dataset.pipeline.3.crop_size=[64,64]"),
-        "val_dataloader.dataset.pipeline.1.scale=[96,64]",
     ),
 }
 DETR = "train_dataloader.dataset.pipeline.3.transforms"
@@ -414,7 +413,11 @@ def tiny(name):
     """Overrides that make a recipe's heads and pictures small; the structure stays."""
     dataset = name.partition("_")[0]
     extra = TINY_OF.get(name) or next(v for k, v in TINY_OF.items() if k in name)
-    return (*TINY[dataset], *extra, "batch=2", "per_gpu=2", "workers=0")
+    view = "val_dataloader.dataset.pipeline.1"
+    views = [f"{view}.transforms.0.{i}" for i in range(6)] if name.endswith("tta") else [view]
+    width, height = (48, 32) if views[1:] else (96, 64)
+    sizes = [f"{key}.scale=[{width + 12 * i},{height + 8 * i}]" for i, key in enumerate(views)]
+    return (*TINY[dataset], *extra, *sizes, "batch=2", "per_gpu=2", "workers=0")
 
 
 def one_step(name, data, *overrides, limit=1):
