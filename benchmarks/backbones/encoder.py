@@ -34,6 +34,7 @@ class Encoder(FrozenEncoder):
     def __init__(self, card: Card):
         super().__init__(card)
         self.count = card.depth
+        self.stored_grid: tuple[int, int] | None = None  # of the positions, where they are no square
         self.vit = timm_vit(card)
         if card.readout == "class_attention":
             self.readout = readout_of(card)
@@ -68,7 +69,7 @@ class Encoder(FrozenEncoder):
                 block.attn.rope = rope
         else:
             stored = self.vit.pos_embed
-            x = x + resize_positions(stored[:, own:], grid, self.card.pos_resize)
+            x = x + resize_positions(stored[:, own:], grid, self.card.pos_resize, self.stored_grid)
             token = token + stored[:, :own] if own else None
         before = []
         if self.card.class_token:

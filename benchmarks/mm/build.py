@@ -157,7 +157,7 @@ def _network(cfg: Config, recipe: Recipe, card: Card, own: dict, export: str) ->
 
 def _set_strides(model: ConfigDict, found: tuple[float, ...]) -> None:
     """For patches that make other strides than 4 to 32, where boxes would be off. Anchors keep their pixels."""
-    if found == STRIDES or model.type != "MaskRCNN":
+    if found == STRIDES or "rpn_head" not in model:
         return
     anchors = model.rpn_head.anchor_generator
     anchors.base_sizes, anchors.strides = list(anchors.strides), [*found, 2 * found[-1]]

@@ -19,23 +19,26 @@ def rule_for(rule: str, side: int, grid: tuple[int, int]) -> str:
     return rule if answers else ASSUMED
 
 
-def resize_positions(patches: Tensor, grid: tuple[int, int], rule: str) -> Tensor:
+def resize_positions(
+    patches: Tensor, grid: tuple[int, int], rule: str, stored_grid: tuple[int, int] | None = None
+) -> Tensor:
     """Stored positions [1, G*G, D] at another grid (h, w) -> [1, h*w, D].
 
     rule: a key of card.POSITION_RULES. "dino" hands bicubic interpolation a scale factor with 0.1 added to each side
     (facebookresearch/dino 7c446df, vision_transformer.py), which samples other points than an output size does.
+    stored_grid: rows and columns of the stored ones, where they are no square.
     """
-    side = math.isqrt(patches.shape[1])
+    rows, columns = stored_grid or (math.isqrt(patches.shape[1]),) * 2
     h, w = grid
-    if (h, w) == (side, side):
+    if (h, w) == (rows, columns):
         return patches
-    rule = rule_for(rule, side, grid)
-    stored = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    rule = rule_for(rule, rows, grid)
+    stored = patches.reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
     if rule in ("dino", ASSUMED):
-        scale = ((h + 0.1) / side, (w + 0.1) / side)
+        scale = ((h + 0.1) / rows, (w + 0.1) / columns)
         out = F.interpolate(stored, scale_factor=scale, mode="bicubic", recompute_scale_factor=False)
     else:
         out = F.interpolate(stored, size=(h, w), mode="bicubic", antialias=rule == "timm")
     if out.shape[-2:] != (h, w):
-        raise UserError(f"positions {side}x{side} resized to {tuple(out.shape[-2:])} instead of {h}x{w}")
+        raise UserError(f"positions {rows}x{columns} resized to {tuple(out.shape[-2:])} instead of {h}x{w}")
     return out.permute(0, 2, 3, 1).flatten(1, 2)

@@ -69,7 +69,12 @@ NUMBERS = {
 COCO = [name for name in NUMBERS if name.startswith("coco")]
 ADE20K = [name for name in NUMBERS if name.startswith("ade")]
 every = pytest.mark.parametrize("name", NUMBERS)
-OTHERS = ["ade20k_upernet_swin_160k_tta"]  # their numbers: test_mm_augmented.py
+IBOT = [
+    f"{name}_ibot_{size}_{of}"
+    for size in ("small", "base")
+    for name, of in (("coco_cascade", "1x"), ("ade20k_upernet", "160k"))
+]
+OTHERS = [*IBOT, "ade20k_upernet_swin_160k_tta"]  # their numbers: test_mm_ibot.py and test_mm_augmented.py
 
 # --- what is read without mm -----------------------------------------------------------------------------------------
 
@@ -104,7 +109,7 @@ def test_published_pairs_are_in_the_tables():
 
 @pytest.mark.parametrize("name", [*NUMBERS, *OTHERS])
 def test_header(name):
-    text = (CONFIGS / f"{name}.py").read_text(encoding="utf-8").partition("_base_")[0]
+    text = (CONFIGS / f"{name}.py").read_text(encoding="utf-8").partition("\n_base_")[0]
     for word in ("selfpatch run", f"--task {name} ", "Protocol", "Hardware", "Time", "Expected", "Known", "8 A100s"):
         assert word in text, word
 

@@ -63,7 +63,10 @@ class TimmViT(Backbone):
     pos_resize: a rule of card.POSITION_RULES instead of the card's. When a recipe gives "size", the stored positions
     become those of an `img_size` picture as the weights are loaded, and those are resized for pictures of another size
     (alinlab/SelfPatch 81aef14, segmentation/). norm_cfg: of the rescale layers. norm_names: of the blocks' LayerNorms,
-    since weight decay goes by name. with_cp: gradient checkpointing.
+    since weight decay goes by name. store_size: (height, width) of pictures whose positions are stored as the weights
+    are loaded, resized to their grid by output size; `pos_resize` makes those of other pictures from them. out_norm:
+    the maps go through the network's final LayerNorm, a new one where it has none (both: bytedance/ibot da316d8,
+    evaluation/). with_cp: gradient checkpointing.
 
     Pictures whose sides are no multiples of the patch are padded with zeros at the bottom and right, after
     normalisation, and the maps are those of the padded picture. Raises UserError for blocks beyond the depth, for other
@@ -83,6 +86,8 @@ class TimmViT(Backbone):
         img_size: int = 512,
         norm_cfg: Mapping | None = None,
         norm_names: Sequence[str] = ("norm1", "norm2"),
+        store_size: tuple[int, int] | None = None,
+        out_norm: bool = False,
         with_cp: bool = False,
     ):
         super().__init__(card, with_cp)
@@ -95,11 +100,17 @@ class TimmViT(Backbone):
         self.blocks = tuple(self.encoder.resolve(list(blocks)))
         if len(self.blocks) != 4:
             raise UserError(f"blocks={','.join(map(str, self.blocks))}: the heads take four maps")
+        self.out_norm = out_norm
         unused = self._strip()
         if weights:
             self.load(self.encoder, weights, unused, prefix="vit.")
         if pos_resize == "size":
             self._store_positions(-(-img_size // self.card.patch))
+        elif store_size and self.card.grid:
+            self.encoder.stored_grid = grid = tuple(side // self.card.patch for side in store_size)
+            self._resize_stored(grid)
+        if out_norm and not self.card.final_norm:
+            self.encoder.vit.norm = nn.LayerNorm(self.card.dim, eps=self.card.norm_eps)
         for i, block in enumerate(self.encoder.vit.blocks):
             rate = drop_path * i / max(1, self.card.depth - 1)
             if rate:
@@ -116,16 +127,23 @@ class TimmViT(Backbone):
     def _strip(self) -> list[str]:
         """Go without what no map depends on: DDP allows no parameter without gradient. -> beginnings of their names"""
         vit, last = self.encoder.vit, max(self.blocks)
-        self.encoder.readout = self.encoder.fc_norm = vit.norm = nn.Identity()
+        self.encoder.readout = self.encoder.fc_norm = nn.Identity()
+        if not self.out_norm:
+            vit.norm = nn.Identity()
         vit.blocks = vit.blocks[: last + 1]
-        return ["readout.", "fc_norm.", "norm.", *(f"blocks.{i}." for i in range(last + 1, self.card.depth))]
+        unused = ["readout.", "fc_norm.", *([] if self.out_norm else ["norm."])]
+        return [*unused, *(f"blocks.{i}." for i in range(last + 1, self.card.depth))]
 
-    def _store_positions(self, side: int) -> None:
-        """Positions as a side x side grid, once and for all."""
+    def _resize_stored(self, grid: tuple[int, int]) -> None:
+        """Positions as a grid of these rows and columns, once and for all."""
         vit, own = self.encoder.vit, self.encoder.vit.pos_embed.shape[1] - self.card.grid**2
         stored = vit.pos_embed.detach()
-        patches = resize_positions(stored[:, own:], (side, side), "size")
+        patches = resize_positions(stored[:, own:], grid, "size")
         vit.pos_embed = nn.Parameter(torch.cat([stored[:, :own], patches], 1))
+
+    def _store_positions(self, side: int) -> None:
+        """Positions as a side x side grid, of which the card knows."""
+        self._resize_stored((side, side))
         pos = self.card.pos.replace(f"{self.card.grid}x{self.card.grid}", f"{side}x{side}")
         self.card = self.encoder.card = self.card.override({"pos": pos})
 
@@ -137,5 +155,6 @@ class TimmViT(Backbone):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         bottom, right = (-side % self.card.patch for side in images.shape[-2:])
         images = F.pad(images, (0, right, 0, bottom))
-        maps = [self.encoder.patch_map(x, images) for x in self.tokens(images)]
+        outputs = [self.encoder.vit.norm(x) if self.out_norm else x for x in self.tokens(images)]
+        maps = [self.encoder.patch_map(x, images) for x in outputs]
         return tuple(layer(m) for layer, m in zip((self.fpn1, self.fpn2, self.fpn3, self.fpn4), maps, strict=True))
