@@ -1,24 +1,29 @@
 """A detector or segmenter fine-tuned by mmdet or mmseg (ours included): its backbone, taken out again.
 
 Source: open-mmlab/mmdetection and mmsegmentation (`state_dict` with `backbone.`, `neck.` and heads), alinlab/SelfPatch
-81aef14, detection/ and segmentation/ (timm's names, rescale layers fpn1 to fpn4). Unverified: no file of theirs was at
-hand. Positions are stored at the grid of fine-tuning, and resized to an output size. What the backbone is, the other
-formats say.
+81aef14, detection/ (timm's names, rescale layers fpn1 to fpn4, DINO's resizing of positions) and segmentation/ (mmseg's
+ViT), SwinTransformer/Swin-Transformer-Object-Detection c7b2011. Verified against these networks; unverified: no file of
+theirs was at hand. Else positions are stored at the grid of fine-tuning, and resized to an output size. Attention
+heads, mean and std: of the config that the file holds, if it names one value. What the backbone is, the other formats
+say; all of the model is read by checkpoints/finetuned.py.
 """
 
 import re
 
+from ...pretrain.common.card import POSITION_RULES
 from ...pretrain.common.errors import UserError
 from ..checkpoints import FORMATS
 from ..checkpoints.state import State
 from . import drop, is_vit, under, vit
 from .mm_swin import OUTPUT
-from .mmpretrain_vit import OTHERS, normalisation
+from .mmpretrain_vit import OTHERS, config_of, normalisation
 
 PREFIXES = ("state_dict.backbone.", "backbone.")
 INNER = ("encoder.vit.", "encoder.", "net.", "")  # ours keep the network in these
 USUAL = {"qkv_bias": True}
 HEADS = dict.fromkeys((*OTHERS, "neck."), "head")
+DETECTORS = ("rpn_head.", "roi_head.", "bbox_head.")
+XCIT = {"blocks.0.attn.temperature", "blocks.0.local_mp.conv1.weight"}
 RESCALE = {f"fpn{i}.": "rescale layers" for i in (1, 2, 3, 4)}
 
 
@@ -33,6 +38,8 @@ def claims(shapes, meta) -> int:
 
 def convert(state, meta):
     prefix = state.pick({None: PREFIXES}, len)
+    if state.below(prefix).keys() >= XCIT:
+        raise UserError("its backbone is XCiT: cross-covariance attention, which no network here has")
     around, config = prefix.removesuffix("backbone."), str(meta.get("meta"))
     if re.search(r"\b(bgr_to_rgb|to_rgb)['\"]?\s*[=:]\s*False", config):
         raise UserError("its config feeds BGR images, which no encoder here takes")
@@ -45,11 +52,34 @@ def convert(state, meta):
     names = {_timm_name(k.removeprefix(inner)): key for k, key in names.items()}
     backbone = State({name: state.refs[key] for name, key in names.items()})
     if is_vit(names):
-        weights, card, more = vit(backbone, "", {}, pos_resize="size")
+        detector = any(k.startswith(tuple(around + name for name in DETECTORS)) for k in state)
+        rule = _positions(meta, "dino" if detector and not inner and "cls_token" not in names else "size")
+        weights, card, more = vit(backbone, "", {}, pos_resize=rule)
     else:
         weights, card, more = _other(backbone, meta)
     state.used |= {names[k] for k in backbone.used}
-    return weights, card.override(normalisation(meta)), dropped | {names[k]: why for k, why in more.items()}
+    known = normalisation(meta) | (_heads(meta) if card.family == "vit" else {})
+    return weights, card.override(known), dropped | {names[k]: why for k, why in more.items()}
+
+
+def _heads(meta) -> dict:
+    """Attention heads by the config's text, if it names one number: `num_heads` of a ViT, `heads` of a card of ours."""
+    found = set(re.findall(r"\b(?:num_)?heads['\"]?\s*[=:]\s*(\d{1,4})\b", config_of(meta)))
+    return {"heads": int(found.pop())} if len(found) == 1 and found != {"0"} else {}
+
+
+def _positions(meta, default: str) -> str:
+    """The rule for positions in a config of ours, where the recipe's `size` comes before the card's; else `default`."""
+    found = set(re.findall(r"\bpos_resize['\"]?\s*[=:]\s*['\"](\w+)['\"]", config_of(meta)))
+    found &= set(POSITION_RULES)
+    return "size" if "size" in found else found.pop() if len(found) == 1 else default
+
+
+def blocks_of(meta) -> tuple[int, ...] | None:
+    """Blocks whose outputs the heads see, by the config's text, if it names one list of four (`out_indices`)."""
+    lists = re.findall(r"\bout_indices['\"]?\s*[=:]\s*[\[(]([\d,\s]+)[\])]", config_of(meta))
+    found = {tuple(int(v) for v in text.split(",") if v.strip()) for text in lists}
+    return found.pop() if len(found) == 1 and len(next(iter(found))) == 4 else None
 
 
 def _timm_name(name: str) -> str:

@@ -59,13 +59,18 @@ def convert(state, meta):
     return weights, card, dropped
 
 
-def normalisation(meta) -> dict:
-    """Mean and std in 0..1 by the config's text or table, if it names one pair; else {}."""
+def config_of(meta) -> str:
+    """The text of the config that the file was trained with (mmengine's and mmcv's `meta`); '' if it has none."""
     about = meta.get("meta")
     config = (about.get("cfg") or about.get("config")) if isinstance(about, dict) else None
-    found = {}
+    return str(config)[: 1 << 20] if config else ""
+
+
+def normalisation(meta) -> dict:
+    """Mean and std in 0..1 by the config's text or table, if it names one pair; else {}."""
+    config, found = config_of(meta), {}
     for key in ("mean", "std"):
-        lists = re.findall(rf"\b{key}['\"]?\s*[=:]\s*[\[(]([\d.,\s]+)[\])]", str(config)[: 1 << 20])
+        lists = re.findall(rf"\b{key}['\"]?\s*[=:]\s*[\[(]([\d.,\s]+)[\])]", config)
         try:
             values = {tuple(round(float(v) / 255, 6) for v in text.split(",") if v.strip()) for text in lists}
         except ValueError:

@@ -118,6 +118,7 @@ def train_and_test(build, training: Training, ranks) -> dict:
     from mmengine.runner import Runner
 
     from ...pretrain.common.weights import load_card
+    from ..checkpoints.finetuned import load_finetuned
     from ..environment import peak_memory
     from . import schedule
     from .evaluation import dry
@@ -126,7 +127,8 @@ def train_and_test(build, training: Training, ranks) -> dict:
     prepare(cfg, training, ranks)
     runner = Runner.from_cfg(cfg)
     if training.eval_only:
-        accounting = load_model(runner.model, training.eval_only)
+        classes = runner.test_loop.dataloader.dataset.metainfo["classes"]
+        accounting = load_finetuned(runner.model, training.eval_only, classes)
         metrics = runner.test()
     else:
         schedule.fit_epochs(runner, effective)
@@ -185,23 +187,6 @@ def _sizes(value):
     if isinstance(value, list) and value and all(isinstance(v, int | float) for v in value):
         return tuple(value)
     return type(value)(map(_sizes, value)) if isinstance(value, list | tuple) else value
-
-
-def load_model(model, path: str) -> str:
-    """The weights of a fine-tuned model, strictly; -> accounting. Nothing in the file is executed."""
-    from ...pretrain.common.shapes import shapes_of
-    from ...pretrain.common.weights import check_fit
-    from ..checkpoints.open import read_file
-
-    model = getattr(model, "module", model)
-    state, _ = read_file(Path(path))
-    prefix = "state_dict." if any(k.startswith("state_dict.") for k in state) else ""
-    found = state.below(prefix) if prefix else {k: k for k in state}
-    wanted = shapes_of(model.state_dict())
-    given = {name: state.shapes[key] for name, key in found.items()}
-    check_fit(given, wanted, f"--eval-only {path}", "this recipe and checkpoint")
-    model.load_state_dict({k: state[found[k]] for k in wanted}, strict=True)
-    return f"{len(wanted)}/{len(wanted)} tensors of the fine-tuned model loaded"
 
 
 def environment(ranks) -> dict:
