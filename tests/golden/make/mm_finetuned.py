@@ -4,8 +4,9 @@
 
 The arguments are the folders of alinlab/SelfPatch (81aef14), facebookresearch/xcit (82f5291) and
 SwinTransformer/Swin-Transformer-Object-Detection (c7b2011), read as they are; what they import of mmcv 1, mmdet 2 and
-mmseg 0 is stood in for, where it builds no tensor. Writes official/mm_finetuned.json (name -> shape, in the order of the state dict) and
-official/mm_finetuned.npz (the picture's maps). Weights are drawn in that order by `draw`; buffers stay as they are.
+mmseg 0 is stood in for, where it builds no tensor. Writes official/mm_finetuned.json (name -> shape, in the order of
+the state dict) and official/mm_finetuned.npz (the picture's maps). Weights are drawn in that order by `draw`; buffers
+stay as they are.
 """
 
 import json
