@@ -12,6 +12,7 @@ from ...pretrain.common.reading.regular import read_regular
 
 SPLITS = {"train": "training", "val": "validation"}  # of the sets in COCO's and ADE20K's layout
 NEAR = 100  # folders that are looked into for a layout that is not where it was said to be
+MOST_TEXT = 1 << 26  # bytes of a list of names
 ANY = "any"  # number of classes: the published benchmark's or a set's own, as many as it has
 
 
@@ -67,18 +68,10 @@ def find_layout(root: Path | str, name: str, parts: Sequence[str], advice: str, 
     raise UserError(f"{text}; {advice}" + (f" (that is {near})" if near else ""))
 
 
-def read_bytes(path: Path | str) -> bytes:
-    """The whole file. Raises UserError naming it, also for what is no regular file."""
-    try:
-        return read_regular(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-
-
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file without the space around them. Raises UserError naming it."""
     try:
-        return [line.strip() for line in read_regular(path).decode("utf-8-sig").splitlines()]
+        return [line.strip() for line in read_regular(path, MOST_TEXT).decode("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
 

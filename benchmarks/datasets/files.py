@@ -18,9 +18,9 @@ from ...pretrain.common.errors import UserError
 from ...pretrain.common.machine import cache_folder
 from ...pretrain.common.progress import patient_reporter
 from ...pretrain.data.decode import Unreadable, decode, open_file, open_picture, orientation, read_picture
-from .base import digest, more, read_bytes
+from .base import digest, more
 from .identity import Item, fingerprint, fresh, read_contents, stamp
-from .masks import decode_labels, edge_labels
+from .masks import decode_labels, edge_labels, read_bytes
 
 _DAMAGED = (Unreadable, OSError, SyntaxError, ValueError, EOFError)  # what Pillow and ours raise
 

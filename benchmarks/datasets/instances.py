@@ -15,6 +15,7 @@ from .outlines import LONGEST, look_at_polygons, look_at_runs
 
 TRAIN, VAL = "instances_train2017.json", "instances_val2017.json"
 SMALLEST = 32  # pixels of the shorter side: mmdet trains on no smaller picture (coco_instance.py: filter_cfg)
+LONGEST_NAME, LONGEST_PATH = 255, 2048  # bytes of a file's name, and of a path below the pictures' folder
 _LARGEST_ID = 2**62
 _ROW = np.dtype(
     [
@@ -75,6 +76,10 @@ def _image(image) -> list:
         raise UserError(f"image {number} has height {shorten(size[0], 40)} and width {shorten(size[1], 40)}")
     if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
         raise UserError(f"image {number} has file_name '{shorten(name)}'; a relative path is needed")
+    if any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise UserError(f"image {number} has file_name {shorten(ascii(name))}, which is no UTF-8")
+    if max(map(len, encoded := name.encode().split(b"/"))) > LONGEST_NAME or sum(map(len, encoded)) > LONGEST_PATH:
+        raise UserError(f"image {number} has file_name '{shorten(name, 60)}', longer than file systems take")
     return [number, name, *size]
 
 

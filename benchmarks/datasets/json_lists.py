@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ...pretrain.common.errors import UserError
+from ...pretrain.common.reading.regular import open_regular
 
 MOST = 1 << 24  # characters of one entry: what it becomes in memory is bounded by that
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -46,7 +47,7 @@ class JsonLists:
 
     def __iter__(self) -> Iterator[tuple[str, list]]:
         try:
-            with open(self.path, "rb") as self._file:
+            with open_regular(self.path) as self._file:
                 self._size = os.fstat(self._file.fileno()).st_size
                 yield from self._object()
         except OSError as error:

@@ -13,8 +13,7 @@ from PIL import Image
 
 from ...pretrain.common.atomic import write_atomic
 from ...pretrain.common.errors import UserError
-from ...pretrain.data.decode import Unreadable, open_picture
-from .base import read_bytes
+from ...pretrain.data.decode import Unreadable, open_picture, read_picture
 
 MANY_THIN = 8  # labels without a 3x3 of their own: more than small objects explain
 VOID = 255  # "do not judge" in indexed annotations, and "the object" in binary ones: `datasets` decides per sequence
@@ -65,6 +64,14 @@ def _from_colours(rgb: np.ndarray, name: Path | str) -> np.ndarray:
             painted = (colour >> 16, colour >> 8 & 255, colour & 255)
             raise UserError(f"{name}: colour {painted} is not in the DAVIS palette; save masks as indexed PNGs")
     return np.array([known[c] for c in colours.tolist()], np.uint8)[inverse].reshape(rgb.shape[:2])
+
+
+def read_bytes(path: Path | str) -> bytes:
+    """The whole file of a mask. UserError naming it, also for what is no regular file, or larger than any picture."""
+    try:
+        return read_picture(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 def decode_labels(data: bytes, name: Path | str) -> tuple[np.ndarray, str]:

@@ -67,6 +67,8 @@ def look_at_runs(shape: dict) -> tuple[tuple[int, int], Sequence[float]]:
     if not isinstance(size, list) or len(size) != 2 or not all(type(s) is int and 0 < s <= LONGEST for s in size):
         raise UserError(f"run lengths of size {shorten(size, 60)}; it is [height, width]")
     height, width = size
+    if isinstance(counts, str | list) and len(counts) > 8 * (height * width + 1):  # a number has at most 8 characters
+        raise UserError(f"run lengths of {len(counts):,} parts, in a picture of {height}x{width} pixels")
     if isinstance(counts, str):
         runs = read_compressed(counts)
     elif isinstance(counts, list) and set(map(type, counts)) <= {int}:

@@ -182,6 +182,13 @@ REFUSED_ANYWHERE = {
         "category_id 3, which is not among the categories (12 more): are they numbered 1 to 3, instead of",
     ),
     "unknown image": (_some(3, image_id=77), "image_id 77, which is not among the images (2 more)"),
+    "more runs than pixels": (
+        _one(segmentation={"size": [HEIGHT, WIDTH], "counts": "0" * 200_000}),
+        "run lengths of 200,000 parts, in a picture of 100x200 pixels",
+    ),
+    "over-long name": (lambda c: c["images"][0].update(file_name="é" * 128), "longer than file systems take"),
+    "over-long path": (lambda c: c["images"][0].update(file_name="x/" * 3000), "longer than file systems take"),
+    "no text as name": (lambda c: c["images"][0].update(file_name="\ud800.jpg"), "'\\ud800.jpg', which is no UTF-8"),
     "annotation twice": (_some(3, id=9), "annotation id 9 occurs twice"),
 }
 
@@ -195,6 +202,38 @@ def test_refused_in_both_files(tmp_path, case):
         assert message in str(caught.value)
         assert str(caught.value).startswith(f"{tmp_path / name}: ")
         assert len(str(caught.value)) < 400 + len(str(tmp_path))
+
+
+ODD = (1.5, True, "1", None, [[1]], {"a": 1}, float("nan"), float("inf"), 10**400, [[[[[[1]]]]]])
+FIELDS = {
+    "images": ("id", "file_name", "height", "width"),
+    "categories": ("id", "name"),
+    "annotations": ("id", "image_id", "category_id", "iscrowd", "area", "bbox", "segmentation"),
+}
+SOUND_IN = [("file_name", "1"), ("name", "1"), ("area", 1.5), ("iscrowd", True)]
+SOUND_IN += [("segmentation", None), ("segmentation", [[1]])]  # nothing, and a polygon too short: left out
+
+
+@pytest.mark.parametrize(("part", "field"), [(part, field) for part in FIELDS for field in FIELDS[part]])
+def test_values_of_another_kind(tmp_path, part, field):
+    """One line that names the file, whatever stands in a field, and inside of boxes, polygons and run lengths."""
+    content = json.loads(SOUND)
+    content |= {"images": content["images"][:1], "annotations": content["annotations"][:EACH]}
+    entry, path = content[part][0], tmp_path / TRAIN
+    inside = {"bbox": lambda v: [1, v, 3, 4], "segmentation": lambda v: [[1, 2, v, 4, 5, 6]]}.get(field)
+    values = [v for v in ODD if (field, v) not in SOUND_IN]
+    values += [inside(v) for v in ODD if v != 1.5] if inside else []
+    if field == "segmentation":
+        values += [{"size": [HEIGHT, WIDTH], "counts": v} for v in ODD] + [{"size": v, "counts": [20000]} for v in ODD]
+    for value in values:
+        entry[field] = value
+        path.write_text(json.dumps(content))
+        with pytest.raises(UserError) as caught:
+            read_instances(path)
+        text = str(caught.value)
+        assert text.startswith(f"{path}: "), value
+        assert "\n" not in text
+        assert len(text) < 300 + len(str(path))
 
 
 NOTHING = {

@@ -1,8 +1,14 @@
+import os
+import socket
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from conftest import shared_cases
+from selfpatch_bench.benchmarks.datasets.files import look_at_mask
+from selfpatch_bench.benchmarks.datasets.json_lists import JsonLists
 from selfpatch_bench.benchmarks.datasets.masks import davis_palette, read_mask, write_mask
 from selfpatch_bench.pretrain.common.errors import UserError
 
@@ -124,6 +130,25 @@ def test_value_above_255(tmp_path, labels):
     deep[0, 0] = 1000
     Image.fromarray(deep).save(tmp_path / "m.png")
     _refused(tmp_path / "m.png", "1000")
+
+
+@pytest.mark.parametrize("kind", ["sparse", "fifo", "folder", "socket"])
+def test_what_is_no_file_of_a_mask_or_of_annotations(tmp_path, kind, monkeypatch):
+    """Said at once: 40 GB are not read, and nothing waits for who would write."""
+    monkeypatch.chdir(tmp_path)  # a socket's path has 100 characters at most
+    path = Path("x.png")
+    if kind == "sparse":
+        with path.open("wb") as file:
+            file.truncate(40 << 30)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(str(path))
+    else:
+        os.mkfifo(path) if kind == "fifo" else path.mkdir()
+    words = {"sparse": "40 GB|are more than|begins with zeros", "folder": "a directory"}.get(kind, "no.* regular file")
+    for read in (read_mask, look_at_mask, lambda p: list(JsonLists(p, ["images"]))):
+        with pytest.raises(UserError, match=rf"^x\.png: .*({words})"):
+            read(path)
 
 
 def test_unreadable_files(tmp_path, labels):
