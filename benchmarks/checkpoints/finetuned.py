@@ -36,7 +36,7 @@ def load_finetuned(model: nn.Module, path: str | Path, classes: Sequence[str]) -
         state, meta = read_file(Path(path))
         about = meta.get("meta") if isinstance(meta.get("meta"), dict) else {}
         _check_classes(about, classes)
-        found, dropped, facts = _tensors(state, model, meta)
+        found, dropped = _tensors(state, model, meta)
         found = {k: v.float() if v.is_floating_point() else v for k, v in found.items()}
         wanted = shapes_of(model.state_dict())
         given = shapes_of(found)
@@ -46,7 +46,7 @@ def load_finetuned(model: nn.Module, path: str | Path, classes: Sequence[str]) -
         )
         if bad := completeness.not_finite(found):
             raise UserError(f"its weights hold NaN or inf: {bad}")
-        notes = _check_facts(facts, model)
+        notes = _check_facts(FORMATS.get(FORMAT).module.stated(meta), model)
     except UserError as error:
         raise UserError(f"--eval-only {path}: {str(error).removeprefix(f'{path}: ')}") from None
     model.load_state_dict(model.state_dict() | found, strict=True)
@@ -54,8 +54,8 @@ def load_finetuned(model: nn.Module, path: str | Path, classes: Sequence[str]) -
     return f"{len(found)}/{len(found)} tensors of the fine-tuned model loaded{left}{notes}"
 
 
-def _tensors(state: State, model: nn.Module, meta: Mapping) -> tuple[dict[str, Tensor], dict[str, list], dict]:
-    """(tensors by the model's names, what is left out by its reason, what the file says of its network)"""
+def _tensors(state: State, model: nn.Module, meta: Mapping) -> tuple[dict[str, Tensor], dict[str, list]]:
+    """(tensors by the model's names, what is left out by its reason)"""
     state = State(state.split().refs)
     wanted = model.state_dict().keys()
     prefix = "state_dict." if any(k.startswith("state_dict.") for k in state) else ""
@@ -63,11 +63,11 @@ def _tensors(state: State, model: nn.Module, meta: Mapping) -> tuple[dict[str, T
         raise UserError(f"{len(beside)} tensors are beside its state_dict: {names(beside)}; remove one of the models")
     below = state.below(prefix)
     if below.keys() == wanted:
-        return {name: state[key] for name, key in below.items()}, {}, {}
+        return {name: state[key] for name, key in below.items()}, {}
     form = FORMATS.get(FORMAT).module
     if not form.claims(state.shapes, meta):
         raise UserError("no model of mmdet or mmseg: it has no backbone with a head beside it")
-    weights, card, reasons = form.convert(state, meta)
+    weights, _, reasons = form.convert(state, meta)
     inner = next((i for i in INNER if any(k.startswith(i) for k in wanted)), INNER[0])
     timm = {NORMS.sub(r"\1.norm\2.", k.removeprefix(inner)): k for k in wanted if k.startswith(inner)}
     found, dropped = {timm.get(name, inner + name): value for name, value in weights.items()}, {}
@@ -80,8 +80,7 @@ def _tensors(state: State, model: nn.Module, meta: Mapping) -> tuple[dict[str, T
             dropped.setdefault(why, []).append(key)
     if loose := set(state) - state.used - set(reasons):
         raise UserError(f"{len(loose)} tensors belong to no part of it: {names(loose)}")
-    facts = {k: getattr(card, k) for k in ("mean", "std", "heads")} if form.config_of(meta) else {}
-    return found, dropped, facts | {"blocks": form.blocks_of(meta)}
+    return found, dropped
 
 
 def _check_classes(about: Mapping, classes: Sequence[str]) -> None:

@@ -58,14 +58,23 @@ def convert(state, meta):
     else:
         weights, card, more = _other(backbone, meta)
     state.used |= {names[k] for k in backbone.used}
-    known = normalisation(meta) | (_heads(meta) if card.family == "vit" else {})
+    known = stated(meta)
+    known = {k: known[k] for k in ("mean", "std", "heads") if k in known and (k != "heads" or card.family == "vit")}
     return weights, card.override(known), dropped | {names[k]: why for k, why in more.items()}
 
 
-def _heads(meta) -> dict:
-    """Attention heads by the config's text, if it names one number: `num_heads` of a ViT, `heads` of a card of ours."""
-    found = set(re.findall(r"\b(?:num_)?heads['\"]?\s*[=:]\s*(\d{1,4})\b", config_of(meta)))
-    return {"heads": int(found.pop())} if len(found) == 1 and found != {"0"} else {}
+def stated(meta) -> dict:
+    """What the text of its config names once: `mean` and `std` in 0..1, `heads` (num_heads of a ViT, or of a card of
+    ours), and `blocks`, those whose outputs the heads of the model see (four out_indices)."""
+    text, found = config_of(meta), normalisation(meta)
+    heads = set(re.findall(r"\b(?:num_)?heads['\"]?\s*[=:]\s*([1-9]\d{0,3})\b", text))
+    if len(heads) == 1:
+        found["heads"] = int(heads.pop())
+    lists = re.findall(r"\bout_indices['\"]?\s*[=:]\s*[\[(]([\d,\s]+)[\])]", text)
+    blocks = {tuple(int(v) for v in text.split(",") if v.strip()) for text in lists}
+    if len(blocks) == 1 and len(one := blocks.pop()) == 4:
+        found["blocks"] = one
+    return found
 
 
 def _positions(meta, default: str) -> str:
@@ -73,13 +82,6 @@ def _positions(meta, default: str) -> str:
     found = set(re.findall(r"\bpos_resize['\"]?\s*[=:]\s*['\"](\w+)['\"]", config_of(meta)))
     found &= set(POSITION_RULES)
     return "size" if "size" in found else found.pop() if len(found) == 1 else default
-
-
-def blocks_of(meta) -> tuple[int, ...] | None:
-    """Blocks whose outputs the heads see, by the config's text, if it names one list of four (`out_indices`)."""
-    lists = re.findall(r"\bout_indices['\"]?\s*[=:]\s*[\[(]([\d,\s]+)[\])]", config_of(meta))
-    found = {tuple(int(v) for v in text.split(",") if v.strip()) for text in lists}
-    return found.pop() if len(found) == 1 and len(next(iter(found))) == 4 else None
 
 
 def _timm_name(name: str) -> str:

@@ -75,6 +75,10 @@ def normalisation(meta) -> dict:
             values = {tuple(round(float(v) / 255, 6) for v in text.split(",") if v.strip()) for text in lists}
         except ValueError:
             return {}
+        if len(values) == 2:  # of ours, which name the card's in 0..1 beside those of pixels
+            small, large = sorted(values)
+            same = len(small) == len(large) and all(abs(255 * a - b) < 1e-3 for a, b in zip(small, large, strict=True))
+            values = {large} if same else values
         if len(values) != 1 or len(value := values.pop()) != 3:
             return {}
         found[key] = value

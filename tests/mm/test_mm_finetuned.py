@@ -182,11 +182,17 @@ def test_our_own_file(published, tmp_path):
     load_finetuned(file.model, file.path, COCO)
     state = {k: v.clone() for k, v in file.model.state_dict().items()}
     beside = {"optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, "message_hub": {"log": torch.ones(2)}}
-    torch.save({"meta": {"dataset_meta": {"classes": COCO}}, "state_dict": state, **beside}, tmp_path / "last.pth")
+    card = "card=dict(heads=4, mean=(0.485, 0.456, 0.406), pos_resize='dino'), pos_resize=None"
+    meta = {"dataset_meta": {"classes": COCO}, "cfg": f"{card}, {STATS}"}
+    torch.save({"meta": meta, "state_dict": state, **beside}, tmp_path / "last.pth")
     with torch.no_grad():
         file.model.backbone.fpn1[0].bias.add_(1)
-    assert load_finetuned(file.model, tmp_path / "last.pth", COCO).startswith(f"{len(state)}/{len(state)} tensors")
+    accounting = load_finetuned(file.model, tmp_path / "last.pth", COCO)
+    assert accounting.startswith(f"{len(state)}/{len(state)} tensors of the fine-tuned model loaded; ")
+    assert accounting.endswith("with 3 attention heads, its config says 4")
     assert all(torch.equal(v, state[k]) for k, v in file.model.state_dict().items())
+    known = open_checkpoint(tmp_path / "last.pth").card  # what its own config says of it as a checkpoint
+    assert (known.heads, known.mean, known.pos_resize) == (4, (0.485, 0.456, 0.406), "dino")
 
 
 FC, QKV = "roi_head.bbox_head.fc_cls.weight", "backbone.blocks.3.attn.qkv.bias"
