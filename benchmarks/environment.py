@@ -1,6 +1,7 @@
 """What a record says of the machine and the code that made it."""
 
 import contextlib
+import os
 import platform
 import subprocess
 import sys
@@ -17,10 +18,12 @@ def commit() -> str | None:
     here = Path(__file__).resolve().parent.parent
     if not (here / ".git").exists():
         return None
+    git = ["git", "-C", str(here)]
+    # No lock: `status` would else write the index anew, and a commit of the user's at that moment fails.
+    how = {"env": os.environ | {"GIT_OPTIONAL_LOCKS": "0"}, "timeout": 10, "check": True}
     try:
-        git = ["git", "-C", str(here)]
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-        state = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10, check=True)
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, **how)
+        state = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, **how)
     except (OSError, subprocess.SubprocessError):
         return None
     return head.stdout.strip() + ("+" if state.stdout.strip() else "")
