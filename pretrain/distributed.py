@@ -2,6 +2,7 @@
 
 import gc
 import os
+import socket
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
@@ -12,6 +13,7 @@ import torch.distributed.nn
 from torch import Tensor, nn
 
 from .common.errors import UserError
+from .common.processes import STORE
 
 # Launchers count in these how often they have started a run again. Its earlier processes get PATIENCE seconds to end.
 RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
@@ -32,6 +34,15 @@ def leave() -> None:
     """
     gc.collect()
     dist.destroy_process_group()
+
+
+def stay_here() -> None:
+    """For processes that are all on this machine: they meet on its loopback interface. By default they would look up
+    the machine's name, which may be unknown or an address that nothing reaches, and listen to other machines."""
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    for name in {"lo", "lo0"} & {name for _, name in socket.if_nameindex()}:  # Linux's, macOS's
+        for library in ("GLOO", "NCCL"):
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", name)
 
 
 class Reported(UserError):
@@ -80,13 +91,20 @@ class Ranks:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         if self.world > 1:
+            if os.environ.get("LOCAL_WORLD_SIZE") == str(self.world):
+                stay_here()
             backend, limit = ("nccl", 30) if self.device.type == "cuda" else ("gloo", 120)
             on = {"device_id": self.device} if backend == "nccl" else {}
-            store, rank, world = next(dist.rendezvous("env://", timeout=timedelta(minutes=30)))
-            store, limit = dist.PrefixStore(self.name, store), timedelta(minutes=limit)
-            dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit, **on)
+            store, limit = dist.PrefixStore(self.name, self._store()), timedelta(minutes=limit)
+            dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world, timeout=limit, **on)
             self.joined = True
         return self
+
+    def _store(self) -> dist.Store:
+        """Where the processes find each other: the launcher's file, or the server at MASTER_ADDR."""
+        if path := os.environ.get(STORE):
+            return dist.FileStore(path, self.world)
+        return next(dist.rendezvous("env://", timeout=timedelta(minutes=30)))[0]
 
     def __exit__(self, error, *_) -> None:
         if self.joined and error is None:  # after an error the others may be waiting for us, and leaving would wait too

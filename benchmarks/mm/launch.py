@@ -1,8 +1,8 @@
 """The process that trains and evaluates: `python -m selfpatch_bench.benchmarks.mm.launch TRAINING.json`.
 
-The parent (processes.py) starts this in a process group of its own; with several GPUs this becomes torchrun, whose
-processes run it again. `--check` only builds the configuration that stdin describes. mm is imported by `builder` and
-after it. What fails is left in OUT/error.json as one line.
+The parent (processes.py) starts this in a process group of its own; with several GPUs this starts itself again for each
+of them. `--check` only builds the configuration that stdin describes. mm is imported by `builder` and after it. What
+fails is left in OUT/error.json as one line.
 """
 
 import contextlib
@@ -11,7 +11,9 @@ import math
 import os
 import platform
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +21,9 @@ from pathlib import Path
 from ...pretrain.common.card import Card
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.locks import take
-from .training import ERROR, LAST, LOCK, PROGRESS, RESULT, Training, write_json
+from ...pretrain.common.processes import STORE, child_environment, python
+from .processes import ended
+from .training import COLLECTED, ERROR, LAST, LOCK, LOG, PROGRESS, RESULT, Training, write_json
 
 MODULE = f"{__package__}.launch"
 
@@ -53,15 +57,13 @@ def start(path: Path, training: Training) -> int:
     """Be one of the processes of the training at `path`, or their launcher; -> exit status."""
     end_with_parent()
     if training.gpus > 1 and "RANK" not in os.environ:
-        return torchrun(training.gpus, path)
+        return several(training.gpus, path, Path(training.out))
     try:
         work(training)
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {lines[0]}"
-        found = Path(training.out) / ERROR
-        if not found.exists():  # the others' errors are mostly about the loss of the first one that failed
-            write_json(found, {"error": text, "status": getattr(error, "status", 1)})
+        fail(Path(training.out), text, getattr(error, "status", 1))
         raise
     return 0
 
@@ -78,15 +80,34 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def torchrun(count: int, path: Path) -> int:
-    """Run this module in `count` processes of this machine."""
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import main as run
+def several(count: int, path: Path, out: Path) -> int:
+    """Run this module in `count` processes of this machine, which meet by a file; -> exit status. Where one fails, the
+    others end.
 
-    with contextlib.suppress(ChildFailedError):
-        run(["--standalone", f"--nproc-per-node={count}", "--module", MODULE, str(path)])
-        return 0
-    return 1
+    torchrun does the same, but looks up the machine's name and listens to other machines.
+    """
+    world = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", 1)}
+    with tempfile.TemporaryDirectory() as folder:
+        world[STORE] = Path(folder) / "store"
+        left = {}
+        for rank in range(count):
+            known = {k: str(v) for k, v in (world | {"RANK": rank, "LOCAL_RANK": rank}).items()}
+            left[subprocess.Popen(python(MODULE, path), env=child_environment(**known)).pid] = rank
+        while left:
+            process, status = os.wait()
+            rank, status = left.pop(process), os.waitstatus_to_exitcode(status)
+            if status:
+                for other in left:
+                    os.kill(other, signal.SIGKILL)
+                fail(out, f"process {rank} of {count} {ended(status)}; log: {out / LOG}", 1)
+                return 1
+    return 0
+
+
+def fail(out: Path, text: str, status: int) -> None:
+    """Leave an error, unless there is one: those of the other processes are mostly about the loss of the first."""
+    if not (out / ERROR).exists():
+        write_json(out / ERROR, {"error": text, "status": status})
 
 
 def builder():
@@ -109,8 +130,7 @@ def work(training: Training) -> None:
         # Not before the others are there: then the first parent has seen that all was quiet, and written the export.
         take(lock.fileno(), math.inf, shared=True)
         result = train_and_test(build, training, ranks)
-        if ranks.main:
-            write_json(out / RESULT, result, sync=True)
+        ranks.first(lambda: write_json(out / RESULT, result, sync=True))  # no other ends, perhaps badly, before that
 
 
 def train_and_test(build, training: Training, ranks) -> dict:
@@ -126,6 +146,8 @@ def train_and_test(build, training: Training, ranks) -> dict:
     cfg, effective = build.config(training, load_card(training.export), ranks.world, training.device)
     prepare(cfg, training, ranks)
     runner = Runner.from_cfg(cfg)
+    for metric in runner.test_loop.evaluator.metrics:  # else processes exchange predictions in the current folder
+        metric.collect_dir = str(Path(training.out) / COLLECTED)
     if training.eval_only:
         classes = runner.test_loop.dataloader.dataset.metainfo["classes"]
         accounting = load_finetuned(runner.model, training.eval_only, classes)

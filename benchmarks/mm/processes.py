@@ -12,9 +12,10 @@ from pathlib import Path
 
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.locks import take
+from ...pretrain.common.machine import cache_folder
 from ...pretrain.common.processes import catching, child_environment, python
 from ..tasks import Crash, TaskConfig
-from .training import ERROR, LOCK, LOG, PROGRESS, read_json
+from .training import ERROR, LOCK, LOG, PROGRESS, read_json, read_result
 
 MODULE = f"{__package__}.launch"
 TAIL = 40  # lines of the log that a failure record keeps
@@ -32,8 +33,12 @@ def ask(question: str, device: str) -> str | None:
 
 
 def variables(device: str) -> dict[str, str]:
-    """The environment of the processes: mm takes a GPU wherever it sees one, so on `cpu` it must see none."""
-    return child_environment(**({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}))
+    """The environment of the processes: mm takes a GPU wherever it sees one, so on `cpu` it must see none. What mm
+    imports (Matplotlib, YAPF) keeps files of its own, in the user's home unless it is told another place."""
+    cache = str(cache_folder().absolute())
+    kept = {"XDG_CACHE_HOME": cache, "MPLCONFIGDIR": f"{cache}/matplotlib"}
+    unseen = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
+    return child_environment(**unseen, **{name: os.environ.get(name) or path for name, path in kept.items()})
 
 
 def wait_for_earlier(out: Path) -> None:
@@ -44,7 +49,10 @@ def wait_for_earlier(out: Path) -> None:
 
 
 def work(path: Path, out: Path, cfg: TaskConfig) -> None:
-    """Run the processes of the training at `path` to their end. Raises Crash."""
+    """Run the processes of the training at `path` to their end. Raises Crash.
+
+    How they end does not matter once the result is there: libraries may abort a process whose work is done.
+    """
     log = out / (LOG if cfg.rank == 0 else f"log.{cfg.rank}.txt")
     with log.open("ab") as output:
         output.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {path}\n".encode())
@@ -69,7 +77,7 @@ def work(path: Path, out: Path, cfg: TaskConfig) -> None:
         finally:
             process.stdin.close()
             end_group(process)
-    if process.returncode:
+    if process.returncode and read_result(out) is None:
         raise Crash(reason(process.returncode, out, log), tail(log))
 
 
@@ -110,11 +118,15 @@ def reason(status: int, out: Path, log: Path) -> str:
     """Why the processes ended, in one line."""
     if found := read_json(out / ERROR):
         return found["error"]
-    if status < 0:
-        name = signal.Signals(-status).name
-        hint = " (out of memory, or killed by someone)" if name == "SIGKILL" else ""
-        return f"the process was ended by {name}{hint}; log: {log}"
-    return f"the process ended with status {status}; log: {log}"
+    return f"the process {ended(status)}; log: {log}"
+
+
+def ended(status: int) -> str:
+    """What an exit status, negative for a signal, says of a process, in words."""
+    if status >= 0:
+        return f"ended with status {status}"
+    name = signal.Signals(-status).name
+    return f"was ended by {name}{' (out of memory, or killed by someone)' if name == 'SIGKILL' else ''}"
 
 
 def tail(log: Path) -> str:

@@ -18,7 +18,7 @@ from ..datasets.base import ANY
 from ..tasks import PICTURES, Crash, Data, Flag, Task, TaskConfig
 from . import recipe
 from .processes import ask, tail, wait_for_earlier, work
-from .training import ERROR, EXPORT, LOG, PROGRESS, RESULT, Training, read_json, write_json
+from .training import ERROR, EXPORT, LOG, PROGRESS, RESULT, Training, read_result, write_json
 
 MACHINE = ("workers", "per_gpu", "with_cp")  # change no number; of per_gpu, what does is in `micro_batch`
 FLAGS = (
@@ -154,22 +154,21 @@ class MMTask(Task):
         """
         training, first = self._training(cfg, out), cfg.rank == 0
         path = out / ("job.json" if first else f"job.{cfg.rank}.json")
+        if (known := read_result(out)) is not None:  # finished, but the record was not written any more
+            return _result(known)
         if first:
-            if (known := read_json(out / RESULT)) is not None:  # finished, but the record was not written any more
-                return _result(known)
-
             from ...pretrain.common.weights import save_weights
 
             about = {"fingerprint": checkpoint.fingerprint}
             save_weights(Path(training.export), checkpoint.reading.weights, checkpoint.card, about)
             wait_for_earlier(out)
-            for name in (ERROR, PROGRESS):
+            for name in (ERROR, PROGRESS, RESULT):  # what is there afterwards, is of this attempt
                 (out / name).unlink(missing_ok=True)
         write_json(path, dataclasses.asdict(training))
         work(path, out, cfg)
         if not first:
             return {}
-        if (found := read_json(out / RESULT)) is None:
+        if (found := read_result(out)) is None:
             raise Crash(f"ended without a result; see {out / LOG}", tail(out / LOG))
         return _result(found)
 

@@ -11,7 +11,9 @@ EXPORT = "backbone.safetensors"  # the checkpoint's weights and card, as every p
 LOG = "log.txt"  # everything that the processes print, of all attempts
 PROGRESS = "progress.json"  # {"done", "total", "text"}, rewritten about once a second
 LAST = "last.pth"  # the latest checkpoint of the fine-tuning, replaced as a whole
+COLLECTED = ".predictions"  # of each process, for the first one, which removes them
 RESULT = "result.json"
+PARTS = {"metrics", "parts", "protocol", "accounting", "environment", "peak_memory_bytes"}  # of a result
 ERROR = "error.json"  # {"error", "status"} of the first process that failed
 LOCK = ".processes"  # every process holds a shared lock on it while it lives
 
@@ -53,3 +55,9 @@ def read_json(path: Path) -> dict | None:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
+
+
+def read_result(out: Path) -> dict | None:
+    """The result in a folder; None where there is none, or one that is not whole."""
+    found = read_json(Path(out) / RESULT)
+    return found if isinstance(found, dict) and found.keys() >= PARTS else None

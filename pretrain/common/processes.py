@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 
 SAFE_PATH = "PYTHONSAFEPATH"  # as -P, for children of children too; PYTHONPATH counts as ever
+STORE = "SELFPATCH_STORE"  # variable with the path of a file by which the processes of a group on one machine meet
 _starting = threading.RLock()
 
 

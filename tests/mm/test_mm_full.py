@@ -178,10 +178,13 @@ def test_eval_only_gives_the_same_numbers(place, fitted):
         go(place, [COCO, ADE], FIT, own={"eval_only": model})
 
 
-# The launch module, whose processes say which threads of the group are left when their work is done.
+# The launch module, whose processes say which names they look up, and which threads of the group are left when their
+# work is done; one of them is aborted then.
 LEFT = """
-import os, sys
+import os, signal, sys
 from selfpatch_bench.benchmarks.mm import launch
+LOOKS = ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "socket.getnameinfo")
+sys.addaudithook(lambda event, what: os.write(1, f"looks up: {what}\\n".encode()) if event in LOOKS else None)
 launch.MODULE = __spec__.name
 if __name__ == "__main__":
     status = launch.main(sys.argv[1:])
@@ -189,22 +192,35 @@ if __name__ == "__main__":
         threads = [open(f"/proc/self/task/{task}/comm").read().strip() for task in os.listdir("/proc/self/task")]
         left = ["left:", *sorted(name for name in threads if "gloo" in name), "-\\n"]
         os.write(1, " ".join(left).encode())  # in one piece: two processes share the file
+    if os.environ.get("RANK") == "1":
+        signal.signal(signal.SIGABRT, signal.SIG_DFL)
+        os.abort()
     sys.exit(status)
 """
 
 
-def test_two_processes_and_where_the_numbers_began(place, monkeypatch):
+def test_two_processes_and_where_the_numbers_began(place, monkeypatch, tmp_path):
     """Two gloo processes with BN in SyncBN's place: one step at a rate of nothing leaves an untrained network.
 
-    No thread of their group is left: one that waits for messages while Python ends aborts a process after its work.
+    They look up no name, and write nothing into the current folder and the user's. No thread of their group is left:
+    one that waits for messages while Python ends aborts a process after its work. Should one be aborted all the same,
+    the result stands.
     """
     values = [*FIT, "batch=4", "per_gpu=1", "epochs=1", "lr=1e-12"]
     (place / "launch_and_look.py").write_text(LEFT)
     monkeypatch.setenv("PYTHONPATH", str(place))
     monkeypatch.setattr(processes, "MODULE", "launch_and_look")
     monkeypatch.setattr(processes, "subprocess", subprocess)  # really started
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SELFPATCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for folder in ("home", "here"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     status, (job,) = go(place, [COCO], values, own={"gpus": 2})
     assert status == 0, record_errors(place)
+    assert [*(tmp_path / "home").rglob("*"), *(tmp_path / "here").rglob("*")] == []
     found = result(place, job)
     effective = found.protocol.effective
     assert {k: effective[k] for k in ("batch", "per_gpu", "gpus", "accumulate", "norm")} == {
@@ -215,6 +231,10 @@ def test_two_processes_and_where_the_numbers_began(place, monkeypatch):
     assert found.metrics["AP_mk_50"] < 5
     log = (folder_of(place, job) / "log.txt").read_text()
     assert re.findall("left:.*", log) == ["left: -"] * (2 * os.path.isdir("/proc/self/task"))
+    assert "looks up" not in log
+    assert json.loads((folder_of(place, job) / "error.json").read_text())["error"].startswith(
+        "process 1 of 2 was ended by SIGABRT"
+    )
 
 
 def test_segmentation_learns(place):
