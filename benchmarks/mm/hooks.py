@@ -14,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_dist_info
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS
 from mmengine.runner import CheckpointLoader
+from torch import nn
 from torch.utils.data import Dataset, Sampler
 
 from ...pretrain.common.errors import UserError
@@ -26,6 +28,7 @@ from ...pretrain.common.reading.state import load_state
 from .training import LAST, write_json
 
 SCHEME = "selfpatch-own:"  # paths with it are read by `read_own`, not by mmengine's loader
+GRADIENTS = "gradients"  # in a checkpoint's `optimizer`: what the micro-batches of an unfinished step have summed up
 
 
 def _seed(*parts: int) -> int:
@@ -108,21 +111,81 @@ class LatestCheckpoint(CheckpointHook):
     """mmengine's hook of checkpoints, which keeps the latest one only, as OUT/last.pth.
 
     The file holds tensors, numbers, texts, lists and dicts alone, so that it can be read without unpickling arbitrary
-    classes, and takes the place of its predecessor when it is complete.
+    classes, and takes the place of its predecessor when it is complete. Where an epoch ends amid the micro-batches of a
+    step, it also holds what they have summed up (GRADIENTS), which mmengine would lose.
     """
 
+    summed: list[dict] | None = None  # for `before_save_checkpoint`, which mmengine calls in the first process alone
+
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        if self.summed:
+            checkpoint["optimizer"][GRADIENTS] = self.summed
         checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": {}, "resumed_keys": {}}  # only mm's log uses it
         for key in list(checkpoint):
             checkpoint[key] = without_classes(checkpoint[key])
 
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Where the run goes on amid a step, its gradients. Raises UserError for a file that lacks them."""
+        done, summed = checkpoint["meta"]["iter"], checkpoint["optimizer"].pop(GRADIENTS, None)
+        steps_of = runner.optim_wrapper._accumulative_counts
+        if summed:
+            load_gradients(bare(runner.model), summed)
+        elif done % steps_of and done < runner.train_loop.max_iters:
+            raise UserError(
+                f"{Path(runner.work_dir) / LAST}: was left after {done % steps_of} of the {steps_of} micro-batches of "
+                "a step, and lacks their gradients: a run that goes on from it is not the unbroken one; remove it to "
+                "begin again"
+            )
+
     def _save_checkpoint(self, runner) -> None:
         folder, name = Path(runner.work_dir), f".{LAST}.saving"
+        self.summed = gather_gradients(bare(runner.model))
         runner.save_checkpoint(str(folder), name, by_epoch=self.by_epoch)
         if get_dist_info()[0] == 0:
             with (folder / name).open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(folder / name, folder / LAST)
+        self.summed = None
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model without DDP around it."""
+    return getattr(model, "module", model)
+
+
+def gather_gradients(model: nn.Module) -> list[dict[str, torch.Tensor]]:
+    """By parameter, the gradients of every process, in the order of ranks; only the first process gets them. [] where a
+    step has just been made.
+
+    Within a step DDP adds nothing up: every process has the sum over its own micro-batches.
+    """
+    rank, world = get_dist_info()
+    mine = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    if world == 1:
+        return [mine] if mine else []
+    known: list = [None] * world
+    dist.all_gather_object(known, list(mine))
+    found: list[dict] = [{} for _ in known] if rank == 0 and any(known) else []
+    for name, parameter in model.named_parameters():
+        if not any(name in names for names in known):
+            continue
+        grad = mine.get(name, torch.zeros_like(parameter)).contiguous()
+        parts = [torch.empty_like(grad) for _ in known]
+        dist.all_gather(parts, grad)  # one parameter after the other: no device holds all of them of all processes
+        for names, part, kept in zip(known, parts, found, strict=False):
+            if name in names:
+                kept[name] = part.cpu()
+    return found
+
+
+def load_gradients(model: nn.Module, summed: list[dict[str, torch.Tensor]]) -> None:
+    """Those of `gather_gradients`: each process takes its own. Another number of processes all take the mean, from
+    which DDP makes the same step."""
+    rank, world = get_dist_info()
+    chosen = [summed[rank]] if len(summed) == world else summed
+    for name, parameter in model.named_parameters():
+        if parts := [gradients[name] for gradients in chosen if name in gradients]:
+            parameter.grad = (torch.stack(parts).sum(0) / len(chosen)).to(parameter)
 
 
 @CheckpointLoader.register_scheme(prefixes=SCHEME)

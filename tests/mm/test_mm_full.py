@@ -5,12 +5,14 @@ among processes, and that a crash hurts nobody.
 """
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import os
 import re
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 import types
@@ -23,11 +25,12 @@ from rich.console import Console
 import warm
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.commands.demo_full import SMALL_ADE, SMALL_COCO, SMALL_FPN
-from selfpatch_bench.benchmarks.mm import processes
+from selfpatch_bench.benchmarks.mm import processes, training
 from selfpatch_bench.benchmarks.mm import task as mm_task
 from selfpatch_bench.benchmarks.results import record
 from selfpatch_bench.benchmarks.run.runner import Options, plan, run
 from selfpatch_bench.benchmarks.synthetic.small_sets import make_ade20k, make_coco
+from selfpatch_bench.benchmarks.tasks._registry import RECIPES
 from selfpatch_bench.pretrain.common.card import Card
 from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.common.weights import save_weights
@@ -237,6 +240,51 @@ def test_two_processes_and_where_the_numbers_began(place, monkeypatch, tmp_path)
     )
 
 
+# One of the processes of a training, which dies just before its n-th checkpoint is there.
+DIES = """
+import os, signal, sys
+left = int(sys.argv.pop())
+def look(event, arguments):
+    global left
+    if event == "os.rename" and str(arguments[1]).endswith("last.pth"):
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(look)
+"""
+
+
+def test_two_processes_go_on_amid_a_step(place, tmp_path):
+    """Both have micro-batches of their own behind them, whose gradients no one has added up yet. The first process is
+    killed while the second checkpoint is written, then while the last one is."""
+    values = [value for value in FIT if value != RARELY]
+    values += ["batch=6", "per_gpu=1", "epochs=3"]  # each takes two at a time of an epoch, and three of a step
+
+    def train(name: str, dies: int = 0) -> dict | None:
+        out = tmp_path / name
+        out.mkdir(exist_ok=True)
+        where = (str(p) for p in (RECIPES.scan()[COCO].path, place / "net.safetensors", place / "coco", out))
+        job = training.Training(*where, values, classes=["round", "polygon", "star"])
+        training.write_json(out / "job.json", dataclasses.asdict(job))
+        with tempfile.TemporaryDirectory() as folder:
+            known = os.environ | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "SELFPATCH_STORE": f"{folder}/store"}
+            first, second = (
+                warm.Process(
+                    *(out / "job.json", dies), code=DIES + LAUNCH, given=None, imports=MM, session=True,
+                    env=known | {"RANK": rank, "LOCAL_RANK": rank},
+                )
+                for rank in "01"
+            )  # fmt: skip
+            status = first.wait()
+            second.send_signal(signal.SIGKILL if dies else 0)
+            assert (status, second.wait()) == ((-signal.SIGKILL,) * 2 if dies else (0, 0)), first.err
+        return weights_of(out)
+
+    assert train("broken", dies=2)["done"] == 2
+    assert train("broken", dies=2)["done"] == 4
+    assert_same(train("broken"), train("whole"))
+
+
 def test_segmentation_learns(place):
     status, (job,) = go(place, [ADE], [*FIT_ADE, "iterations=120"])
     assert status == 0, record_errors(place)
@@ -291,17 +339,29 @@ def at_next_checkpoint(path: Path, act):
     thread.join()
 
 
+def weights_of(folder: Path) -> dict:
+    """Of the checkpoint that a training left: the model's tensors and the optimiser's, and its micro-batches."""
+    last = torch.load(folder / "last.pth", weights_only=True)
+    return {"model": last["state_dict"], "optimizer": last["optimizer"]["state"], "done": last["meta"]["iter"]}
+
+
+def assert_same(one: dict, other: dict) -> None:
+    """Two of `weights_of`, bit by bit."""
+    torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
 def stamp(path: Path) -> int | None:
     return path.stat().st_mtime_ns if path.exists() else None
 
 
 def test_killed_and_interrupted_it_goes_on_to_the_same_numbers(place, started):
     """The process group is killed (as by the kernel, out of memory), then Ctrl-C comes; the third start ends with the
-    record of a run that was never stopped, to the last digit: drop path and flips are drawn anew the same."""
-    values = [*SMALL_COCO, "batch=3", "per_gpu=3", "epochs=6", "model.backbone.drop_path=0.2"]
+    record and the weights of a run that was never stopped, to the last digit: drop path and flips are drawn anew the
+    same. Three pictures, one at a time, in steps of two: every other epoch ends amid a step, and so does the run."""
+    values = [*SMALL_COCO, "batch=2", "per_gpu=1", "epochs=7", "model.backbone.drop_path=0.2"]
     status, (job,) = go(place, [COCO], values, out="whole")
     assert status == 0, record_errors(place, "whole")
-    whole = result(place, job, "whole")
+    whole, weights = result(place, job, "whole"), weights_of(folder_of(place, job, "whole"))
     last = folder_of(place, job, "broken") / "last.pth"
 
     with at_next_checkpoint(last, lambda: os.killpg(started[-1].pid, signal.SIGKILL)):
@@ -324,7 +384,8 @@ def test_killed_and_interrupted_it_goes_on_to_the_same_numbers(place, started):
     found = result(place, job, "broken")
     epochs = re.findall(r"resumed epoch: (\d+)", (last.parent / "log.txt").read_text())
     assert len(epochs) == 2
-    assert 0 < int(epochs[0]) < int(epochs[1]) < 6
+    assert 0 < int(epochs[0]) < int(epochs[1]) < 7
+    assert_same(weights_of(last.parent), weights)
     assert found.metrics == whole.metrics
     assert found.parts == whole.parts
     assert found.key == whole.key
