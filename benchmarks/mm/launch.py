@@ -44,13 +44,20 @@ def check(question: dict) -> int:
     """Build the configuration of a question {"training", "card", "world"}. Raises UserError for one that cannot be."""
     build, training = builder(), Training(**question["training"])
     try:
-        build.config(training, Card.from_dict(question["card"]), question["world"], training.device)
+        cfg, _ = build.config(training, Card.from_dict(question["card"]), question["world"], training.device)
+        check_checkpoints(cfg)
     except UserError:
         raise
     except Exception as error:
         text = " ".join(str(error).split())[:300]
         raise UserError(f"the configuration cannot be built: {type(error).__name__}: {text}") from error
     return 0
+
+
+def check_checkpoints(cfg) -> None:
+    """Raises UserError where checkpoints would be written from which mmengine cannot go on exactly."""
+    if "max_epochs" in cfg.train_cfg and not cfg.default_hooks.checkpoint.get("by_epoch", True):
+        raise UserError("default_hooks.checkpoint.by_epoch=false: a run of epochs goes on exactly from the end of one")
 
 
 def start(path: Path, training: Training) -> int:
@@ -135,6 +142,7 @@ def work(training: Training) -> None:
 
 def train_and_test(build, training: Training, ranks) -> dict:
     """The work itself, by one of the `ranks` that have joined; -> what the parent makes a record of."""
+    from mmengine.dist import broadcast
     from mmengine.runner import Runner
 
     from ...pretrain.common.weights import load_card
@@ -157,6 +165,8 @@ def train_and_test(build, training: Training, ranks) -> dict:
         runner.register_hook(dry.DryEvaluation())
         runner.train()
         accounting = getattr(runner.model, "module", runner.model).backbone.accounting
+        for buffer in runner.model.buffers():  # the checkpoint's: only SyncBN keeps them alike in all processes
+            broadcast(buffer)
         metrics = dry.evaluate_trained(runner)
     peaks = ranks.gather(peak_memory(ranks.device.type))
     return {
@@ -174,6 +184,7 @@ def prepare(cfg, training: Training, ranks) -> None:
     from . import hooks
     from .evaluation import gallery
 
+    check_checkpoints(cfg)
     # The number is that of the last checkpoint; what a validation on the way costs, nobody would look at.
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     if ranks.world > 1:

@@ -283,6 +283,8 @@ def test_two_processes_go_on_amid_a_step(place, tmp_path):
     assert train("broken", dies=2)["done"] == 2
     assert train("broken", dies=2)["done"] == 4
     assert_same(train("broken"), train("whole"))
+    broken, whole = (training.read_result(tmp_path / name) for name in ("broken", "whole"))
+    assert [broken[k] for k in ("metrics", "parts")] == [whole[k] for k in ("metrics", "parts")]
 
 
 def test_segmentation_learns(place):

@@ -9,15 +9,17 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from selfpatch_bench.benchmarks import environment
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.commands.ls import listing
-from selfpatch_bench.benchmarks.mm import ops, processes
+from selfpatch_bench.benchmarks.mm import launch, ops, processes
 from selfpatch_bench.benchmarks.mm import task as mm_task
-from selfpatch_bench.benchmarks.mm.training import Training, read_json, write_json
+from selfpatch_bench.benchmarks.mm.training import Training, read_json, read_result, write_json
 from selfpatch_bench.benchmarks.run.runner import Options, launched, plan
 from selfpatch_bench.benchmarks.synthetic.small_sets import make_ade20k, make_coco
 from selfpatch_bench.benchmarks.tasks import Crash, TaskConfig
@@ -27,6 +29,7 @@ from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.common.weights import save_weights
 
 with_mm = pytest.mark.skipif(importlib.util.find_spec("mmengine") is None, reason="the extra `mm` is not installed")
+DONE = SimpleNamespace(stdout="c0ffee\n")
 CARD = Card("vit", 16, 24, 6, 2, False, False, pos="learned 4x4", readout="mean", mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
@@ -201,6 +204,33 @@ def test_what_a_launcher_started_is_known(monkeypatch):
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert launched() == (2, 4)
+
+
+def test_checkpoints_within_an_epoch_are_refused():
+    """mmengine would begin the epoch anew, with images that the network has seen."""
+    hook = {"interval": 5}
+    cfg = SimpleNamespace(train_cfg={"max_epochs": 2}, default_hooks=SimpleNamespace(checkpoint=hook))
+    launch.check_checkpoints(cfg)
+    hook["by_epoch"] = False
+    with pytest.raises(UserError, match="by_epoch=false"):
+        launch.check_checkpoints(cfg)
+    cfg.train_cfg = {"max_iters": 2}
+    launch.check_checkpoints(cfg)
+
+
+def test_the_look_at_git_takes_no_lock(monkeypatch):
+    """`git status` would write the index anew where a file's time has changed."""
+    asked = []
+    monkeypatch.setattr(environment.Path, "exists", lambda _: True)
+    monkeypatch.setattr(environment.subprocess, "run", lambda line, env, **_: asked.append((line[3], env)) or DONE)
+    assert environment.commit() == "c0ffee+"
+    assert [(name, env["GIT_OPTIONAL_LOCKS"]) for name, env in asked] == [("rev-parse", "0"), ("status", "0")]
+
+
+@pytest.mark.parametrize("text", ['{"metrics": {', "[]", '{"metrics": {}}'])
+def test_half_a_result_is_none(tmp_path, text):
+    (tmp_path / "result.json").write_text(text)
+    assert read_result(tmp_path) is None
 
 
 def test_a_file_says_what_it_said(tmp_path):
