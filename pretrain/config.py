@@ -68,6 +68,8 @@ def from_dict(values: Mapping, overrides: Sequence[str] = (), where: str = "conf
         section, _, rest = key.partition(".")
         if section != "objectives":
             _put(root, key, value, "option")
+            if key == "loop.per_gpu" or (key == "loop" and {"per_gpu", "accumulation"} & set(value) == {"per_gpu"}):
+                root.loop.accumulation = None  # of a stored configuration or an earlier option: the later one holds
         elif not rest:
             objectives = _objectives(value, key)
         else:

@@ -11,6 +11,7 @@ from .checkpoint import Run
 from .common.atomic import write_atomic
 from .common.errors import UserError
 from .common.processes import catching
+from .data.group import Group
 from .data.identity import identity
 from .data.images import ImageSource
 from .data.loader import Batch, batches
@@ -75,38 +76,46 @@ class Loop:
             start_step=trainer.step % trainer.per_epoch,
             rank=ranks.rank,
             world=ranks.world,
+            accumulation=trainer.shares.accumulation,
             workers=workers,
             pin=ranks.device.type == "cuda",
             prefetch=cfg.data.prefetch,
             patch=trainer.learner.patch,
         )
 
-    def next_batch(self, feed: Iterator[Batch]) -> Batch | None:
-        """None if the signal to stop has also ended the workers that make it."""
-        try:
-            return next(feed)
-        except UserError:
-            if self.stop.signal and self.ranks.world == 1:
-                return None
-            raise
+    def micro_batches(self, feed: Iterator[Batch]) -> Iterator[list[Group]]:
+        """This process's images of a step, on the device. `names` of them and the seconds `waited` are kept.
+
+        Raises Cut if the signal to stop has also ended the workers that make them.
+        """
+        self.names, self.waited = [], 0.0
+        for _ in range(self.trainer.shares.accumulation):
+            began = time.perf_counter()
+            try:
+                batch = next(feed)
+            except UserError:
+                if self.stop.signal and self.ranks.world == 1:
+                    raise Cut from None
+                raise
+            self.waited += time.perf_counter() - began
+            self.names += batch.names
+            yield batch.to(self.ranks.device, non_blocking=True).groups
 
     def take_step(self, feed: Iterator[Batch]) -> bool:
         """One optimiser step and its line of the log, where one is due; False if the run was stopped before it."""
-        trainer, began = self.trainer, time.perf_counter()
-        batch = self.next_batch(feed)
-        waited = time.perf_counter() - began
-        if batch is None:
-            self.ended_by = self.stop.signal
-            return False
+        trainer = self.trainer
         epoch, step = trainer.epoch, trainer.step + 1
         shown = step % self.cfg.log.every == 0 or step == self.total
         try:
-            outcome = trainer.advance(batch.to(self.ranks.device, non_blocking=True).groups, self.stop.signal)
+            outcome = trainer.advance(self.micro_batches(feed), self.stop.signal)
+        except Cut:
+            self.ended_by = self.stop.signal
+            return False
         except NotFinite as error:
-            raise not_finite(error, batch, trainer, self.run) from None
+            raise not_finite(error, self.names, trainer, self.run) from None
         self.ended_by = outcome.flag if self.ranks.world > 1 else self.stop.signal
         if self.log:
-            self.log.count(self.cfg.loop.batch, waited)
+            self.log.count(self.cfg.loop.batch, self.waited)
             if shown:
                 numbers = collapse.numbers(trainer.learner, outcome.images)
                 self.log.line({"step": step, "epoch": epoch} | outcome.numbers | numbers)
@@ -140,9 +149,9 @@ class Loop:
         return 128 + ended_by
 
 
-def not_finite(error: NotFinite, batch: Batch, trainer: Trainer, run: Run) -> UserError:
-    """The error that names the step's images, of all processes, and the last good state."""
-    names = [name for part in trainer.ranks.gather(batch.names) for name in part]
+def not_finite(error: NotFinite, mine: list[str], trainer: Trainer, run: Run) -> UserError:
+    """The error that names the step's images, of all processes, and the last good state. mine: of this one."""
+    names = [name for part in trainer.ranks.gather(mine) for name in part]
     if not trainer.ranks.main:
         return Reported("see the first process", status=1)
     step = trainer.step + 1
@@ -165,6 +174,10 @@ def say(ranks: Ranks, text: str) -> None:
 
 def how_to_resume(run: Run) -> str:
     return f"selfpatch pretrain --resume {run.folder}"
+
+
+class Cut(Exception):
+    """A step that was begun and cannot be finished; nothing has been changed by it."""
 
 
 class Stop:

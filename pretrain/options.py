@@ -26,7 +26,7 @@ class Data:
     std: tuple[float, float, float] = bounded((0.229, 0.224, 0.225), above=0, at_most=1)
     # Processes that make views, for each training process (null: as many as there are cores for each).
     workers: int | None = bounded(None, at_least=0, at_most=1024)
-    # Batches that each worker makes ahead.
+    # Micro-batches that each worker makes ahead.
     prefetch: int = bounded(2, at_least=1, at_most=1024)
 
 
@@ -128,8 +128,10 @@ class Loop:
     steps: int | None = bounded(None, at_least=1, at_most=STEPS)
     # Images of an optimiser step, over all processes and micro-steps.
     batch: int = bounded(1024, at_least=1, at_most=10**9)
-    # Micro-steps of an optimiser step, each with its share of the batch.
-    accumulation: int = bounded(1, at_least=1, at_most=10**9)
+    # Images that a process holds at once, at most: the fewest equal micro-steps are made that stay below.
+    per_gpu: int = bounded(64, at_least=1, at_most=10**9)
+    # Micro-steps of an optimiser step, in place of those that follow from per_gpu (null).
+    accumulation: int | None = bounded(None, at_least=1, at_most=10**9)
     # auto (bf16 on a GPU that has it, else float32) | float32 | bf16 | fp16 | float64.
     precision: str = one_of("auto", "float32", "bf16", "fp16", "float64")
     # auto (a GPU if there is one) | cpu | cuda | cuda:N.

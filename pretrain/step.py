@@ -2,17 +2,19 @@
 
 import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import optim
 from .common.errors import UserError
 from .config import OBJECTIVES, Config, to_dict, total_steps
 from .data.group import Group, normalise
+from .data.shares import divide
 from .data.views import hashed
 from .distributed import Ranks
 from .model.backbone import build_backbone, check_size, set_fused_attention
@@ -135,20 +137,16 @@ class Outcome(NamedTuple):
 class Trainer:
     """Networks, objectives, optimiser, scaler and schedules of a run; `step` counts the optimiser steps done.
 
-    `advance(groups)` takes this process's share of a global batch. The noise of a step (stochastic depth) comes from
-    (seed, step, share of the batch), so nothing of a generator's state has to be kept. Raises UserError for a
-    configuration that cannot be trained.
+    `advance(groups)` takes this process's images of a global batch, divided as `shares` says. The noise of a step
+    (stochastic depth) comes from (seed, step, share of the batch), so nothing of a generator's state has to be kept.
+    Raises UserError for a configuration that cannot be trained.
     """
 
     def __init__(self, cfg: Config, steps_per_epoch: int, ranks: Ranks):
         loop = cfg.loop
         self.cfg, self.ranks, self.device, self.per_epoch = cfg, ranks, ranks.device, steps_per_epoch
-        self.parts = ranks.world * loop.accumulation
-        if loop.batch % self.parts:
-            raise UserError(
-                f"loop.batch={loop.batch}: must be a multiple of {self.parts} ({ranks.world} processes times "
-                f"loop.accumulation={loop.accumulation})"
-            )
+        self.shares = divide(loop.batch, ranks.world, loop.per_gpu, loop.accumulation)
+        self.parts = self.shares.count
         self.precision = choose_precision(loop.precision, self.device)
         self.schedules = optim.build_schedules(
             cfg.schedule, loop.batch, total_steps(cfg, steps_per_epoch), steps_per_epoch
@@ -162,6 +160,7 @@ class Trainer:
             fused = self.device.type != "cpu" or self.precision not in LOW
         set_fused_attention([self.learner.student, self.learner.teacher], fused)
         self.named = self.learner.trained()
+        self.statistics = [b for m in self.learner.modules() if isinstance(m, _BatchNorm) for b in m.buffers()]
         self.optimiser = optim.build_optimiser(self.named, cfg.optim)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         if loop.compile:  # block by block: they share their code, so that it is compiled once for each shape
@@ -180,14 +179,15 @@ class Trainer:
         """0-based epoch of the next step, which is the number of finished epochs."""
         return self.step // self.per_epoch
 
-    def advance(self, groups: list[Group], flag: int = 0) -> Outcome:
-        """One optimiser step. groups: of this process's images, on the device. flag: a number >= 0 on which the
-        processes agree by its maximum. Raises NotFinite (everything is then as before the step)."""
+    def advance(self, groups: list[Group] | Iterator[list[Group]], flag: int = 0) -> Outcome:
+        """One optimiser step. groups: of this process's images, on the device; or an iterator over those of its
+        micro-batches. flag: a number >= 0 on which the processes agree by its maximum. Raises NotFinite, or what the
+        iterator raises (everything is then as before the step)."""
         cfg, optimiser, schedules = self.cfg.optim, self.optimiser, self.schedules
         lr, decay, ema = (float(values[self.step]) for values in (schedules.lr, schedules.weight_decay, schedules.ema))
         optim.set_schedule(optimiser, lr, decay)
         optimiser.zero_grad(set_to_none=True)
-        sums = self._backward(groups)
+        sums = self._backward(self._micro_batches(groups) if isinstance(groups, list) else groups)
         flags = torch.zeros(self.ranks.world, device=self.device)
         flags[self.ranks.rank] = flag
         sums = self.ranks.add(sums | {"flag": flags})
@@ -211,22 +211,32 @@ class Trainer:
         numbers |= {"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {}
         return Outcome(numbers, flag, images)
 
-    def _backward(self, groups: list[Group]) -> dict[str, Tensor]:
+    def _micro_batches(self, groups: list[Group]) -> Iterator[list[Group]]:
+        """A process's images, divided; no copies."""
+        size = groups[0].x.shape[1] // self.shares.accumulation
+        for start in range(0, size * self.shares.accumulation, size):
+            yield [g.rows(slice(start, start + size)) for g in groups]
+
+    def _backward(self, micro_batches: Iterator[list[Group]]) -> dict[str, Tensor]:
         """Forward and backward of all micro-steps; -> their losses and the objectives' sums, added up."""
-        accumulation = self.cfg.loop.accumulation
         sums: dict[str, Tensor] = {}
-        for micro in range(accumulation):
-            for name, value in self._micro_step(groups, micro, last=micro == accumulation - 1).items():
-                sums[name] = sums[name] + value if name in sums else value
+        kept = [(buffer, buffer.clone()) for buffer in self.statistics] if self.shares.accumulation > 1 else []
+        try:
+            for micro, rows in enumerate(micro_batches):
+                for name, value in self._micro_step(rows, micro).items():
+                    sums[name] = sums[name] + value if name in sums else value
+        except Exception:  # running statistics have been moved by the micro-steps so far
+            for buffer, before in kept:
+                buffer.copy_(before)
+            raise
         return sums
 
-    def _micro_step(self, groups: list[Group], micro: int, last: bool) -> dict[str, Tensor]:
-        """Forward and backward of one of the accumulation's shares; -> its losses and the objectives' sums."""
-        accumulation = self.cfg.loop.accumulation
-        size = groups[0].x.shape[1] // accumulation
+    def _micro_step(self, rows: list[Group], micro: int) -> dict[str, Tensor]:
+        """Forward and backward of one micro-batch; -> its losses and the objectives' sums."""
+        accumulation = self.shares.accumulation
+        last = micro == accumulation - 1
         part = self.ranks.rank * accumulation + micro
         torch.manual_seed(hashed(self.cfg.seed, _NOISE, self.step, part))
-        rows = [g.rows(slice(micro * size, (micro + 1) * size)) for g in groups]
         silent = contextlib.nullcontext() if last or self.module is self.learner else self.module.no_sync()
         cast = LOW.get(self.precision)
         with silent, warnings.catch_warnings():

@@ -103,7 +103,8 @@ def train(cfg: Config, run: Run, ranks: Ranks, resume: bool, held: contextlib.Ex
     say(
         ranks,
         f"{run.folder}: {f'from step {done} of' if done else ''} {total} steps, {per_epoch} an epoch of {len(source)} "
-        f"images; {size:.1f} M parameters, {trainer.precision} on {ranks.world} x {ranks.device.type}",
+        f"images; {size:.1f} M parameters, {trainer.precision} on {ranks.world} x {ranks.device.type}; batch "
+        f"{trainer.shares} (images x processes x accumulation)",
     )
     for note in note_on_turned(source.data, len(source)) if ranks.main else ():
         say(ranks, f"note: {source.where}: {note}")

@@ -31,7 +31,7 @@ _ORDER = 0x6F72646572  # apart from the keys of views
 
 @dataclass
 class Batch:
-    """One rank's share of the global batch of a step: B images.
+    """A micro-batch: B images, one rank's share of the global batch of a step, or of its micro-steps one's.
 
     groups: one Group per view size, x uint8; index int64 [B]: number of the image whose pixels are here (a
     replacement's own, see `bad`); names: as the source calls them; bad: (number, name, reason) of the images that
@@ -65,13 +65,14 @@ def steps_per_epoch(images: int, batch: int) -> int:
     return images // batch
 
 
-def _steps(images: int, seed: int, epochs: range, start_step: int, batch: int, rank: int, world: int):
-    """The work list: (epoch, step, image numbers of this rank) in order."""
+def _steps(images: int, seed: int, epochs: range, start_step: int, batch: int, shares: int, mine: range):
+    """The work list: (epoch, step, image numbers) of `mine` among the equal shares of each batch, in order."""
     count = steps_per_epoch(images, batch)
     for epoch in epochs:
-        order = permutation(images, _ORDER, seed, epoch)[: count * batch].reshape(count, world, batch // world)
+        order = permutation(images, _ORDER, seed, epoch)[: count * batch].reshape(count, shares, batch // shares)
         for step in range(start_step if epoch == epochs[0] else 0, count):
-            yield epoch, step, order[step, rank]
+            for share in mine:
+                yield epoch, step, order[step, share]
 
 
 class _Work(Dataset):
@@ -176,26 +177,30 @@ def batches(
     start_step: int = 0,
     rank: int = 0,
     world: int = 1,
+    accumulation: int = 1,
     workers: int = 0,
     pin: bool = False,
     prefetch: int = 2,
     patch: int | None = None,
 ) -> Iterator[Batch]:
-    """This rank's batches from (epoch, start_step) to the end of epoch `epochs` - 1 (default: of `epoch`).
+    """This rank's micro-batches, `accumulation` a step, from (epoch, start_step) to the end of epoch `epochs` - 1
+    (default: of `epoch`).
 
-    batch is the global batch, a multiple of world. workers: processes that read and augment ahead, `prefetch` batches
-    each; 0 does it in this process. pin: page-locked memory for copies to a GPU. patch: side of the network's patches,
-    for views with masks or with colours of their own for every patch. Skipped steps cost nothing. A damaged
-    image is replaced by the next one and named in one warning; more than 1 % of them end in a UserError, as does
-    anything that fails in a worker. Closing the iterator ends the workers.
+    batch is the global batch, a multiple of world times accumulation. workers: processes that read and augment ahead,
+    `prefetch` micro-batches each; 0 does it in this process. pin: page-locked memory for copies to a GPU. patch: side
+    of the network's patches, for views with masks or with colours of their own for every patch. Skipped steps cost
+    nothing. A damaged image is replaced by the next one and named in one warning; more than 1 % of them end in a
+    UserError, as does anything that fails in a worker. Closing the iterator ends the workers.
     """
     views.check()
     if views.mask.kind != "none" or views.unit == "patch":
         uneven = [s.size for s in views.specs() if not patch or s.size % patch]
         if uneven:
             raise UserError(f"views of {uneven[0]} pixels with patches of {patch}: the patch must divide the size")
-    if batch < 1 or batch % world:
-        raise UserError(f"batch={batch}: must be a positive multiple of the {world} processes")
+    shares = world * accumulation
+    if batch < 1 or batch % shares:
+        of = f"the {world} processes" + (f" times {accumulation} micro-steps" if accumulation > 1 else "")
+        raise UserError(f"batch={batch}: must be a positive multiple of {of}")
     if batch > len(source):
         raise UserError(
             f"{source.where}: {len(source)} images are fewer than one batch of {batch}; give a smaller batch"
@@ -206,7 +211,10 @@ def batches(
         DataLoader(
             _Work(source, views, seed, batch, patch),
             batch_size=None,
-            sampler=_steps(len(source), seed, epochs, start_step, batch, rank, world),
+            sampler=_steps(
+                *(len(source), seed, epochs, start_step, batch, shares),
+                range(rank * accumulation, (rank + 1) * accumulation),
+            ),
             num_workers=workers,
             prefetch_factor=prefetch if workers else None,
             # Forks of a server that has imported what they need and run nothing.

@@ -282,3 +282,17 @@ def test_options_are_plain_dataclasses():
     assert all(dataclasses.is_dataclass(e.options) for e in cfg.objectives)
     module = OBJECTIVES.get("selfpatch").module
     assert type(cfg.objectives[1].options) is module.Config
+
+
+def test_per_gpu_and_accumulation():
+    """Of a ceiling and a number of micro-steps the later one holds; stored configurations have either."""
+    stored = to_dict(load_recipe("dino", ["loop.accumulation=2"]))
+    given = {
+        (): 2,
+        ("loop.per_gpu=32",): None,
+        ("loop={per_gpu: 32}",): None,
+        ("loop.per_gpu=32", "loop.accumulation=4"): 4,
+        ("loop.accumulation=4", "loop.per_gpu=32"): None,
+    }
+    for values, expected in given.items():
+        assert from_dict(stored, values).loop.accumulation == expected, values

@@ -22,6 +22,7 @@ from selfpatch_bench.pretrain.data import decode as decoder
 from selfpatch_bench.pretrain.data.images import Unreadable, decode, open_source
 from selfpatch_bench.pretrain.data.loader import batches, steps_per_epoch
 from selfpatch_bench.pretrain.data.pixels import apply, pre_resize
+from selfpatch_bench.pretrain.data.shares import divide
 from selfpatch_bench.pretrain.data.views import Views, ViewSpec, draw_all
 
 SMALL = Views([ViewSpec(1, 32, blur_p=1.0), ViewSpec(1, 32, solarize_p=0.2), ViewSpec(3, 16, (0.05, 0.4))])
@@ -107,16 +108,48 @@ def test_workers_change_nothing(folder, workers):
     assert everything(batches(source, SMALL, seed=1, epochs=2, batch=5, workers=workers)) == alone
 
 
-def test_ranks_share_the_global_batch(folder):
+@pytest.mark.parametrize(("world", "accumulation"), [(2, 1), (1, 3), (2, 3)])
+def test_ranks_and_micro_steps_share_the_global_batch(folder, world, accumulation):
     source = open_source(folder)
     whole = list(batches(source, SMALL, seed=1, batch=6))
-    ranks = [list(batches(source, SMALL, seed=1, batch=6, rank=r, world=2)) for r in range(2)]
-    for b, *parts in zip(whole, *ranks, strict=True):
+    ranks = [
+        batches(source, SMALL, seed=1, batch=6, rank=r, world=world, accumulation=accumulation) for r in range(world)
+    ]
+    for b in whole:
+        parts = [next(rank) for rank in ranks for _ in range(accumulation)]
+        assert {p.step for p in parts} == {b.step}
         assert torch.equal(b.index, torch.cat([p.index for p in parts]))
         for g, *of in zip(b.groups, *[p.groups for p in parts], strict=True):
             assert torch.equal(g.x, torch.cat([o.x for o in of], 1))
             assert torch.equal(g.box, torch.cat([o.box for o in of], 1))
             assert torch.equal(g.flip, torch.cat([o.flip for o in of], 1))
+    assert all(next(rank, None) is None for rank in ranks)
+
+
+@pytest.mark.parametrize(
+    ("batch", "world", "per_gpu", "given", "text"),
+    [
+        (1024, 8, 64, None, "1024 = 64 x 8 x 2"),
+        (1024, 1, 64, None, "1024 = 64 x 1 x 16"),
+        (512, 8, 64, None, "512 = 64 x 8 x 1"),
+        (24, 1, 64, None, "24 = 24 x 1 x 1"),
+        (96, 1, 64, None, "96 = 48 x 1 x 2"),  # the fewest that stay below
+        (90, 3, 8, None, "90 = 6 x 3 x 5"),
+        (1024, 8, 64, 1, "1024 = 128 x 8 x 1"),  # as a run of an older version was begun
+    ],
+)
+def test_shares(batch, world, per_gpu, given, text):
+    shares = divide(batch, world, per_gpu, given)
+    assert str(shares) == text
+    assert shares.count == world * shares.accumulation
+
+
+def test_shares_that_cannot_be():
+    with pytest.raises(UserError, match=r"loop\.batch=1000: must be a multiple of the 3 processes, as 999 or 1002 is"):
+        divide(1000, 3, 64)
+    with pytest.raises(UserError, match=r"a multiple of 6 \(2 processes times loop\.accumulation=3\), as 6 is"):
+        divide(4, 2, 64, 3)
+    assert [divide(96, 1, n).smaller for n in (64, 32, 3, 1)] == [24, 16, 1, None]
 
 
 @pytest.mark.parametrize("stop", [0, 1, 3, 4, 6])

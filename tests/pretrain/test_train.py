@@ -213,14 +213,15 @@ def test_not_finite_run(data, tmp_path, monkeypatch):
     """The run ends with status 1 and names the images and the last good checkpoint."""
     advance = Trainer.advance
 
-    def spoil(self, groups, flag=0):
+    def spoil(self, micro_batches, flag=0):
+        rows = list(micro_batches)
         if self.step == 5:
-            groups[0].x = groups[0].x.float() * math.nan
-        return advance(self, groups, flag)
+            rows[-1][0].x = rows[-1][0].x.float() * math.nan
+        return advance(self, iter(rows), flag)
 
     monkeypatch.setattr(Trainer, "advance", spoil)
     with pytest.raises(UserError) as caught:
-        pretrain_command("dino", data, tmp_path / "run", overrides=DINO)
+        pretrain_command("dino", data, tmp_path / "run", overrides=[*DINO, "loop.per_gpu=2"])
     assert caught.value.status == 1
     named = (tmp_path / "run" / "not-finite-00000006.txt").read_text().split()
     cfg = load_recipe("dino", DINO)
