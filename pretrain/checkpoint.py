@@ -27,8 +27,9 @@ NAME = re.compile(r"step-(\d{8,})\.pt")
 JOB_FOLDER = "slurm"  # sub-folder of a job's files
 LOCK = ".lock"  # held by the first process of a run as long as it works
 FALLBACKS = 2  # newest states that are always kept: should one be damaged, there is the one before
-# Options that a resumed run may change: what it computes stays the same.
+# Options that a resumed run may change: what it computes stays the same, or it says what does not (see `changes`).
 CHANGEABLE = ("data.path", "data.root", "data.workers", "data.prefetch", "loop.device", "checkpoint.", "log.", "watch.")
+CHANGEABLE += ("loop.per_gpu", "loop.accumulation", "loop.precision", "loop.deterministic", "loop.checkpointing")
 
 
 class Run:
@@ -144,6 +145,17 @@ class Run:
                     f"--resume {self.folder}: {key} is {old.get(key)} in this run and cannot become {new.get(key)}, "
                     f"which would change its result; only {changeable} may change; for others start a new run"
                 )
+
+
+def changes(before: dict, now: dict) -> list[str]:
+    """What a run does otherwise than in its stored state, as texts. before, now: of Trainer.noise(); a state of an older
+    version has none."""
+    texts = {
+        "shares": "a batch was divided into {} shares, each with stochastic depth of its own, and is into {}",
+        "precision": "the precision was {} and is {}",
+        "statistics": "batch statistics went over {} images and go over {}",
+    }
+    return [t.format(before[k], now[k]) for k, t in texts.items() if k in before and before[k] != now[k]]
 
 
 def flat(value, key: str = "") -> dict[str, object]:

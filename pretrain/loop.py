@@ -5,11 +5,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from .checkpoint import Run
 from .common.atomic import write_atomic
 from .common.errors import UserError
+from .common.machine import out_of_memory
 from .common.processes import catching
 from .data.group import Group
 from .data.identity import identity
@@ -37,8 +38,9 @@ class Loop:
         self.ended_by = 0  # the signal that ends the run: the same in all processes, who must stop at the same step
         self.cut = False  # whether it did so before an evaluation that was due was made
 
-    def __call__(self, evaluate_first: bool) -> int:
-        """-> exit status. evaluate_first: the run was stopped before an evaluation that was due."""
+    def __call__(self, evaluate_first: bool, changed: Sequence[str] = ()) -> int:
+        """-> exit status. evaluate_first: the run was stopped before an evaluation that was due. changed: what is done
+        otherwise than before this start."""
         trainer, log = self.trainer, self.cfg.log
         with contextlib.ExitStack() as stack:
             # submitit says by SIGUSR2 that the time is nearly up; its handler gets the signal once the run is saved.
@@ -47,10 +49,13 @@ class Loop:
                 signs = Signs({n: c.shape[-1] for n, c in collapse.centres(trainer.learner).items()}, self.total)
                 title = self.cfg.recipe or "pretrain"
                 self.log = stack.enter_context(Log(self.run, trainer.step, self.total, signs, log.tensorboard, title))
+                if changed:
+                    text = "; ".join([*changed, "from here on the run is not the one that was begun"])
+                    self.log.write({"step": trainer.step, "epoch": trainer.epoch, "warning": text})
             feed = stack.enter_context(contextlib.closing(self.start_feed()))
             if evaluate_first:
                 self.evaluate()
-            while trainer.step < self.total and not self.ended_by and self.take_step(feed):
+            while trainer.step < self.total and not self.ended_by and self.try_step(feed):
                 if self.to_save():
                     self.save()
                 if due(trainer):
@@ -100,6 +105,18 @@ class Loop:
             self.waited += time.perf_counter() - began
             self.names += batch.names
             yield batch.to(self.ranks.device, non_blocking=True).groups
+
+    def try_step(self, feed: Iterator[Batch]) -> bool:
+        """`take_step`, with an error that says what to try where there is not enough memory."""
+        try:
+            return self.take_step(feed)
+        except (MemoryError, RuntimeError) as error:
+            if (text := out_of_memory(error)) is None:
+                raise
+            shares, again = self.trainer.shares, how_to_resume(self.run)
+            todo = f"try {again} loop.per_gpu={shares.smaller}" if shares.smaller else "make network or views smaller"
+            images = f"{shares.images} image{'s' * (shares.images != 1)}"
+            raise UserError(f"{images} at once do not fit into memory: {todo} ({text})", status=1) from None
 
     def take_step(self, feed: Iterator[Batch]) -> bool:
         """One optimiser step and its line of the log, where one is due; False if the run was stopped before it."""

@@ -259,7 +259,14 @@ class Trainer:
             "optimizer": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
             "config": to_dict(self.cfg),
+            "noise": self.noise(),
         }
+
+    def noise(self) -> dict[str, int | str]:
+        """What a step's numbers depend on beside the configuration: the shares, each with noise of its own; the
+        precision in force; images that batch statistics go over (0: there are none)."""
+        statistics = self.shares.images * self.shares.world if self.statistics else 0
+        return {"shares": self.parts, "precision": self.precision, "statistics": statistics}
 
     def load(self, state: dict) -> None:
         """Take over what `state` gave. Raises UserError where it belongs to another network."""

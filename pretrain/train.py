@@ -2,14 +2,15 @@
 
 import contextlib
 import os
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .checkpoint import Run, read
+import torch
+
+from .checkpoint import Run, changes, read
 from .common.errors import UserError
-from .common.machine import keep_memory
+from .common.machine import keep_memory, out_of_memory
 from .common.plugins import named
 from .common.processes import refuse_in_child
 from .config import Config
@@ -66,12 +67,31 @@ def run(cfg: Config, out: Path, resume: bool = False, hooks: Hooks = ALONE) -> i
     refuse_in_child()
     folder = Run(out)
     try:
-        with Ranks(cfg.loop.device) as ranks, contextlib.ExitStack() as held:
+        with (
+            reproducible(cfg.loop.deterministic),
+            Ranks(cfg.loop.device) as ranks,
+            contextlib.ExitStack() as held,
+        ):
             return train(cfg, folder, ranks, resume, held, hooks)
     except Reported as error:
         return error.status
     except KeyboardInterrupt:
         raise UserError(f"interrupted: go on with {how_to_resume(folder)}", 130) from None
+
+
+@contextlib.contextmanager
+def reproducible(asked: bool) -> Iterator[None]:
+    """Have GPUs add in the same order each time, if asked to; an operation that cannot is an error."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    if asked:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
 
 
 def train(cfg: Config, run: Run, ranks: Ranks, resume: bool, held: contextlib.ExitStack, hooks: Hooks) -> int:
@@ -89,8 +109,11 @@ def train(cfg: Config, run: Run, ranks: Ranks, resume: bool, held: contextlib.Ex
         raise UserError(f"{source.where}: {len(source)} images are fewer than one batch: loop.batch={cfg.loop.batch}")
     if cfg.log.tensorboard:
         check_tensorboard()
+    if resume and cfg.loop.precision == "auto":
+        cfg.loop.precision = ranks.first(lambda: run.config([]).loop.precision)
     trainer = build(cfg, per_epoch, ranks)
-    start_from(trainer, run, source, resume, hooks)
+    cfg.loop.precision = trainer.precision  # `auto` is resolved once: the run's configuration holds what came of it
+    changed = start_from(trainer, run, source, resume, hooks)
     watch = open_watch(trainer, run, source, hooks)
     if not resume:
         ranks.first(lambda: run.create(cfg, held))
@@ -106,30 +129,34 @@ def train(cfg: Config, run: Run, ranks: Ranks, resume: bool, held: contextlib.Ex
         f"images; {size:.1f} M parameters, {trainer.precision} on {ranks.world} x {ranks.device.type}; batch "
         f"{trainer.shares} (images x processes x accumulation)",
     )
+    if trainer.statistics:
+        say(ranks, f"batch statistics go over {trainer.noise()['statistics']} of the {cfg.loop.batch} images of a step")
     for note in note_on_turned(source.data, len(source)) if ranks.main else ():
         say(ranks, f"note: {source.where}: {note}")
-    return Loop(trainer, run, source, watch)(evaluate_first)
+    return Loop(trainer, run, source, watch)(evaluate_first, changed)
 
 
 def build(cfg: Config, per_epoch: int, ranks: Ranks) -> Trainer:
     """The networks and all that belongs to them. Raises UserError, also where there is not enough memory."""
     try:
         return Trainer(cfg, per_epoch, ranks)
-    except (MemoryError, RuntimeError) as error:  # torch has no type of its own for a CPU's memory
-        if not isinstance(error, MemoryError) and not re.search("(allocate|enough|out of) memory", str(error)):
+    except (MemoryError, RuntimeError) as error:
+        if (text := out_of_memory(error)) is None:
             raise
-        text = (str(error).splitlines() or ["out of memory"])[0]
         raise UserError(f"the networks do not fit into memory: {text}; make network or heads smaller", 1) from None
 
 
-def start_from(trainer: Trainer, run: Run, source: ImageSource, resume: bool, hooks: Hooks) -> None:
-    """Give the networks the weights that they start from: the run's newest state, or the checkpoint `init`."""
+def start_from(trainer: Trainer, run: Run, source: ImageSource, resume: bool, hooks: Hooks) -> list[str]:
+    """Give the networks the weights that they start from: the run's newest state, or the checkpoint `init`; -> what is
+    done otherwise than before that state."""
     cfg = trainer.cfg
     if resume and (state := newest_state(cfg, run, trainer.ranks)):
         check_identity(source, state["data"])
         trainer.load(state)
-    elif cfg.init:
+        return changes(state.get("noise", {}), trainer.noise())
+    if cfg.init:
         say(trainer.ranks, load_initial(trainer.learner, cfg.init, cfg.init_format, hooks.reader()))
+    return []
 
 
 def newest_state(cfg: Config, run: Run, ranks: Ranks) -> dict | None:

@@ -27,6 +27,17 @@ def keep_memory() -> bool:
     return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
+def out_of_memory(error: BaseException) -> str | None:
+    """The first line of an error that says that memory, this machine's or a GPU's, is used up; None of any other.
+
+    torch has no type of its own for a CPU's memory, and CUDA's libraries report theirs as they like.
+    """
+    text = (str(error).splitlines() or ["out of memory"])[0]
+    used_up = r"(can't|cannot) allocate memory|not enough memory|out of memory|_ALLOC_FAILED"
+    found = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and re.search(used_up, str(error)))
+    return text if found else None
+
+
 def cache_folder() -> Path:
     """Where results of checking files are kept: `SELFPATCH_CACHE`, else ~/.cache/selfpatch-bench."""
     return Path(os.environ.get("SELFPATCH_CACHE") or "~/.cache/selfpatch-bench").expanduser()

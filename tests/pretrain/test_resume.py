@@ -23,7 +23,8 @@ from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.data.identity import check_identity, identity
 from selfpatch_bench.pretrain.data.images import open_source
 from selfpatch_bench.pretrain.monitor.log import drop_later
-from training import SELFPATCH, Jobs, environment, final, lines, pictures, same, tensors
+from selfpatch_bench.pretrain.step import Trainer
+from training import DINO, SELFPATCH, Jobs, environment, final, lines, pictures, same, tensors
 from training import one_thread as one_thread
 
 # SIGKILL before the first checkpoint, while one is written, between two, just before it gets its name, right after, at
@@ -276,8 +277,8 @@ def test_edited_config(whole, tmp_path):
     """An edit of config.yaml is an override like any other."""
     run, _ = damaged_copy(whole, tmp_path, lambda c: c)
     text = run.joinpath("config.yaml").read_text()
-    run.joinpath("config.yaml").write_text(text.replace("accumulation: 1", "accumulation: 2"))
-    with pytest.raises(UserError, match=r"loop\.accumulation is 1 in this run and cannot become 2"):
+    run.joinpath("config.yaml").write_text(text.replace("lr_batch: 256", "lr_batch: 128"))
+    with pytest.raises(UserError, match=r"schedule\.lr_batch is 256 in this run and cannot become 128"):
         pretrain_command(None, resume=run)
     run.joinpath("config.yaml").write_text(text.replace("every_steps: 2", "every_steps: 5"))
     assert pretrain_command(None, resume=run, overrides=["log.every=7"]) == 0
@@ -386,3 +387,56 @@ def test_cut(tmp_path):
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": ')
     drop_later(path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_out_of_memory_then_another_size(data, tmp_path, monkeypatch, capsys):
+    """The error names the command to go on with. The same shares go on exactly; others go on, and say what is another:
+    in the log too. With one image a share there is nothing smaller to try."""
+    micro_step = Trainer._micro_step
+
+    def hungry(self, *args):
+        if self.step == 5:
+            torch.empty(2**60, dtype=torch.uint8)
+        return micro_step(self, *args)
+
+    options = [*SELFPATCH, "network.drop_path=0.3", "loop.per_gpu=2", "loop.steps=8"]
+    monkeypatch.setattr(Trainer, "_micro_step", hungry)
+    for size, todo in (
+        (2, "try selfpatch pretrain --resume {} loop.per_gpu=1 ("),
+        (1, "make network or views smaller ("),
+    ):
+        run = tmp_path / f"of-{size}"
+        with pytest.raises(UserError) as caught:
+            pretrain_command("selfpatch", data, run, overrides=[*options, f"loop.per_gpu={size}"])
+        assert str(caught.value).startswith(f"{size} image{'s' * (size > 1)} at once do not fit into memory: ")
+        assert todo.format(run) in str(caught.value)
+        assert caught.value.status == 1
+    monkeypatch.undo()
+    runs = {name: shutil.copytree(tmp_path / "of-2", tmp_path / name) for name in ("same", "other")}
+    assert pretrain_command("selfpatch", data, tmp_path / "unbroken", overrides=options) == 0
+    assert pretrain_command(None, resume=runs["same"], overrides=["loop.accumulation=2"]) == 0
+    said = capsys.readouterr().err
+    assert "batch 4 = 2 x 1 x 2 (images x processes x accumulation)" in said
+    assert "warning" not in said
+    assert same(final(runs["same"]), final(tmp_path / "unbroken"))
+    assert pretrain_command(None, resume=runs["other"], overrides=["loop.per_gpu=1", "loop.precision=bf16"]) == 0
+    said = capsys.readouterr().err
+    assert "step 4: warning: a batch was divided into 2 shares" in said
+    (noted,) = [x for x in lines(runs["other"]) if "warning" in x]
+    assert noted["step"] == 4
+    assert "and is into 4; the precision was float32 and is bf16; from here on" in noted["warning"]
+    assert len(lines(runs["other"])) == 9
+
+
+def test_auto_precision_is_resolved_once(data, tmp_path, monkeypatch):
+    """What the first machine chose is in the configuration, and holds on one that would choose otherwise."""
+    monkeypatch.setattr(
+        "selfpatch_bench.pretrain.step.choose_precision", lambda wanted, device: wanted.replace("auto", "bf16")
+    )
+    options = [*DINO, "loop.steps=2", "schedule.warmup_epochs=0", "loop.precision=auto"]
+    assert pretrain_command("dino", data, tmp_path / "run", overrides=options) == 0
+    assert Run(tmp_path / "run").config([]).loop.precision == "bf16"
+    assert final(tmp_path / "run")["noise"] == {"shares": 1, "precision": "bf16", "statistics": 0}
+    monkeypatch.undo()
+    assert pretrain_command(None, resume=tmp_path / "run", overrides=["loop.precision=auto"]) == 0
+    assert Run(tmp_path / "run").config([]).loop.precision == "bf16"
