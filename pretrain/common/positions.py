@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -33,7 +34,15 @@ def resize_positions(
     if (h, w) == (rows, columns):
         return patches
     rule = rule_for(rule, rows, grid)
+    if patches.is_cuda and patches.requires_grad:
+        return (resizing((rows, columns), grid, rule, patches.device) @ patches.double()).to(patches.dtype)
     stored = patches.reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
+    return interpolated(stored, grid, rule).permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def interpolated(stored: Tensor, grid: tuple[int, int], rule: str) -> Tensor:
+    """[M, D, rows, columns] -> [M, D, h, w]"""
+    (h, w), (rows, columns) = grid, stored.shape[-2:]
     if rule in ("dino", ASSUMED):
         scale = ((h + 0.1) / rows, (w + 0.1) / columns)
         out = F.interpolate(stored, scale_factor=scale, mode="bicubic", recompute_scale_factor=False)
@@ -41,4 +50,20 @@ def resize_positions(
         out = F.interpolate(stored, size=(h, w), mode="bicubic", antialias=rule == "timm")
     if out.shape[-2:] != (h, w):
         raise UserError(f"positions {rows}x{columns} resized to {tuple(out.shape[-2:])} instead of {h}x{w}")
-    return out.permute(0, 2, 3, 1).flatten(1, 2)
+    return out
+
+
+def resizing(
+    stored: tuple[int, int], grid: tuple[int, int], rule: str, device: torch.device | None = None
+) -> Tensor:
+    """float64 [h*w, rows * columns]: the matrix by which stored positions become those of another grid; made on the
+    device.
+
+    A product with it has a backward pass that adds in the same order each time, which bicubic interpolation on a GPU
+    has not. Its entries are float32's, as the interpolation has them; in float64 neither autocast nor TF32 rounds the
+    product.
+    """
+    rows, columns = stored
+    with torch.no_grad():
+        single = torch.eye(rows * columns, device=device).view(1, rows * columns, rows, columns)
+        return interpolated(single, grid, rule).flatten(2)[0].t().double()

@@ -29,7 +29,7 @@ from selfpatch_bench.benchmarks.run.opened import describe
 from selfpatch_bench.benchmarks.run.runner import Options, plan, run
 from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.pretrain.common.card import Card
-from selfpatch_bench.pretrain.common.positions import resize_positions
+from selfpatch_bench.pretrain.common.positions import resize_positions, resizing
 
 SIZES = ((32, 32), (48, 48), (24, 56))  # the examples' stored grid, a larger square one, another shape
 
@@ -553,3 +553,16 @@ def test_small_file_is_recognised_without_help(file, shared):
     assert layout["plugin"] in found
     if len(found) > 1:
         assert "names alone do not tell" in " ".join(layout["notes"])
+
+
+@pytest.mark.parametrize("rule", ["dino", "timm", "size"])
+@pytest.mark.parametrize("grid", [(6, 6), (3, 7), (20, 14)])
+def test_positions_by_a_constant_matrix(rule, grid):
+    """What GPUs use where positions are trained equals the interpolation, and its gradient that one's."""
+    stored = torch.randn(1, 196, 24, requires_grad=True)
+    found = (resizing((14, 14), grid, rule) @ stored.double()).float()
+    wanted = resize_positions(stored, grid, rule)
+    assert relative(found.detach(), wanted.detach()) < 1e-6
+    pull = torch.randn_like(wanted)
+    gradients = [torch.autograd.grad(out, stored, pull)[0] for out in (found, wanted)]
+    assert relative(*gradients) < 3e-6  # the interpolation's adds up in float32
