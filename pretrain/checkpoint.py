@@ -148,8 +148,8 @@ class Run:
 
 
 def changes(before: dict, now: dict) -> list[str]:
-    """What a run does otherwise than in its stored state, as texts. before, now: of Trainer.noise(); a state of an older
-    version has none."""
+    """What a run does otherwise than in its stored state, as texts. before, now: Trainer.noise(), which a state of an
+    older version lacks."""
     texts = {
         "shares": "a batch was divided into {} shares, each with stochastic depth of its own, and is into {}",
         "precision": "the precision was {} and is {}",

@@ -140,6 +140,8 @@ class Loop:
     compile: bool = False
     # Use torch's fused attention (null: whichever is faster).
     fused_attention: bool | None = None
+    # Compute what is inside the student's blocks a second time for the gradient, to keep less: same numbers, slower.
+    checkpointing: bool = False
     # Have a GPU add in the same order each time, so that a resumed run equals an unbroken one there too; slower.
     deterministic: bool = False
 

@@ -17,7 +17,7 @@ from .data.group import Group, normalise
 from .data.shares import divide
 from .data.views import hashed
 from .distributed import Ranks
-from .model.backbone import build_backbone, check_size, set_fused_attention
+from .model.backbone import build_backbone, check_size, recompute_blocks, set_fused_attention
 from .model.network import Network, own_stream
 from .objectives import HeadSpec, Net, Step, merge
 
@@ -159,6 +159,8 @@ class Trainer:
         if fused is None:  # on CPUs it is slower in low precision
             fused = self.device.type != "cpu" or self.precision not in LOW
         set_fused_attention([self.learner.student, self.learner.teacher], fused)
+        if loop.checkpointing:
+            recompute_blocks(self.learner.student.backbone)
         self.named = self.learner.trained()
         self.statistics = [b for m in self.learner.modules() if isinstance(m, _BatchNorm) for b in m.buffers()]
         self.optimiser = optim.build_optimiser(self.named, cfg.optim)

@@ -9,6 +9,7 @@ A backbone has `num_features` (the width of a final token), `stride` (its pixels
 import difflib
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import timm
@@ -17,6 +18,7 @@ from timm.layers import PatchEmbed
 from timm.models.swin_transformer import SwinTransformer, WindowAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..common.errors import UserError
 from ..common.positions import resize_positions
@@ -148,3 +150,9 @@ def set_fused_attention(modules: Sequence[nn.Module], fused: bool) -> None:
         for part in module.modules():
             if hasattr(part, "fused_attn") and not isinstance(part, WindowAttention):
                 part.fused_attn = fused
+
+
+def recompute_blocks(backbone: nn.Module) -> None:
+    """Keep only the inputs of the blocks for the backward pass, which computes the rest again with the same noise."""
+    for block in backbone.blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)

@@ -8,6 +8,7 @@ from functools import partialmethod
 
 import pytest
 import torch
+from timm.models.vision_transformer import Block
 from torch import nn
 
 from selfpatch_bench.benchmarks.commands.pretrain import pretrain_command
@@ -57,6 +58,22 @@ def test_accumulation(feed, recipe):
     for parts in (2, 4):
         parted = advanced(feed, *PLAIN, f"loop.accumulation={parts}", recipe=recipe)
         assert difference(parted.state(), whole) < 1e-10
+
+
+def test_activation_checkpointing(feed, monkeypatch):
+    """Blocks are computed once more in the backward pass, with the same stochastic depth: equal to the last bit."""
+    calls = []
+    forward = Block.forward
+    monkeypatch.setattr(Block, "forward", lambda self, *args: calls.append(self) or forward(self, *args))
+    counts, states = [], []
+    for wanted in (False, True):
+        made = advanced(
+            feed, "network.drop_path=0.5", "schedule.warmup_epochs=0", f"loop.checkpointing={wanted}", steps=2
+        )
+        states.append(made.state())
+        counts.append(sum(b is made.learner.student.backbone.blocks[0] for b in calls))
+    assert same(*states)
+    assert counts[1] == 2 * counts[0] > 0
 
 
 def test_step_by_hand(feed):
