@@ -15,11 +15,12 @@ from .common.processes import catching
 from .data.group import Group
 from .data.identity import identity
 from .data.images import ImageSource
-from .data.loader import Batch, batches
+from .data.loader import Batch, Mover, batches
 from .distributed import Ranks, Reported
 from .monitor import collapse
 from .monitor.collapse import Signs
 from .monitor.log import Log
+from .monitor.mfu import Utilisation
 from .monitor.watch import Watch, due, evaluate
 from .step import NotFinite, Trainer
 
@@ -32,7 +33,7 @@ class Loop:
         self.trainer, self.run, self.source, self.watch = trainer, run, source, watch
         self.cfg, self.ranks, self.total = trainer.cfg, trainer.ranks, len(trainer)
         self.about = {"steps_per_epoch": trainer.per_epoch, "data": identity(source) if trainer.ranks.main else {}}
-        self.stop = Stop()
+        self.stop, self.move, self.utilisation = Stop(), Mover(trainer.device), Utilisation(trainer)
         self.log: Log | None = None  # of the first process
         self.saved = trainer.step
         self.ended_by = 0  # the signal that ends the run: the same in all processes, who must stop at the same step
@@ -49,6 +50,7 @@ class Loop:
                 signs = Signs({n: c.shape[-1] for n, c in collapse.centres(trainer.learner).items()}, self.total)
                 title = self.cfg.recipe or "pretrain"
                 self.log = stack.enter_context(Log(self.run, trainer.step, self.total, signs, log.tensorboard, title))
+                self.log.utilisation = self.utilisation
                 if changed:
                     text = "; ".join([*changed, "from here on the run is not the one that was begun"])
                     self.log.write({"step": trainer.step, "epoch": trainer.epoch, "warning": text})
@@ -104,7 +106,9 @@ class Loop:
                 raise
             self.waited += time.perf_counter() - began
             self.names += batch.names
-            yield batch.to(self.ranks.device, non_blocking=True).groups
+            groups = self.move(batch).groups
+            self.utilisation.look(groups)
+            yield groups
 
     def try_step(self, feed: Iterator[Batch]) -> bool:
         """`take_step`, with an error that says what to try where there is not enough memory."""

@@ -32,6 +32,10 @@ class Group:
     def pin_memory(self) -> "Group":
         return self._each(lambda t: t.pin_memory())
 
+    def used_on(self, stream) -> "Group":
+        """Of tensors that another CUDA stream has made: their memory is not given away before this one is done."""
+        return self._each(lambda t: t.record_stream(stream) or t)
+
     def rows(self, part: slice) -> "Group":
         """The same views of some of the images (the micro-batches of gradient accumulation); no copy."""
         return self._each(lambda t: t[:, part])

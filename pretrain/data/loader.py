@@ -52,6 +52,24 @@ class Batch:
         return replace(self, groups=[g.pin_memory() for g in self.groups])
 
 
+class Mover:
+    """Takes batches to the device. To a GPU they go from page-locked memory on a stream of their own, while the device
+    computes what it was given before; only what it is given afterwards waits for them."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, batch: Batch) -> Batch:
+        if self.stream is None:
+            return batch.to(self.device)
+        with torch.cuda.stream(self.stream):
+            moved = batch.to(self.device, non_blocking=True)
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self.stream)
+        return replace(moved, groups=[g.used_on(computing) for g in moved.groups])
+
+
 @dataclass
 class _Failure:
     """An exception on its way from a worker; raised in the main process as one line."""

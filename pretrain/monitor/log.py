@@ -5,6 +5,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,8 @@ class Log:
     log.jsonl has one object a line: step, epoch, loss, losses and the objectives' numbers by name (OBJECTIVE.TERM;
     teacher entropy and KL in nats), the numbers of collapse.py (rank, OBJECTIVE.centre_norm), grad_norm, lr,
     weight_decay, ema, images_per_s and data_wait (share of the time spent waiting for views) since the last line,
-    memory_gb (peak: of the GPU, else of this process). Losses are those of the step itself. A line may have a
+    memory_gb (peak: of the GPU, else of this process), mfu (share of the devices' dense peak, see mfu.py; null where
+    that is unknown, as on CPUs). Losses are those of the step itself. A line may have a
     `warning`, a text. Evaluations on the way have lines of their own (see watch.py).
     """
 
@@ -34,6 +36,7 @@ class Log:
         for line in drop_later(run.log_file, start):
             signs.look(line)
         self.path, self.total, self.signs = run.log_file, total, signs
+        self.utilisation: Callable[[float], float | None] = lambda images_per_s: None
         self.events = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -74,6 +77,7 @@ class Log:
             "images_per_s": round(self.images / spent, 3),
             "data_wait": round(self.waited / spent, 4),
             "memory_gb": round(peak_memory() / 2**30, 3),
+            "mfu": self.utilisation(self.images / spent),
         }
         self.restart_clock()
         if signs := self.signs.look(values):
@@ -107,8 +111,10 @@ class Log:
 
 
 def json_value(value) -> float | int | str | None:
-    """A number as JSON has it; what is not finite becomes null. A text stays."""
+    """A number as JSON has it; what is not finite or missing becomes null. A text stays."""
     value = value.item() if isinstance(value, torch.Tensor) else value
+    if value is None:
+        return None
     return value if isinstance(value, str) or math.isfinite(value) else None
 
 

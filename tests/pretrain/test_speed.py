@@ -1,0 +1,107 @@
+"""What the log says of a GPU's use, and how batches get there; on a CPU, where the streams are stand-ins."""
+
+import contextlib
+
+import pytest
+import torch
+
+from selfpatch_bench.pretrain.config import load_recipe
+from selfpatch_bench.pretrain.data.group import Group
+from selfpatch_bench.pretrain.data.loader import Batch, Mover
+from selfpatch_bench.pretrain.distributed import Ranks
+from selfpatch_bench.pretrain.monitor.mfu import Utilisation, flops, peak
+from selfpatch_bench.pretrain.step import Trainer
+from training import DINO, MOBY, same
+from training import one_thread as one_thread
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bf16", 989.4e12),
+        ("NVIDIA H100 PCIe", "fp16", 756e12),
+        ("NVIDIA A100-SXM4-80GB", "bf16", 312e12),
+        ("NVIDIA L40S", "bf16", 362e12),
+        ("Tesla V100-SXM2-32GB", "fp16", 125e12),
+        ("Tesla V100-SXM2-32GB", "bf16", None),
+        ("NVIDIA H100 80GB HBM3", "float32", None),
+        ("NVIDIA GeForce RTX 9999", "bf16", None),
+        ("", "bf16", None),
+    ],
+)
+def test_peak(name, precision, expected):
+    assert peak(name, precision) == expected
+
+
+def views(count: int, images: int, side: int) -> Group:
+    box = torch.tensor([0.0, 0, side, side]).expand(count, images, 4)
+    x = torch.randint(0, 256, (count, images, 3, side, side), dtype=torch.uint8)
+    return Group(x, box, torch.zeros(count, images, dtype=torch.bool))
+
+
+def test_flops_by_hand():
+    """Of DINO's products, by hand: 2 a multiplication, once forward and twice backward (the patches' own gradient is
+    not needed), the teacher forward on its two views only."""
+    trainer = Trainer(
+        load_recipe("dino", [*DINO, "loop.fused_attention=false", "network.drop_path=0"]), 4, Ranks("cpu")
+    )
+    dim, depth = 24, 2
+
+    def forward(tokens: int) -> tuple[int, int]:
+        """Patch embedding, and the rest with the head: 32, 32, 16 and 32 wide."""
+        block = tokens * dim * dim * (3 + 1 + 8) + 2 * tokens * tokens * dim
+        return (tokens - 1) * 192 * dim, depth * block + dim * 32 + 32 * 32 + 32 * 16 + 16 * 32
+
+    (big, rest), (small, few) = forward(17), forward(5)
+    expected = 2 * (2 * (2 * big + 3 * rest) + 2 * (2 * small + 3 * few) + 2 * (big + rest))
+    before = trainer.state()
+    assert flops(trainer, [views(2, 3, 32), views(2, 3, 16)]) == pytest.approx(expected, rel=0.02)
+    assert same(trainer.state(), before)
+    assert all(p.grad is None for _, p in trainer.named)
+
+
+def test_flops_leave_no_trace_in_running_statistics():
+    trainer = Trainer(
+        load_recipe(
+            "moby", [*MOBY, "views.rows=[{count: 2, size: 32}]", "network.class_token=true", "network.readout=token"]
+        ),
+        4,
+        Ranks("cpu"),
+    )
+    assert trainer.statistics
+    before = {k: v.clone() for k, v in trainer.learner.state_dict().items()}
+    used = Utilisation(trainer)
+    used.peak = 1e12
+    assert used(10.0) is None
+    used.look([views(2, 4, 32)])
+    assert used(10.0) == pytest.approx(10 * used.flops / 1e12)
+    assert all(torch.equal(v, before[k]) for k, v in trainer.learner.state_dict().items())
+
+
+def test_a_gpu_gets_batches_on_a_stream_of_its_own(monkeypatch):
+    """In this order: copies on the side stream, the computing stream waits, the memory is marked as its own."""
+    done = []
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def wait_stream(self, other):
+            done.append(f"{self.name} waits for {other.name}")
+
+    @contextlib.contextmanager
+    def entered(stream):
+        done.append(f"on {stream.name}")
+        yield
+        done.append(f"off {stream.name}")
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("side"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("main"))
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda self, device, non_blocking: done.append(f"copy {non_blocking}") or self
+    )
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: done.append(f"for {stream.name}"))
+    batch = Batch([views(1, 2, 8)], torch.arange(2), ["a", "b"], 0, 0)
+    Mover(torch.device("cuda", 0))(batch)
+    assert done == ["on side", *["copy True"] * 3, "off side", "main waits for side", *["for main"] * 3]
