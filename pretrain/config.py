@@ -4,6 +4,7 @@ Types are strict: an unknown key or a value of another type is a UserError that 
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
@@ -17,8 +18,9 @@ from .common.keyvalue import key_value
 from .common.plugins import Kind
 from .common.ranges import check_number, check_values
 from .options import STEPS, Config, ObjectiveEntry
-from .recipes import RECIPES
+from .recipes import RECIPES, RENAMED
 
+log = logging.getLogger(__name__)
 OBJECTIVES = Kind("objectives", Path(__file__).resolve().parent / "objectives", f"{__package__}.objectives")
 # Bounds of network.overrides, which timm's constructors do not check.
 SIZES = {"at_least": 1, "at_most": 2**14}
@@ -37,6 +39,9 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Config:
 
     Rows of views and objectives are addressed by number, objectives also by name: `objectives.selfpatch.weight=0`.
     """
+    if name in RENAMED and name not in RECIPES.scan():
+        log.warning("recipe %s is called %s", name, RENAMED[name])
+        name = RENAMED[name]
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES.get(name).path
     if not path.is_file():
         raise UserError(f"recipe {name}: no such file")

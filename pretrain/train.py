@@ -129,11 +129,27 @@ def train(cfg: Config, run: Run, ranks: Ranks, resume: bool, held: contextlib.Ex
         f"images; {size:.1f} M parameters, {trainer.precision} on {ranks.world} x {ranks.device.type}; batch "
         f"{trainer.shares} (images x processes x accumulation)",
     )
+    say(ranks, weight(trainer))
     if trainer.statistics:
         say(ranks, f"batch statistics go over {trainer.noise()['statistics']} of the {cfg.loop.batch} images of a step")
     for note in note_on_turned(source.data, len(source)) if ranks.main else ():
         say(ranks, f"note: {source.where}: {note}")
     return Loop(trainer, run, source, watch)(evaluate_first, changed)
+
+
+def weight(trainer: Trainer) -> str:
+    """What a checkpoint of the run weighs, and how much of it are heads, which no export has."""
+    learner = trainer.learner
+    trained = 3 * sum(p.nbytes for _, p in trainer.named)  # with the optimiser's two moments
+    teacher = sum(t.nbytes for t in learner.teacher.state_dict().values())
+    student = [(name, 3 * p.nbytes) for name, p in trainer.named if name.startswith("heads.")]
+    heads = sum(size for _, size in student) + sum(t.nbytes for t in learner.teacher.heads.state_dict().values())
+    total = trained + teacher + sum(b.nbytes for b in learner.objectives.buffers())
+    largest = max(student, key=lambda pair: pair[1], default=("", 0))[0].split(".")
+    of = f" ({largest[1]} most of all)" if len(largest) > 1 else ""
+    return (
+        f"a checkpoint takes {total / 1e6:.3g} MB, {heads / total:.0%} of it for heads{of}, which an export leaves out"
+    )
 
 
 def build(cfg: Config, per_epoch: int, ranks: Ranks) -> Trainer:

@@ -53,7 +53,7 @@ METHODS = {  # recipe: its options; what every method can do is tested on all of
     "ibot": IBOT,
     "sere": SERE,
     "pwself": PWSELF,
-    "pwself_repo": PWSELF,
+    "pwself_patchwise": PWSELF,
     "moby": MOBY,
     "moby_selfpatch": MOBY_SELFPATCH,
 }
@@ -229,7 +229,7 @@ class Jobs:
 def lines(folder: Path) -> list[dict]:
     """The log of a run, without what depends on the clock."""
     loaded = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in x.items() if k not in ("images_per_s", "data_wait", "memory_gb")} for x in loaded]
+    return [{k: v for k, v in x.items() if k not in ("images_per_s", "data_wait", "memory_gb", "mfu")} for x in loaded]
 
 
 def final(folder: Path) -> dict:

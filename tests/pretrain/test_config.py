@@ -30,7 +30,7 @@ def test_selfpatch_is_the_published_recipe():
         (8, 96, (0.05, 0.25), 0.5, 0.0),
     ]
     assert (cfg.network.class_token, cfg.network.readout, cfg.network.drop_path) == (False, "class_attention", 0.1)
-    assert (cfg.loop.epochs, cfg.loop.batch, cfg.checkpoint.keep_every) == (300, 1024, 10)
+    assert (cfg.loop.epochs, cfg.loop.batch, cfg.checkpoint.keep_every) == (200, 1024, 10)
 
 
 def test_dino_is_the_published_recipe():

@@ -282,7 +282,13 @@ def test_runs_under_bf16_autocast(batch):
 
 def test_small_pictures():
     """CIFAR-10's size at patch 4: 32-pixel pictures, 8 x 8 patches, local views of 4 x 4."""
-    sizes = ["views.pre_resize=null", "views.rows.0.size=32", "views.rows.1.size=32", "views.rows.2.size=16"]
+    sizes = [
+        "views.unit=patch",
+        "views.pre_resize=null",
+        "views.rows.0.size=32",
+        "views.rows.1.size=32",
+        "views.rows.2.size=16",
+    ]
     learner = tiny("network.backbone=vit_tiny_patch4", *sizes)
     assert learner.patch == 4
     assert learner.objectives["pwself"].centre.shape == (65, 20)
@@ -297,8 +303,11 @@ def test_small_pictures():
 ROW = ViewSpec(1, 96, (0.1, 0.4), blur_p=0.5, solarize_p=0.3, solarize_threshold=100)
 
 
-def test_the_two_recipes_differ_in_the_unit_only():
-    ours, theirs = (load_recipe(r) for r in ("pwself", "pwself_repo"))
+def test_the_two_recipes_differ_in_the_unit_only(caplog):
+    """The repository's is called pwself; its name of older versions still is one, with a note."""
+    ours, theirs = (load_recipe(r) for r in ("pwself_patchwise", "pwself"))
+    assert load_recipe("pwself_repo") == theirs
+    assert "recipe pwself_repo is called pwself" in caplog.text
     assert (ours.views.unit, theirs.views.unit) == ("patch", "image")
     for cfg in (ours, theirs):
         assert (cfg.views.share, cfg.views.pre_resize) == ("batch", 256)

@@ -48,7 +48,7 @@ def test_teacher_temperature_by_epoch():
 
 
 def test_a_run_of_the_selfpatch_recipe():
-    cfg = load_recipe("selfpatch", ["loop.epochs=200"])
+    cfg = load_recipe("selfpatch")
     per_epoch = 1251  # ImageNet-1k in batches of 1024
     steps = total_steps(cfg, per_epoch)
     run = optim.build_schedules(cfg.schedule, cfg.loop.batch, steps, per_epoch)

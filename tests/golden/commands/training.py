@@ -12,7 +12,7 @@ from .place import DATA, STORED, Place, quiet, sha256, summary
 from .runs import DAVIS, trained
 
 KILLED = STORED / "killed" / "run"
-CLOCK = ("images_per_s", "data_wait", "memory_gb")
+CLOCK = ("images_per_s", "data_wait", "memory_gb", "mfu")
 ROWS = (
     "views.rows=[{count: 2, size: 32, scale: [0.4, 1.0], blur_p: 0.5, solarize_p: 0.2},"
     "{count: 2, size: 16, scale: [0.1, 0.4]}]"
@@ -44,7 +44,7 @@ RECIPES = {
     "ibot": (*VIT, *heads(HEAD, "dino", "ibot")),
     "sere": (*VIT, *heads(HEAD, "dino", "ibot"), "objectives.sere.samples=5", "objectives.sere.local_samples=3"),
     "pwself": (*VIT, *heads(HEAD, "pwself"), "views.pre_resize=40"),
-    "pwself_repo": (*VIT, *heads(HEAD, "pwself"), "views.pre_resize=40"),
+    "pwself_patchwise": (*VIT, *heads(HEAD, "pwself"), "views.pre_resize=40"),
     "moby": (*SWIN, *heads(CONTRAST, "moby"), STEADY),
     "moby_selfpatch": (*VIT, *heads(CONTRAST, "moby", "moby_patch"), STEADY),
 }
