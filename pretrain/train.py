@@ -139,16 +139,19 @@ def train(cfg: Config, run: Run, ranks: Ranks, resume: bool, held: contextlib.Ex
 
 def weight(trainer: Trainer) -> str:
     """What a checkpoint of the run weighs, and how much of it are heads, which no export has."""
-    learner = trainer.learner
-    trained = 3 * sum(p.nbytes for _, p in trainer.named)  # with the optimiser's two moments
-    teacher = sum(t.nbytes for t in learner.teacher.state_dict().values())
-    student = [(name, 3 * p.nbytes) for name, p in trainer.named if name.startswith("heads.")]
-    heads = sum(size for _, size in student) + sum(t.nbytes for t in learner.teacher.heads.state_dict().values())
-    total = trained + teacher + sum(b.nbytes for b in learner.objectives.buffers())
-    largest = max(student, key=lambda pair: pair[1], default=("", 0))[0].split(".")
-    of = f" ({largest[1]} most of all)" if len(largest) > 1 else ""
+    learner, moments = trainer.learner, [(name, 2 * p.nbytes) for name, p in trainer.named]
+    networks = [learner.student.state_dict(), learner.teacher.state_dict()]
+    sizes = [(name, t.nbytes) for state in networks for name, t in state.items()] + moments
+    heads: dict[str, int] = {}
+    for name, size in sizes:
+        if name.startswith("heads."):
+            head = name.split(".")[1]
+            heads[head] = heads.get(head, 0) + size
+    own = sum(t.nbytes for t in learner.objectives.state_dict().values())
+    share, total = sum(heads.values()), sum(size for _, size in sizes) + own
+    of = f" ({max(heads, key=heads.get)} most of all)" if heads else ""
     return (
-        f"a checkpoint takes {total / 1e6:.3g} MB, {heads / total:.0%} of it for heads{of}, which an export leaves out"
+        f"a checkpoint takes {total / 1e6:.3g} MB, {share / total:.0%} of it for heads{of}, which an export leaves out"
     )
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 import re
 import sys
 from functools import partialmethod
@@ -74,6 +75,24 @@ def test_activation_checkpointing(feed, monkeypatch):
         counts.append(sum(b is made.learner.student.backbone.blocks[0] for b in calls))
     assert same(*states)
     assert counts[1] == 2 * counts[0] > 0
+
+
+def test_weight_of_a_checkpoint(feed):
+    """What a run says of it is what its tensors take."""
+    made = advanced(feed, *PLAIN, "objectives.dino.outputs=2000", "optim.freeze_epochs=0", steps=1)
+    size = sum(t.nbytes for t in tensors(made.state()).values() if t.ndim)  # Adam counts its steps in scalars
+    said = train.weight(made)
+    assert said.startswith(f"a checkpoint takes {size / 1e6:.3g} MB, ")
+    assert "% of it for heads (c_head most of all)" in said
+
+
+def test_deterministic_is_for_the_run_only(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    for asked in (False, True):
+        with train.reproducible(asked):
+            assert torch.are_deterministic_algorithms_enabled() == asked
+            assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == asked
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_step_by_hand(feed):
