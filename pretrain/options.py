@@ -136,7 +136,7 @@ class Loop:
     precision: str = one_of("auto", "float32", "bf16", "fp16", "float64")
     # auto (a GPU if there is one) | cpu | cuda | cuda:N.
     device: str = "auto"
-    # Compile the blocks of the networks (torch.compile).
+    # Compile blocks, heads and losses (torch.compile).
     compile: bool = False
     # Use torch's fused attention (null: whichever is faster).
     fused_attention: bool | None = None

@@ -18,6 +18,7 @@ from .data.shares import divide
 from .data.views import hashed
 from .distributed import Ranks
 from .model.backbone import build_backbone, check_size, recompute_blocks, set_fused_attention
+from .model.compiled import compile_networks, compile_objectives
 from .model.network import Network, own_stream
 from .objectives import HeadSpec, Net, Step, merge
 
@@ -165,10 +166,9 @@ class Trainer:
         self.statistics = [b for m in self.learner.modules() if isinstance(m, _BatchNorm) for b in m.buffers()]
         self.optimiser = optim.build_optimiser(self.named, cfg.optim)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        if loop.compile:  # block by block: they share their code, so that it is compiled once for each shape
-            for network in (self.learner.student, self.learner.teacher):
-                for block in network.backbone.blocks:
-                    block.compile(dynamic=False)  # in place: names of parameters stay
+        if loop.compile:
+            compile_networks(self.learner.student, self.learner.teacher)
+            compile_objectives(self.learner.objectives)
         self.module = ranks.wrap(self.learner)
         self.step = 0
 

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from ..common.errors import UserError
 from ..common.positions import resize_positions
 from ..options import Network
+from .droppath import take_over
 from .heads import init_linear
 from .swin import SHORT_SWIN, SWIN_OPTIONS, Swin, become_swin
 
@@ -72,6 +73,7 @@ def build_backbone(
     else:
         kinds = "not a plain ViT with learned positions, nor a plain Swin"
         raise UserError(f"network.backbone={name}: {kinds}, the kinds there are")
+    take_over(network)
     if mask_token:
         network.masked_embed = nn.Parameter(torch.zeros(1, network.embed_dim))
     check_size(network, image_size)

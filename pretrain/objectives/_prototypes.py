@@ -1,4 +1,4 @@
-"""What the objectives over prototypes share: soft cross-entropy, temperatures, the centre, and the log's numbers."""
+"""What the objectives over prototypes share: temperatures, the centre, and the log's numbers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from .. import optim
 from ..common.ranges import bounded
 from ..model.heads import PrototypeHead
 from . import Net, Objective, Step
+from ._soft_cross_entropy import CentredSoftmax, CrossEntropy
 
 
 @dataclass
@@ -56,17 +57,17 @@ class PrototypeObjective(Objective):
     def __init__(self, cfg: PrototypeConfig, net: Net):
         super().__init__(cfg, net)
         self.register_buffer("centre", torch.zeros(1, cfg.outputs))
+        self.softmax, self.cross_entropy = CentredSoftmax(), CrossEntropy(cfg.student_temperature)
 
     @torch.no_grad()
     def targets(self, logits: Tensor, step: Step, row: Tensor | int = 0) -> tuple[Tensor, Tensor]:
         """Teacher logits [..., K] -> softmax((logits - centre) / temperature) [..., K] and its entropies [...] in nats,
         at least float32. row: which of the centre's, where there are several; for each place of the axis before K."""
-        c, dtype = self.cfg, torch.promote_types(logits.dtype, torch.float32)
+        c = self.cfg
         start, epochs = c.teacher_temperature_start, c.teacher_temperature_epochs
         temperature = optim.warm_up(start, c.teacher_temperature, epochs, step.epoch)
-        log_p = ((logits.to(dtype) - self.centre[row].to(dtype)) / temperature).log_softmax(-1)
-        p = log_p.exp()
-        return p, -log_p.mul_(p).sum(-1)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        return self.softmax(logits, self.centre[row], torch.full((), temperature, dtype=dtype, device=logits.device))
 
     @staticmethod
     def stats(loss: Tensor, entropy: Tensor, images: int, centre_sum: Tensor, centre_rows) -> dict[str, Tensor]:
@@ -87,13 +88,3 @@ class PrototypeObjective(Objective):
         mean = (stats["centre_sum"] / stats["centre_rows"]).to(self.centre.dtype)
         self.centre.mul_(self.cfg.centre_momentum).add_(mean, alpha=1 - self.cfg.centre_momentum)
         return {name: stats[name] / stats["images"] for name in ("entropy", "kl")}
-
-
-def cross_entropy(targets: Tensor, logits: Tensor, temperature: float) -> Tensor:
-    """CE(target, softmax(logits / temperature)) = -target . log softmax(logits / temperature), for every row.
-
-    targets, logits [..., K] -> [...], at least float32. It is linear in the targets: the sum of several teacher views,
-    or a weighted target, gives the sum, or the weighted term.
-    """
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    return -(targets * (logits.to(dtype) / temperature).log_softmax(-1)).sum(-1)

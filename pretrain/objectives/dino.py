@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..common.ranges import one_of
 from . import HeadSpec, Net, Spec, Step, check_two_views
-from ._prototypes import PrototypeConfig, PrototypeObjective, cross_entropy, head_factory
+from ._prototypes import PrototypeConfig, PrototypeObjective, head_factory
 
 
 @dataclass
@@ -35,12 +35,12 @@ class Objective(PrototypeObjective):
         self.pairs = net.pairs
 
     def forward(self, student, teacher, groups, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        head, tau = self.cfg.head, self.cfg.student_temperature
+        head = self.cfg.head
         p, entropy = self.targets(teacher[0][head], step)  # [G, B, K], [G, B]
         every, loss = p.sum(0), 0.0
         for g, out in enumerate(student):
             targets = every if g else every - p  # a global view is not compared with itself
-            loss = loss + cross_entropy(targets, out[head], tau).sum()
+            loss = loss + self.cross_entropy(targets, out[head]).sum()
         images = p.shape[1]
         loss = loss / (images * self.pairs)
         seen = [t[head] for t in (teacher if self.cfg.centre_views == "all" else teacher[:1])]

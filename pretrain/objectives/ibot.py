@@ -14,7 +14,7 @@ from ..common.errors import UserError
 from ..common.ranges import bounded
 from ..model.heads import PrototypeHead, WeightNormLinear
 from . import HeadSpec, Net, Spec, Step
-from ._prototypes import PrototypeConfig, PrototypeObjective, cross_entropy, head_factory
+from ._prototypes import PrototypeConfig, PrototypeObjective, head_factory
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Objective(PrototypeObjective):
         p, entropy = self.targets(every[mask.flatten()], step)  # [R, K], [R]
         masked = mask.sum(1)
         weight = (1 / (masked.clamp(min=1) * len(mask)).to(p)).repeat_interleave(masked, output_size=len(p))
-        loss = (weight * cross_entropy(p, logits, c.student_temperature)).sum()
+        loss = (weight * self.cross_entropy(p, logits)).sum()
         images, centre_sum = groups[0].x.shape[1], every.sum(0, dtype=p.dtype)
         stats = self.stats(loss, (weight * entropy).sum(), images, centre_sum, len(every))
         # In the log, entropy and divergence are means over the views that have a mask.

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..common.ranges import one_of
 from ..geometry import match
 from . import HeadSpec, Net, Spec, Step, check_two_views
-from ._prototypes import PrototypeConfig, PrototypeObjective, cross_entropy, head_factory
+from ._prototypes import PrototypeConfig, PrototypeObjective, head_factory
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Objective(PrototypeObjective):
         for g, out in enumerate(student):
             source, weight = self.partners(groups, g, p.dtype)
             mixed = F.embedding_bag(source, p, mode="sum", per_sample_weights=weight)  # of all teacher's views
-            loss = loss + cross_entropy(mixed, out[self.cfg.head].flatten(0, 2), self.cfg.student_temperature).sum()
+            loss = loss + self.cross_entropy(mixed, out[self.cfg.head].flatten(0, 2)).sum()
             entropy = entropy + (weight * entropies[source]).sum()
         loss, entropy = (x / (images * self.pairs) for x in (loss, entropy))
         sums = seen.sum((0, 1), dtype=p.dtype)  # [1 + N, K]

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..common.ranges import bounded
 from . import HeadSpec, Net, Spec, Step
 from ._neighbours import NeighbourConfig
-from ._prototypes import PrototypeConfig, PrototypeObjective, cross_entropy, head_factory
+from ._prototypes import PrototypeConfig, PrototypeObjective, head_factory
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Objective(PrototypeObjective):
         loss, entropy, centre_sum, rows = 0.0, 0.0, 0.0, 0
         for s, t in pairs:  # [V, B, N, K] each; every view weighs the same, however many patches it has
             p, entropies = self.targets(t, step)
-            loss = loss + len(s) / views * cross_entropy(p, s, self.cfg.student_temperature).mean()
+            loss = loss + len(s) / views * self.cross_entropy(p, s).mean()
             entropy = entropy + len(s) / views * entropies.mean()
             centre_sum, rows = centre_sum + t.sum((0, 1, 2), dtype=p.dtype), rows + entropies.numel()
         images = pairs[0][0].shape[1]

@@ -18,7 +18,7 @@ from ..geometry import overlap_grid, sampling
 from ..model.batchnorm import BatchNorm
 from . import HeadSpec, Net, Spec, Step, check_two_views
 from . import Objective as Base
-from ._prototypes import cross_entropy
+from ._soft_cross_entropy import CrossEntropy
 
 
 @dataclass
@@ -77,6 +77,7 @@ class Objective(Base):
     def __init__(self, cfg: Config, net: Net):
         super().__init__(cfg, net)
         self.grids, self.heads, self.pairs = net.grids, net.heads, net.pairs
+        self.cross_entropy = CrossEntropy()
 
     def forward(self, student, teacher, groups, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         losses, stats = {}, {}
@@ -100,7 +101,7 @@ class Objective(Base):
         for g, q in enumerate(student):
             own = relation(q.transpose(2, 3), 1 / q.shape[2])  # [V, B, D, D]
             targets = every if g else every - p  # a global view is not compared with itself
-            loss = loss + cross_entropy(targets, own, 1).sum()
+            loss = loss + self.cross_entropy(targets, own).sum()
         return loss / (self.pairs * teacher.shape[3])
 
     def spatial(self, student: list[Tensor], teacher: Tensor, groups) -> Tensor:
@@ -112,7 +113,7 @@ class Objective(Base):
                 continue
             z, q, overlap = self.aligned(views, teacher, groups, g)
             p = relation(z, scale / self.cfg.spatial_temperature).softmax(-1)
-            terms.append(cross_entropy(p, relation(q, scale), 1).mean((2, 3)))  # over heads and points: [P, B]
+            terms.append(self.cross_entropy(p, relation(q, scale)).mean((2, 3)))  # over heads and points: [P, B]
             overlaps.append(overlap)
         loss, overlap = torch.cat(terms), torch.cat(overlaps)  # [pairs, B]
         if self.cfg.no_overlap == "drop":

@@ -30,7 +30,7 @@ from plain_pretrain import (
 from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.config import OBJECTIVES, load_recipe
 from selfpatch_bench.pretrain.objectives import HeadSpec, Spec, Step, merge
-from selfpatch_bench.pretrain.objectives._prototypes import cross_entropy
+from selfpatch_bench.pretrain.objectives._soft_cross_entropy import CrossEntropy
 from selfpatch_bench.pretrain.step import Learner
 
 
@@ -249,7 +249,7 @@ def test_cross_entropy_of_half_precision_keeps_small_gradients():
     z = torch.randn(4, 50).half().requires_grad_()
     targets = torch.randn(4, 50).softmax(-1)
     scale = 2.0**16  # GradScaler's
-    (cross_entropy(targets, z, 0.1).sum() * 1e-6 * scale).backward()
+    (CrossEntropy(0.1)(targets, z).sum() * 1e-6 * scale).backward()
     exact = z.detach().double().requires_grad_()
     plain = -(targets * (exact / 0.1).log_softmax(-1)).sum()
     (plain * 1e-6 * scale).backward()

@@ -5,12 +5,11 @@ import math
 import os
 import re
 import sys
-from functools import partialmethod
+from functools import partial
 
 import pytest
 import torch
 from timm.models.vision_transformer import Block
-from torch import nn
 
 from selfpatch_bench.benchmarks.commands.pretrain import pretrain_command
 from selfpatch_bench.pretrain import optim, train
@@ -408,9 +407,27 @@ def test_tensorboard(data, tmp_path):
 
 
 def test_compile(feed, monkeypatch):
-    """Compiled blocks give the same results (float64: only sums in another order). What is ours is the graph, which
+    """Compiled parts give the same results (float64: only sums in another order). What is ours is the graph, which
     aot_eager makes like every backend; kernels are torch's."""
-    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
-    plain = advanced(feed, *PLAIN, steps=2)
-    compiled = advanced(feed, *PLAIN, "loop.compile=true", steps=2)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    plain = advanced(feed, *PLAIN, steps=1, recipe="dino")
+    compiled = advanced(feed, *PLAIN, "loop.compile=true", steps=1, recipe="dino")
     assert difference(compiled.state(), plain.state()) < 1e-9
+
+
+def test_nothing_falls_back_at_depth_12(feed, monkeypatch):
+    """With the recipe's own stochastic depth, whose rate differs from block to block, torch.compile gives up no call,
+    at its default limit of eight graphs a function."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    made = trainer(
+        'network.overrides={"embed_dim": 24, "depth": 12, "num_heads": 2}', "network.drop_path=0.1", "loop.compile=true"
+    )
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    made.advance(feed[0])
+    assert counters["frames"]["total"] == counters["frames"]["ok"] > 0
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] < 24
