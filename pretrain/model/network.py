@@ -14,6 +14,7 @@ from ..geometry import neighbours
 from ..objectives import INPUTS, Aggregated, HeadSpec, Spec
 from ..options import Network as NetworkConfig
 from .backbone import Tokens, build_backbone, tokens
+from .heads import WeightNormLinear
 from .readout import ClassAttentionReadout, build_readout
 
 Outputs = list[dict[str, Tensor] | None]  # per group: head name -> [V, B, K] or [V, B, N, K]
@@ -54,6 +55,9 @@ class Network(nn.Module):
                 with own_stream(seed, f"heads.{name}"):
                     self.heads[name] = head.derive(self.heads[head.shares])
             self.specs[name] = head
+        for part in self.heads.modules():
+            if isinstance(part, WeightNormLinear):
+                part.exact = side == "teacher"
 
     def width(self, source: str | Aggregated) -> int:
         """Width of a head's input; that of another head's output is found by running it."""

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from plain_pretrain import (  # noqa: F401
@@ -246,6 +247,21 @@ def test_prototype_head_written_out():
     up = torch.randn(30, 10, dtype=torch.float64)
     grads = (torch.autograd.grad((out * up).sum(), (v, g), retain_graph=True) for out in (ours, plain))
     assert max(relative(a, b) for a, b in zip(*grads, strict=True)) < 1e-12
+
+
+def test_a_teachers_cosines_are_float32_under_autocast():
+    """Divided by 0.04, cosines of bf16 are wrong by up to 0.09 in log-probabilities; and rows do not matter."""
+    head = PrototypeHead(24, 512, 32, 16)
+    x = torch.randn(32, 24)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        bottleneck = F.normalize(head.mlp(x), dim=-1)
+        plain = head(x)
+        head.last_layer.exact = True
+        exact, one = head(x), head(x[:1])
+    expected = F.linear(bottleneck.float(), F.normalize(head.last_layer.weight_v, dim=1))
+    log_p, moved, near = ((y.float() / 0.04).log_softmax(-1) for y in (expected, plain, exact))
+    assert (plain.dtype, exact.dtype, one.dtype) == (torch.bfloat16, torch.float32, torch.float32)
+    assert (near - log_p).abs().max() < 1e-3 < 0.02 < (moved - log_p).abs().max()
 
 
 def test_frozen_gain_has_no_gradient():
