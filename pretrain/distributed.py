@@ -3,6 +3,7 @@
 import gc
 import os
 import socket
+import warnings
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
@@ -158,6 +159,7 @@ class Ranks:
         if not self.joined:
             return module
         # Some parameters may have no gradient (a readout that only a switched-off objective would use).
+        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
         return nn.parallel.DistributedDataParallel(
             module,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,

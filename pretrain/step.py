@@ -1,7 +1,6 @@
 """One optimiser step, and the state that it changes. No method has a name here: see objectives/."""
 
 import contextlib
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -191,16 +190,18 @@ class Trainer:
         optimiser.zero_grad(set_to_none=True)
         sums = self._backward(self._micro_batches(groups) if isinstance(groups, list) else groups)
         flags = torch.zeros(self.ranks.world, device=self.device)
-        flags[self.ranks.rank] = flag
+        flags[self.ranks.rank].fill_(flag)
         sums = self.ranks.add(sums | {"flag": flags})
-        flag = int(sums.pop("flag").max())
+        flags = sums.pop("flag")
         total, images = sums.pop("loss") / self.parts, sums.pop("images")
         losses = {k.removeprefix("loss "): sums.pop(k) / self.parts for k in list(sums) if k.startswith("loss ")}
         self.scaler.unscale_(optimiser)
         norms = optim.clip((p for _, p in self.named), cfg.clip, cfg.clip_mode)
         norm = norms.max() if len(norms) else norms.sum()
         # With a scaler, gradients that are too large are its business: it leaves the step out and lowers the scale.
-        finite = torch.isfinite(torch.stack([total, total if self.scaler.is_enabled() else norm.to(total)])).tolist()
+        finite = torch.isfinite(torch.stack([total, total if self.scaler.is_enabled() else norm.to(total)]))
+        # The only wait for the device in a step: one message for all that is asked.
+        *finite, flag = torch.cat([finite, flags.max()[None]]).int().tolist()
         if not all(finite):
             optimiser.zero_grad(set_to_none=True)
             raise NotFinite("gradients" if finite[0] else "loss")
@@ -241,8 +242,7 @@ class Trainer:
         torch.manual_seed(hashed(self.cfg.seed, _NOISE, self.step, part))
         silent = contextlib.nullcontext() if last or self.module is self.learner else self.module.no_sync()
         cast = LOW.get(self.precision)
-        with silent, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
+        with silent:
             with torch.autocast(self.device.type, cast, enabled=cast is not None):
                 total, losses, stats = self.module(rows, Step(self.step, self.epoch, part, self.parts))
             self.scaler.scale(total / accumulation).backward()

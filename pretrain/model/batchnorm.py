@@ -20,7 +20,7 @@ class BatchNorm(nn.BatchNorm1d):
         if not self.training or (len(rows) > 1 and not distributed()):  # the fused kernel
             return super().forward(rows).view_as(x)
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        sums, count = summed(torch.cat([rows.sum(0), rows.new_tensor([len(rows)])])).split([rows.shape[1], 1])
+        sums, count = summed(torch.cat([rows.sum(0), rows.new_full((1,), len(rows))])).split([rows.shape[1], 1])
         mean = sums / count
         variance = summed((rows - mean).square().sum(0)) / count
         with torch.no_grad():

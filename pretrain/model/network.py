@@ -96,8 +96,9 @@ class Network(nn.Module):
         if wanted & {"patch", "tokens"}:
             inputs["patch"] = self.readout.norm(toks.patch)
         if "masked" in wanted:
-            hidden = group.mask.flatten(0, 1).flatten(1)
-            inputs["masked"] = inputs["patch"][hidden] if "patch" in inputs else self.readout.norm(toks.patch[hidden])
+            hidden = group.masked()
+            at = inputs.get("patch", toks.patch).flatten(0, 1).index_select(0, hidden)
+            inputs["masked"] = at if "patch" in inputs else self.readout.norm(at)
         if wanted & {"image", "tokens"}:
             inputs["image"] = self.image(toks, cached, inputs.get("patch"))
         if "tokens" in wanted:

@@ -34,7 +34,7 @@ class ContrastObjective(Objective):
     def stats(positive: Tensor, keys: Tensor) -> dict[str, Tensor]:
         """positive: sum of the cosines of the unit keys [..., C] with their queries."""
         rows = keys.flatten(0, -2)
-        return {"positive": positive, "keys_sum": rows.sum(0), "rows": rows.new_tensor(len(rows))}
+        return {"positive": positive, "keys_sum": rows.sum(0), "rows": rows.new_full((), len(rows))}
 
     def update(self, stats: dict[str, Tensor]) -> dict[str, Tensor]:
         """Put the whole batch's `keys`, if there are any, into the queues; -> `positive`, the mean cosine of queries

@@ -78,9 +78,9 @@ class PrototypeObjective(Objective):
         return {
             "entropy": entropy * images,
             "kl": (loss - entropy) * images,
-            "images": loss.new_tensor(images),
+            "images": loss.new_full((), images),
             "centre_sum": centre_sum.view(-1, centre_sum.shape[-1]),
-            "centre_rows": torch.as_tensor(centre_rows, dtype=loss.dtype, device=loss.device),
+            "centre_rows": centre_rows.to(loss) if isinstance(centre_rows, Tensor) else loss.new_full((), centre_rows),
         }
 
     def update(self, stats: dict[str, Tensor]) -> dict[str, Tensor]:

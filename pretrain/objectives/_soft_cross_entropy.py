@@ -26,8 +26,9 @@ class CrossEntropy(nn.Module):
 
     def forward(self, targets: Tensor, logits: Tensor) -> Tensor:
         k = logits.shape[-1]
+        views = logits.shape[: logits.ndim - targets.ndim].numel()
         p = targets.detach().reshape(-1, k)
-        return _CrossEntropy.apply(p, logits.reshape(-1, len(p), k), self.temperature).view(logits.shape[:-1])
+        return _CrossEntropy.apply(p, logits.reshape(views, len(p), k), self.temperature).view(logits.shape[:-1])
 
 
 class _CrossEntropy(torch.autograd.Function):

@@ -62,7 +62,7 @@ class Objective(PrototypeObjective):
         if every.shape[1] != self.centre.shape[1]:
             given = f"{every.shape[1]} of the head {c.shares} that it shares"
             raise UserError(f"objective ibot: outputs={c.outputs} has to be the {given}; or set own_last_layer=true")
-        p, entropy = self.targets(every[mask.flatten()], step)  # [R, K], [R]
+        p, entropy = self.targets(every[groups[0].masked()], step)  # [R, K], [R]
         masked = mask.sum(1)
         weight = (1 / (masked.clamp(min=1) * len(mask)).to(p)).repeat_interleave(masked, output_size=len(p))
         loss = (weight * self.cross_entropy(p, logits)).sum()

@@ -39,6 +39,7 @@ class Objective(PrototypeObjective):
         tokens = 1 + net.grids[0][0] * net.grids[0][1]
         count = {"position": tokens, "kind": 2, "prototype": 1}[cfg.centre]
         self.register_buffer("row", torch.arange(tokens).clamp(max=count - 1), persistent=False)  # of a token's centre
+        self.register_buffer("tokens", torch.bincount(self.row, minlength=count), persistent=False)  # of a centre
         self.register_buffer("centre", torch.zeros(count, cfg.outputs))
 
     def forward(self, student, teacher, groups, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -54,7 +55,7 @@ class Objective(PrototypeObjective):
         loss, entropy = (x / (images * self.pairs) for x in (loss, entropy))
         sums = seen.sum((0, 1), dtype=p.dtype)  # [1 + N, K]
         centre_sum = torch.zeros_like(self.centre, dtype=p.dtype).index_add_(0, self.row, sums)
-        rows = torch.bincount(self.row, minlength=len(self.centre)).to(p) * count * images
+        rows = self.tokens.to(p) * count * images
         return {"tokens": loss}, self.stats(loss, entropy, images, centre_sum, rows[:, None])
 
     @torch.no_grad()

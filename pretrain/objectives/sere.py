@@ -6,6 +6,7 @@ Self-Supervised Transformer, TPAMI 2023. It is the two self-relation terms alone
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -86,7 +87,7 @@ class Objective(Base):
             if weight := getattr(self.cfg, name):
                 mean = term([s[name] for s in student], teacher[0][name], groups) / images
                 losses[name] = weight * mean
-                stats |= {f"{name}_sum": mean.detach() * images, "images": mean.detach().new_tensor(images)}
+                stats |= {f"{name}_sum": mean.detach() * images, "images": mean.detach().new_full((), images)}
         return losses, stats
 
     def update(self, stats: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -127,15 +128,23 @@ class Objective(Base):
         the pairs overlap [P, B] (1 or 0).
         """
         pairs = [(t, v) for t in range(len(teacher)) for v in range(len(student)) if g or v != t]
-        a, b, (t, v) = groups[0], groups[g], map(list, zip(*pairs, strict=True))
-        boxes = (x.flatten(0, 1) for x in (a.box[t], a.flip[t], b.box[v], b.flip[v]))
+        a, b, (t, v) = groups[0], groups[g], zip(*pairs, strict=True)
+        boxes = (chosen(x, at).flatten(0, 1) for x, at in ((a.box, t), (a.flip, t), (b.box, v), (b.flip, v)))
         *grids, valid = overlap_grid(*boxes, self.cfg.local_samples if g else self.cfg.samples)
         features = []
-        for x, hw, grid in ((teacher[t], self.grids[0], grids[0]), (student[v], self.grids[g], grids[1])):
+        for x, hw, grid in (
+            (chosen(teacher, t), self.grids[0], grids[0]),
+            (chosen(student, v), self.grids[g], grids[1]),
+        ):
             # Where nothing overlaps all points are alike, zeros or a repeated corner: even relations, no gradient.
             matrix = sampling(grid, hw, self.cfg.border == "repeat", x.dtype).unflatten(0, x.shape[:2])
             features.append((matrix @ x).unflatten(-1, (self.heads, -1)).transpose(2, 3))
         return *features, valid.view(x.shape[:2])
+
+
+def chosen(x: Tensor, views: Sequence[int]) -> Tensor:
+    """x[views], without a list of indices that has to be copied to the device."""
+    return torch.stack([x[v] for v in views])
 
 
 def relation(x: Tensor, scale: float) -> Tensor:
