@@ -53,9 +53,7 @@ def interpolated(stored: Tensor, grid: tuple[int, int], rule: str) -> Tensor:
     return out
 
 
-def resizing(
-    stored: tuple[int, int], grid: tuple[int, int], rule: str, device: torch.device | None = None
-) -> Tensor:
+def resizing(stored: tuple[int, int], grid: tuple[int, int], rule: str, device: torch.device | None = None) -> Tensor:
     """float64 [h*w, rows * columns]: the matrix by which stored positions become those of another grid; made on the
     device.
 
