@@ -126,7 +126,8 @@ class Loop:
         """One optimiser step and its line of the log, where one is due; False if the run was stopped before it."""
         trainer = self.trainer
         epoch, step = trainer.epoch, trainer.step + 1
-        shown = step % self.cfg.log.every == 0 or step == self.total
+        # The first line says what later ones are held against: rank and centres of a network that has learned nothing.
+        shown = step % self.cfg.log.every == 0 or step in (1, self.total)
         try:
             outcome = trainer.advance(self.micro_batches(feed), self.stop.signal)
         except Cut:

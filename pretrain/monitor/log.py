@@ -5,7 +5,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +23,11 @@ class Log:
     """Numbers of a run's steps; a context manager. Only the first process has one.
 
     log.jsonl has one object a line: step, epoch, loss, losses and the objectives' numbers by name (OBJECTIVE.TERM;
-    teacher entropy and KL in nats), the numbers of collapse.py (rank, OBJECTIVE.centre_norm), grad_norm, lr,
-    weight_decay, ema, images_per_s and data_wait (share of the time spent waiting for views) since the last line,
-    memory_gb (peak: of the GPU, else of this process), mfu (share of the devices' dense peak, see mfu.py; null where
-    that is unknown, as on CPUs). Losses are those of the step itself. A line may have a
-    `warning`, a text. Evaluations on the way have lines of their own (see watch.py).
+    teacher entropy and KL in nats), the numbers of collapse.py (rank, OBJECTIVE.centre_norm, OBJECTIVE.entropy_share),
+    grad_norm, lr, weight_decay, ema, images_per_s and data_wait (share of the time spent waiting for views) since the
+    last line, memory_gb (peak: of the GPU, else of this process), mfu (share of the devices' dense peak, see mfu.py;
+    null where that is unknown, as on CPUs). Losses are those of the step itself. A line may have a `warning`, a text.
+    Evaluations on the way have lines of their own (see watch.py).
     """
 
     def __init__(self, run: Run, start: int, total: int, signs: Signs, tensorboard: bool = False, title: str = ""):
@@ -80,11 +80,11 @@ class Log:
             "mfu": self.utilisation(self.images / spent),
         }
         self.restart_clock()
+        values |= self.signs.shares(values)
         if signs := self.signs.look(values):
             values["warning"] = "; ".join(signs)
         self.write(values)
-        text = f"loss {values['loss']:.4f}  {values['images_per_s']:.4g} images/s"
-        self.reporter(values["step"], self.total, text)
+        self.reporter(values["step"], self.total, progress_text(values))
         return values
 
     def write(self, values: dict) -> None:
@@ -108,6 +108,21 @@ class Log:
         """Show a picture, uint8 RGB [H, W, 3], in TensorBoard."""
         if self.events:
             self.events.add_image(name, image, step, dataformats="HWC")
+
+
+SHOWN = {"kl": "KL {:.3g}", "entropy_share": "H/lnK {:.3f}", "alike": "alike {:.3f}"}  # of each objective
+
+
+def progress_text(line: Mapping) -> str:
+    """A step's line of the log in short: the loss, and beside it what tells whether the network learns."""
+    parts: dict[str, list[str]] = {}
+    for key, value in line.items():
+        name, _, what = key.rpartition(".")
+        if what in SHOWN and value is not None:
+            parts.setdefault(name, []).append(SHOWN[what].format(value))
+    shown = [f"{name}: {' '.join(texts)}" for name, texts in parts.items()]
+    shown += [f"rank {rank:.3g}"] if (rank := line.get("rank")) is not None else []
+    return "  ".join([f"loss {line['loss']:.4f}", *shown, f"{line['images_per_s']:.4g} images/s"])
 
 
 def json_value(value) -> float | int | str | None:

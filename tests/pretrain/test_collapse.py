@@ -74,13 +74,65 @@ def test_warned_once(words):
 
 
 @pytest.mark.parametrize("words", BAD)
-def test_the_first_half_of_a_run_is_not_judged(words):
-    """A network begins uniform: lines until half of the steps do not even count."""
+def test_the_first_half_counts_and_is_not_spoken_of(words):
+    """A network begins uniform: nothing is said before half of the run; what the lines before it show is said then."""
     signs, bad = Signs({"one": 1000}, STEPS), BAD[words]
     assert not warned(signs, 1, start=1)
-    assert not warned(signs, 99, start=2, **bad)
-    assert not warned(signs, 2, start=101, **bad)
-    assert len(warned(signs, 1, start=103, **bad)) == 1
+    assert not warned(signs, 98, start=2, **bad)
+    assert len(warned(signs, 1, start=100, **bad)) == 1
+    signs = Signs({"one": 1000}, STEPS)
+    assert not warned(signs, 97, start=1)
+    assert not warned(signs, 2, start=98, **bad)
+    assert len(warned(signs, 1, start=100, **bad)) == 1
+
+
+@pytest.mark.parametrize("every", [1, 10, 50])
+def test_a_collapse_at_the_very_start(every):
+    """Between the first line and the second: the first one says what there was, in a run of five lines, too."""
+    signs, before = Signs({"one": 1000}, STEPS), HEALTHY | {"loss": 1.0, "rank": 9.0, "one.centre_norm": 0.1}
+    assert not signs.look(before | {"step": 1})
+    after = before | {"rank": 1.3, "one.centre_norm": 2.5}
+    said = {step: texts for step in range(every, STEPS + 1, every) if (texts := signs.look(after | {"step": step}))}
+    ((step, (text,)),) = said.items()
+    assert step == max(STEPS // 2, every * collapse.PATIENCE)
+    assert "is 1.3, it was 9: " in text
+    assert "its norm: one's from 0.1 to 2.5" in text
+
+
+COLD, SLOW = "teacher temperature", "slower teacher (schedule.ema nearer to 1) or a lower schedule.lr"
+
+
+@pytest.mark.parametrize(
+    ("rank", "changed", "advice"),
+    [
+        (30.0, {"one__entropy": 0.999 * TOP}, f"a lower {COLD}"),
+        (30.0, {"one__entropy": 0.001 * TOP}, f"a higher {COLD}"),
+        (None, {"one__entropy": 0.999 * TOP}, f"a lower {COLD}"),
+        (1.3, {"one__entropy": 0.999 * TOP}, SLOW),
+        (1.3, {"one__entropy": 0.001 * TOP}, SLOW),
+        (1.3, {}, SLOW),
+        (30.0, {"keys__alike": 0.999}, SLOW),
+    ],
+)
+def test_the_advice_fits_the_sign(rank, changed, advice):
+    """A temperature is spoken of where the network tells images apart, and a slower teacher where it does not."""
+    signs = Signs({"one": 1000}, STEPS)
+    assert not warned(signs, 3)
+    texts = warned(signs, 3, rank=rank, **changed)
+    assert texts
+    for text in texts:
+        assert advice in text
+        assert (COLD in text) != (SLOW in text)
+        assert ("centre_momentum" in text) == (SLOW in text)
+
+
+def test_no_centre_is_spoken_of_where_there_is_none():
+    """MoBY's advice."""
+    signs = Signs({}, STEPS)
+    log = [{"step": i + 100, "loss": 1.0, "keys.alike": 0.999, "rank": 1.0 if i else 9.0} for i in range(9)]
+    texts = [text for line in log for text in signs.look(line)]
+    assert len(texts) == 2
+    assert all(SLOW in text and "centre" not in text for text in texts)
 
 
 def test_healthy_lines_and_missing_numbers():
@@ -145,16 +197,20 @@ def test_numbers_are_the_teachers(data, monkeypatch, recipe, parts, rows):
 
 def test_a_run_that_collapses(data, tmp_path, capsys):
     """A teacher's temperature of 1000 makes its output uniform: said in the log and on the screen, once, by the third
-    line of the second half; a run that goes on from there says what the whole one says."""
-    given = [*DINO, "loop.steps=8", "schedule.warmup_epochs=0", "checkpoint.every_steps=1"]
+    line; a run that goes on from there says what the whole one says. The first step has a line, whatever log.every is;
+    log and progress have KL, entropy / log K and rank beside the loss."""
+    given = [*DINO, "loop.steps=8", "schedule.warmup_epochs=0", "checkpoint.every_steps=1", "log.every=4"]
     hot = ["objectives.dino.teacher_temperature=1000", "objectives.dino.teacher_temperature_start=1000"]
     run = tmp_path / "run"
     assert pretrain_command("dino", data, run, overrides=[*given, *hot]) == 0
     whole = lines(run)
-    (line,) = [x for x in whole if "warning" in x]
-    assert line["step"] == 4 + collapse.PATIENCE
-    assert line["warning"].startswith("dino: the teacher's output is nearly uniform")
-    assert capsys.readouterr().err.count("step 7: warning: dino: ") == 1
+    assert [x["step"] for x in whole] == [1, 4, 8]
+    assert [x["step"] for x in whole if "warning" in x] == [8]
+    assert whole[-1]["warning"].startswith("dino: the teacher's output is nearly uniform")
+    assert [x["dino.entropy_share"] for x in whole] == pytest.approx([x["dino.entropy"] / math.log(32) for x in whole])
+    said, last = capsys.readouterr().err, whole[-1]
+    assert said.count("step 8: warning: dino: ") == 1
+    assert f"loss {last['loss']:.4f}  dino: KL {last['dino.kl']:.3g} H/lnK 1.000  rank {last['rank']:.3g}  " in said
     (run / "checkpoints/step-00000008.pt").unlink()
     assert pretrain_command(None, resume=run) == 0
     assert lines(run) == whole

@@ -65,10 +65,12 @@ def train(place: Place, name: str, recipe: str, *values: str, kill: str | None =
 
 
 def ended(place: Place, run: Path) -> str:
-    """The log of a run, and a line on each part of its last checkpoint."""
+    """The log of a run, and a line on each part of its last checkpoint. (entropy_share is entropy over log K.)"""
     lines = []
     for line in (place.folder / run / "log.jsonl").read_text().splitlines():
-        lines.append(json.dumps({k: v for k, v in json.loads(line).items() if k not in CLOCK}))
+        lines.append(
+            json.dumps({k: v for k, v in json.loads(line).items() if k not in CLOCK and not k.endswith("_share")})
+        )
     last = max((place.folder / run / "checkpoints").glob("step-*.pt"))
     state = torch.load(last, weights_only=True)
     parts = [f"{key}: {summary(state[key])}" for key in ("student", "teacher", "objectives", "optimizer")]
@@ -79,6 +81,7 @@ def recipes(place: Place) -> dict[str, str]:
     """Five steps of every recipe: a file for each. And of dino with weights to start from and evaluations on the way,
     for which training asks the other half of the program."""
     there = re.findall(r"^(\w+)", place("ls", "recipes").out, re.MULTILINE)
+    there = [name for name in there if not name.endswith("_small")]  # the same objectives with other values
     assert there == sorted(RECIPES), f"other recipes than those that are trained here: {there}"
     found = {}
     for name, values in RECIPES.items():
