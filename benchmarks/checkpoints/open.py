@@ -18,7 +18,7 @@ from ..backbones.encoder import Encoder
 from . import completeness
 from .recognise import Reading, readings
 from .state import read_file
-from .stated import facts_of, heads_from, normalisation_from, text_of, usual_heads
+from .stated import facts_of, heads_from, normalisation_from, text_of, trained_for, usual_heads
 
 SEEN = {"depth", "depths", "blocks", "qkv_bias", "registers", "patch", "dim"}  # of a card: what its weights show
 NETWORKS = ("teacher", "student", "online")  # what --weights takes
@@ -31,6 +31,7 @@ class Checkpoint:
     reading: the format that won; `card` is its card completed by overrides, the file's own statements and the zoo, and
     `facts` says where each of these came from, and repeats the warnings for the record. rivals: formats that claim the
     file equally and read it differently (then `format` needs to be given). lacking: what keeps a task from running.
+    trained: how long, if the file says so.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class Checkpoint:
     fingerprint: str
     row: str | None  # 'METHOD|BACKBONE' of the published row that this very file made, by the zoo
     warnings: list[str] = field(default_factory=list)  # what is unusual, or was given and has no effect
+    trained: str | None = None
 
     @property
     def accounting(self) -> str:
@@ -55,11 +57,12 @@ class Checkpoint:
         return f"{n}/{n} tensors, {size} parameters, 0 missing, {len(dropped)} dropped{why}"
 
 
-def look_untrained(weights: Mapping[str, Tensor]) -> str | None:
+def look_untrained(weights: Mapping[str, Tensor], trained: str | None = None) -> str | None:
     """Why the weights look like an initialisation, or None.
 
     A trained network has moved its LayerNorms off 1 and 0, and neighbouring positions have become alike; its batch
-    norms have seen pictures.
+    norms have seen pictures. Positions take long to become alike, while one step moves the norms: where the file says
+    that the network was `trained`, however briefly, positions are no sign.
     """
     matrices = {k: v for k, v in weights.items() if v.ndim > 1 and k.endswith(".weight")}
     if zero := [k for k, v in matrices.items() if not v.any()]:
@@ -71,7 +74,7 @@ def look_untrained(weights: Mapping[str, Tensor]) -> str | None:
     if norms and all(torch.all(v == (1 if k.endswith("weight") else 0)) for k, v in norms.items()):
         return "every LayerNorm is still 1 and 0"
     positions = weights.get("pos_embed")
-    if positions is not None and positions.shape[1] >= 9 and positions.any():
+    if positions is not None and not trained and positions.shape[1] >= 9 and positions.any():
         side = int(positions.shape[1] ** 0.5)
         grid = positions[0, -side * side :].float().view(side, side, -1)
         alike = torch.cosine_similarity(grid[:, 1:], grid[:, :-1], dim=-1).mean()
@@ -175,7 +178,8 @@ def open_file(
     if warnings:
         facts["warnings"] = "; ".join(warnings)
     lacking = _lacking(full, why, first.weights)
-    return Checkpoint(path, first, full, facts, overrides, rivals, lacking, mark, known.get("row"), warnings)
+    row, trained = known.get("row"), trained_for(meta)
+    return Checkpoint(path, first, full, facts, overrides, rivals, lacking, mark, row, warnings, trained)
 
 
 def _lacking(card: Card, why: str, weights: Mapping[str, Tensor]) -> list[str]:

@@ -54,6 +54,21 @@ def facts_of(meta: Mapping) -> dict[str, str]:
     return {shorten(key): shorten(value, 400) for key, value in facts.items()}
 
 
+COUNTERS = ("step", "steps", "iter", "iteration", "global_step", "epoch")
+
+
+def trained_for(meta: Mapping) -> str | None:
+    """How long the network was trained, as the file says: `step 80`; None where it says nothing, or nothing above 0."""
+    about = about_of(meta.get("__metadata__"))
+    if isinstance(about.get("trained"), str):  # of the file that this one was converted from
+        return shorten(about["trained"])
+    for table in (about, meta, table_in(meta, "meta")):
+        for key in COUNTERS:
+            if type(table.get(key)) is int and table[key] > 0:
+                return f"{key} {table[key]}"
+    return None
+
+
 def vit_size(arch: str) -> str | None:
     """The size that an architecture's name tells: a key of ARCHITECTURES, or None."""
     return next((size for size in ARCHITECTURES if re.search(rf"(vit|deit)_{size}", arch)), None)

@@ -73,7 +73,7 @@ def _write(checkpoint: Checkpoint, file: Path, out: Path, trusted: bool) -> int:
         "format": checkpoint.reading.format,
         "trusted_pickle": trusted,
         "facts": checkpoint.facts,
-    }
+    } | ({"trained": checkpoint.trained} if checkpoint.trained else {})
     save_weights(out, checkpoint.reading.weights, checkpoint.card, about)
     again = open_checkpoint(out)
     if again.fingerprint != checkpoint.fingerprint:

@@ -19,6 +19,6 @@ def report(path: Path, format: str | None, card: Mapping, weights: str | None = 
         lines.append(f"  {key:<12} {shown}" + (f"  ({c.facts[key]})" if key in c.facts and value is not None else ""))
     lines += [f"`run` refuses: {reason}" for reason in c.lacking]
     lines += [f"warning: {text}" for text in c.warnings]
-    if why := look_untrained(c.reading.weights):
+    if why := look_untrained(c.reading.weights, c.trained):
         lines.append(f"warning: the weights look untrained: {why}")
     return "\n".join(lines)

@@ -32,7 +32,7 @@ class Opened:
         overrides = {k: list(v) if isinstance(v, tuple) else v for k, v in c.overrides.items()}
         overrides |= {k: v for k, v in (("format", asked.format), ("weights", asked.weights)) if v}
         self.given = given_labels(asked.name, asked.row)
-        untrained = look_untrained(c.reading.weights)
+        untrained = look_untrained(c.reading.weights, c.trained)
         self.doubts = [f"the weights look untrained: {untrained}"] if untrained else []
         self.model = Model(
             name=asked.name or default_name(asked.path),

@@ -120,6 +120,51 @@ def test_weights_that_are_zero():
     assert look_untrained({k: torch.ones(4, 4) for k in weights}) is None
 
 
+SCATTERED = "neighbouring positions have nothing in common"
+
+
+def exported(card, moved, path, **about):
+    save_weights(path, moved, card, about)
+    return path
+
+
+def saved(card, moved, path, **more):
+    torch.save({"teacher": {f"backbone.{k}": v for k, v in moved.items()}, **more}, path.with_suffix(".pth"))
+    return path.with_suffix(".pth")
+
+
+@pytest.mark.parametrize(
+    ("write", "said", "doubted"),
+    [
+        (exported, {}, True),
+        (exported, {"step": 80, "epoch": 4}, False),
+        (exported, {"step": 0, "epoch": 0}, True),
+        (exported, {"step": "80"}, True),
+        (saved, {}, True),
+        (saved, {"epoch": 0}, True),
+        (saved, {"epoch": 2}, False),
+        (saved, {"meta": {"iter": 90}}, False),
+    ],
+)
+def test_a_brief_training_is_no_doubt(write, said, doubted, tmp_path):
+    """After some steps the positions are still as they were drawn, but the norms have moved: a file that says that it
+    was trained is believed, also after `convert`. Norms that have not moved, and matrices of zeros, remain a doubt."""
+    card = Card("vit", 8, 24, 1, 2, pos="learned 4x4", mean=(0.5,) * 3, std=(0.5,) * 3)
+    torch.manual_seed(0)
+    drawn = {k: torch.randn_like(v) if "pos" in k else v for k, v in Encoder(card).vit.state_dict().items()}
+    moved = {k: v + 1e-4 * ("norm" in k) for k, v in drawn.items()}
+    given = {"format": "dino", "card": {"heads": 2}} if write is saved else {}
+    path, out = write(card, moved, tmp_path / "a.safetensors", **said), tmp_path / "b.safetensors"
+    assert convert_command(path, out, given.get("format"), given.get("card", {})) == 0
+    for file, how in ((path, given), (out, {})):
+        found = open_checkpoint(file, **how)
+        why = look_untrained(found.reading.weights, found.trained)
+        assert (why or "")[: len(SCATTERED)] == SCATTERED * doubted
+        assert SCATTERED not in (look_untrained(drawn, found.trained) or "")
+    assert look_untrained(drawn, "step 80").startswith("every LayerNorm is still")
+    assert "are all 0" in look_untrained({k: 0 * v for k, v in moved.items()}, "step 80")
+
+
 @pytest.mark.parametrize("zero", [True, False])
 def test_untrained_weights_are_said_beside_the_number(zero, tmp_path, monkeypatch, capsys):
     (tmp_path / "plug/tasks").mkdir(parents=True)
