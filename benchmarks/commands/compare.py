@@ -103,7 +103,7 @@ def compare_text(task: str, metrics: Sequence[Metric], groups: Sequence[Sequence
         row = [NAMES.get(metric.name, metric.name), _mean(values[0])]
         for group, value in zip(groups[1:], values[1:], strict=True):
             gap = fmean(value) - fmean(values[0])
-            row += [_mean(value), f"{gap:+.2f}", _words(gap, metric, verdict_of(groups[0], group, metric.name))]
+            row += [_mean(value), f"{gap:+.2f}", in_words(gap, metric, verdict_of(groups[0], group, metric.name))]
         rows.append(row)
     heads = ["metric", names[0], *(head for name in names[1:] for head in (name, "difference", "what it says"))]
     return "\n".join([*lines, *markdown_table(heads, rows)])
@@ -115,7 +115,8 @@ def _mean(values: list[float]) -> str:
     return f"{fmean(values):.2f} ± {stdev(values):.2f} ({len(values)})"
 
 
-def _words(gap: float, metric: Metric, verdict: Verdict | None) -> str:
+def in_words(gap: float, metric: Metric, verdict: Verdict | None) -> str:
+    """What a difference of so much says, by the metric's noise and a test."""
     said = []
     if metric.noise:
         said.append(f"{'within' if abs(gap) <= metric.noise else 'outside'} the noise of {metric.noise}")

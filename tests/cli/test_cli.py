@@ -127,7 +127,7 @@ def test_demo_runs_and_runs_again(tmp_path):
         "from selfpatch_bench.benchmarks.cli import app as cli\n"
         "from selfpatch_bench.benchmarks.commands import demo\n"
         "demo.SMALL += ('loop.steps=3', 'loop.batch=4', 'network.overrides.depth=2')\n"
-        "demo.PICTURES, demo.make_videos = 8, partial(demo.make_videos, sequences=2, frames=4); cli.main()"
+        "demo.PICTURES, demo.VIDEOS, demo.make_videos = 8, 2, partial(demo.make_videos, frames=4); cli.main()"
     )
 
     def go():
@@ -135,22 +135,27 @@ def test_demo_runs_and_runs_again(tmp_path):
 
     done = go()
     assert done.returncode == 0, done.stderr
-    records, fingerprints = {}, {}
+    records, fingerprints, doubts = {}, {}, {}
     for path in (tmp_path / "records/davis").glob("*.json"):
         found = record.read(path)
         records[found.model.name] = found.metrics
         fingerprints[found.model.name] = found.model.fingerprint
+        doubts[found.model.name] = found.doubts
     trained = {f"{name}/step-00000003" for name in demo.RUNS}
     assert set(records) == {"models/colour", "models/random"} | trained
     assert len(set(fingerprints.values())) == 4  # the patch term makes a difference
-    table, _, below = done.stdout.partition("| difference to models/random")
+    assert not any(doubts[name] for name in trained)  # three steps are few, and no reason to call them untrained
+    assert "untrained" in str(doubts["models/random"])
+    table, _, below = done.stdout.partition("| difference ")
     for name, metrics in records.items():
         (line,) = [x for x in table.splitlines() if x.startswith(f"| {name}")]
         assert f"{metrics['JF_m']:.1f}" in line
         assert 0 < metrics["JF_m"] < 100
         if name != "models/random":
-            (line,) = [x for x in below.splitlines() if x.startswith(f"| {name}")]
+            (line,) = [x for x in below.splitlines() if x.startswith(f"| {name} - models/random")]
             assert f"{metrics['JF_m'] - records['models/random']['JF_m']:+.1f}" in line
+            assert "too few to tell" in line
+    assert "selfpatch/step-00000003 and baseline/step-00000003: no difference is shown" in below
     assert list(tmp_path.glob("artifacts/davis/*/pictures/*.png"))
     again = go()
     assert again.returncode == 0, again.stderr
