@@ -60,7 +60,7 @@ class Evaluator:
         self.knn = self.davis = None
         if watch.knn:
             with naming("watch.knn"):
-                protocol = knn.Protocol(resize=round(watch.size * 256 / 224), crop=watch.size)
+                protocol = knn.Protocol(resize=None, crop=watch.size)  # small pictures are not cut
                 data = some(open_classes(watch.knn), watch.knn_images)  # not as_data: no record needs a fingerprint
                 self.knn = tasks.TaskConfig(
                     protocol, data=Data("imagenet", data.root, "", False, "", "", content=data), device=str(device)

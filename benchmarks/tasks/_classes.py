@@ -16,7 +16,7 @@ class ClassTask(Task):
         from ..datasets.imagenet import open_classes
 
         p = cfg.protocol
-        if p.crop > p.resize:
+        if p.resize is not None and p.crop > p.resize:
             raise UserError(f"resize={p.resize} crop={p.crop}: the crop must fit into the resized picture")
         return open_classes(cfg.root, cfg.limit).as_data()
 

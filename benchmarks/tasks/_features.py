@@ -36,15 +36,20 @@ BATCH = 64
 class Crop:
     """Preprocessing for evaluation: shorter side to `resize` (bicubic), then the centre of `crop` x `crop` pixels.
 
-    DINO's scripts have it so (facebookresearch/dino 7c446df, eval_knn.py, eval_linear.py).
+    DINO's scripts have it so (facebookresearch/dino 7c446df, eval_knn.py, eval_linear.py). resize None: in DINO's
+    proportion, 256 to 224, but a picture whose shorter side is no longer than `crop` is not cut there: it is brought to
+    `crop`, which leaves one of that size as it is.
     """
 
-    resize: int = 256
+    resize: int | None = 256
     crop: int = 224
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """uint8 [H, W, 3] -> uint8 [crop, crop, 3]"""
-        picture = resize(Image.fromarray(image), self.resize, InterpolationMode.BICUBIC)
+        side = self.resize
+        if side is None:
+            side = self.crop if min(image.shape[:2]) <= self.crop else round(self.crop * 256 / 224)
+        picture = resize(Image.fromarray(image), side, InterpolationMode.BICUBIC)
         return np.asarray(center_crop(picture, self.crop))
 
 

@@ -17,13 +17,14 @@ class Protocol:
 
     k: neighbours that vote in `top1`; other_k: further numbers, reported as `top1_k10` and so on. Of fewer training
     images all vote; the record then has the numbers in force. temperature: of the cosine. resize, crop: pixels of the
-    shorter side, and of the centre that is used. precision: float32 or bf16.
+    shorter side, and of the centre that is used; resize none: for small pictures (tasks/_features.py, Crop), which
+    DINO's 256 to 224 would cut. precision: float32 or bf16.
     """
 
     k: int = bounded(20, at_least=1)
     other_k: list[int] = field(default_factory=lambda: [10, 100, 200], metadata=bounds(at_least=1))
     temperature: float = bounded(0.07, above=0)
-    resize: int = 256
+    resize: int | None = 256
     crop: int = bounded(224, at_least=1, at_most=8192)
     precision: str = one_of("float32", "bf16")
 

@@ -120,7 +120,7 @@ def test_numbers_are_those_of_the_evaluation_afterwards(scenes, labelled, videos
     assert found["videos"][0][1].count("JF_m") == 2
     assert abs(said[0]["watch.davis.JF_m"] - said[1]["watch.davis.JF_m"]) > 0.5
     values = {
-        "knn": ([f"resize={round(SIZE * 256 / 224)}", f"crop={SIZE}"], labelled),
+        "knn": (["resize=none", f"crop={SIZE}"], labelled),
         "davis": (["size=128", "frames=3"], videos),
     }
     for name, (overrides, root) in values.items():
