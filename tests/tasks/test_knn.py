@@ -164,6 +164,23 @@ def test_the_crop_of_the_official_scripts(shape):
     assert np.array_equal(Crop()(image), np.asarray(resized.crop((left, top, left + 224, top + 224))))
 
 
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((64, 64), None), ((64, 96), None), ((32, 48), (64, 96)), ((65, 65), (73, 73)), ((256, 128), (146, 73))],
+)
+def test_small_pictures_are_not_cut(shape, size):
+    """resize=none: a picture of the crop's size comes as it is, a smaller one is enlarged just so far, and only larger
+    ones are cut in DINO's proportion; at 224 pixels that is DINO's own, and the official protocol is as it was."""
+    image = np.random.default_rng(2).integers(0, 256, (*shape, 3), np.uint8)
+    height, width = size or shape
+    resized = Image.fromarray(image).resize((width, height), Image.BICUBIC) if size else Image.fromarray(image)
+    left, top = round((width - 64) / 2), round((height - 64) / 2)
+    assert np.array_equal(Crop(None, 64)(image), np.asarray(resized.crop((left, top, left + 64, top + 64))))
+    large = np.random.default_rng(2).integers(0, 256, (225, 300, 3), np.uint8)
+    assert np.array_equal(Crop(None)(large), Crop()(large))
+    assert (Protocol().resize, Protocol().crop) == (256, 224)
+
+
 def test_record_of_a_run(coloured, network, tmp_path):
     """Random weights tell the colours apart; flags and classes agree with the metric; a limit is shared out."""
     small = ["resize=32", "crop=32", "k=3", "other_k=[1]"]
