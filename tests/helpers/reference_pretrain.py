@@ -14,13 +14,14 @@ from selfpatch_bench.pretrain.data.group import normalise
 from selfpatch_bench.pretrain.optim import param_groups
 
 
-def aggregate(readout, x, hw, k=4):
-    """Raw patches x [M, N, D] -> summaries of each patch's k nearest of its 8 neighbours on the torus [M, N, D]"""
-    index = torch.tensor(window(*hw, 1, True), device=x.device)  # [N, 8]
+def aggregate(readout, x, index, k=4):
+    """Raw patches x [M, N, D] -> summaries of each patch's k nearest of its 8 neighbours on the torus [M, N, D]
+
+    index [N, 8]: the neighbours."""
     unit = F.normalize(x.float(), dim=-1)
     near = (unit[:, index] * unit[:, :, None]).sum(-1).topk(k, -1)[1]  # [M, N, k]
     own = index.expand(len(x), -1, -1).gather(2, near)
-    chosen = x[torch.arange(len(x))[:, None, None], own]  # [M, N, k, D]
+    chosen = x[torch.arange(len(x), device=x.device)[:, None, None], own]  # [M, N, k, D]
     return readout.norm(class_attention(readout, chosen.flatten(0, 1))).view_as(x)
 
 
@@ -31,13 +32,16 @@ def head(module, x):
     return F.linear(F.normalize(module.mlp(x), dim=-1), weight)
 
 
-def run(network, views, teacher):
-    """Groups of views [V, B, 3, S, S] -> per view, image outputs [B, K] and patch outputs [B, N, K] (or None)"""
+def run(network, views, teacher, near):
+    """Groups of views [V, B, 3, S, S] -> per view, image outputs [B, K] and patch outputs [B, N, K] (or None)
+
+    near: neighbours of each group's patches."""
     image, patch = [], []
     heads = dict(network.heads.items())
+    heads.pop("image", None)  # the vectors as they are, for the log
     patch_head = heads.pop("p_head", None)
     (image_head,) = heads.values()
-    for x in views:
+    for x, index in zip(views, near, strict=False):
         found = vit_tokens(network.backbone, x.flatten(0, 1))
         attention = hasattr(network.readout, "cls_blocks")
         vector = network.readout.norm(class_attention(network.readout, found.patch) if attention else found.cls)
@@ -45,7 +49,7 @@ def run(network, views, teacher):
         if patch_head is None:
             patch += [None] * len(x)
         else:
-            rows = aggregate(network.readout, found.patch, found.hw) if teacher else network.readout.norm(found.patch)
+            rows = aggregate(network.readout, found.patch, index) if teacher else network.readout.norm(found.patch)
             out = head(patch_head, rows.flatten(0, 1))
             patch += out.view(*rows.shape[:2], -1).split(x.shape[1])
     return image, patch
@@ -56,24 +60,30 @@ def cross_entropy(target, logits, temperature):
 
 
 class Plain:
-    """The plain counterpart of `trainer.Trainer` for the recipes dino and selfpatch, on one CPU."""
+    """The plain counterpart of `trainer.Trainer` for the recipes dino and selfpatch, in one process.
 
-    def __init__(self, learner, precision="float32"):
+    fused: attention by torch's fused kernel, instead of matrix products as in the official code.
+    """
+
+    def __init__(self, learner, precision="float32", fused=False):
         self.learner, self.cfg = learner, learner.cfg
-        self.cast = {"bf16": torch.bfloat16}.get(precision)
+        self.cast, self.device = {"bf16": torch.bfloat16}.get(precision), next(learner.parameters()).device
         for part in learner.modules():
             if hasattr(part, "fused_attn"):
-                part.fused_attn = False
+                part.fused_attn = fused
+        views = self.cfg.views
+        sides = [views.specs()[members[0]].size // learner.patch for members in views.groups()]
+        self.near = [torch.tensor(window(side, side, 1, True), device=self.device) for side in sides]  # [N, 8] each
         self.optimiser = torch.optim.AdamW(param_groups(learner.student.named_parameters()))
         self.all_views = any(getattr(e.options, "centre_views", "") == "all" for e in self.cfg.objectives)
 
     def loss(self, groups):
         """-> total loss, teacher image outputs, teacher patch outputs"""
-        with torch.autocast("cpu", self.cast, enabled=self.cast is not None):
+        with torch.autocast(self.device.type, self.cast, enabled=self.cast is not None):
             views = [normalise(g.x, self.cfg.data.mean, self.cfg.data.std) for g in groups]
             with torch.no_grad():
-                t_image, t_patch = run(self.learner.teacher, views if self.all_views else views[:1], True)
-            s_image, s_patch = run(self.learner.student, views, False)
+                t_image, t_patch = run(self.learner.teacher, views if self.all_views else views[:1], True, self.near)
+            s_image, s_patch = run(self.learner.student, views, False, self.near)
             objectives, total, pairs = self.learner.objectives, 0.0, 0
             centre, o = objectives["dino"].centre, objectives["dino"].cfg
             for t in range(groups[0].x.shape[0]):
