@@ -1,6 +1,6 @@
 """Official modules and ours side by side: the same weights and the same views, step by step.
 
-    python tests/perf/paired.py dino FOLDER      [--data CLASSES] [--steps 200] [--batch 20]     (dino 7c446df)
+    python tests/perf/paired.py dino FOLDER      [--data CLASSES] [--steps 200] [--batch 4]     (dino 7c446df)
     python tests/perf/paired.py selfpatch FOLDER [...]                              (alinlab/SelfPatch 81aef14)
 
 FOLDER holds that repository; nothing of it is copied. CLASSES has train/ and val/ with a folder for each class; without
@@ -46,8 +46,8 @@ OUTPUTS = {"dino": 1024, "selfpatch": 512}
 BOUND = 1e-5
 
 
-def recipe(method: str, batch: int, epochs: int):
-    """Our configuration of what `Official` is."""
+def recipe(method: str, batch: int, epochs: int, lr: float):
+    """Our configuration of what `Official` is. lr: the peak, for the batch as it is."""
     sizes = [f"views.rows.{i}.size={size}" for i, size in enumerate((GLOBAL, GLOBAL, LOCAL))]
     named = ["dino", "selfpatch"] if method == "selfpatch" else ["dino"]
     heads = [f"objectives.{n}.{k}={v}" for n in named for k, v in ({"outputs": OUTPUTS[n]} | HEAD).items()]
@@ -57,7 +57,7 @@ def recipe(method: str, batch: int, epochs: int):
             *(f"network.backbone=vit_tiny_patch{PATCH}", "network.drop_path=0", f"views.rows.2.count={VIEWS - 2}"),
             f"network.overrides={{embed_dim: {WIDTH}, depth: {DEPTH}, num_heads: {HEADS}}}",
             *(*sizes, *heads, f"loop.batch={batch}", f"loop.epochs={epochs}", "loop.device=cpu"),
-            *("loop.precision=float32", "schedule.warmup_epochs=1"),
+            *("loop.precision=float32", "schedule.warmup_epochs=1", f"schedule.lr={lr}", f"schedule.lr_batch={batch}"),
         ],
     )
 
@@ -86,7 +86,7 @@ class Official:
         self.optimiser = torch.optim.AdamW(utils.get_params_groups(self.student))
         s = cfg.schedule
         self.lr = utils.cosine_scheduler(
-            s.lr * cfg.loop.batch / 256, s.min_lr, epochs, per_epoch, warmup_epochs=int(s.warmup_epochs)
+            s.lr * cfg.loop.batch / s.lr_batch, s.min_lr, epochs, per_epoch, warmup_epochs=int(s.warmup_epochs)
         )
         self.decay = utils.cosine_scheduler(s.weight_decay, s.weight_decay_end, epochs, per_epoch)
         self.momentum = utils.cosine_scheduler(s.ema, 1, epochs, per_epoch)
@@ -154,11 +154,13 @@ def ours(method: str, cfg, per_epoch: int, theirs: Official) -> Trainer:
     return trainer
 
 
-def follow(method: str, root: Path, steps: int, batch: int, most: int) -> bool:
+def follow(method: str, root: Path, args) -> bool:
     """Both runs, and what is to be said of them; -> whether they agree."""
+    steps, batch, most = args.steps, args.batch, args.knn
     source = open_source(root / "train")
     per_epoch = len(source) // batch
-    cfg = recipe(method, batch, max(2, -(-steps // per_epoch)))  # the last layers are frozen in the first
+    # The last layers are frozen in the first epoch.
+    cfg = recipe(method, batch, max(2, -(-steps // per_epoch)), args.lr)
     theirs = Official(method, cfg, per_epoch)
     trainer = ours(method, cfg, per_epoch, theirs)
     both = {"official": theirs.image, "ours": image_vectors(trainer.learner.teacher)}
@@ -202,13 +204,14 @@ def main() -> int:
     parser.add_argument("folder", help="the official repository")
     parser.add_argument("--data", type=Path, help="train/ and val/ of class folders (default: drawn)")
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--lr", type=float, default=2.5e-4, help="peak; the recipes' own is 4e-5 at 20 images")
     parser.add_argument("--knn", type=int, default=500, help="about so many pictures of each split for k-NN")
     args = parser.parse_args()
     official.use(args.folder)
     print(f"{platform.machine()}, 1 thread, torch {torch.__version__}, Python {platform.python_version()}")
     with tempfile.TemporaryDirectory() as name:
-        agree = follow(args.method, args.data or drawn_classes(Path(name)), args.steps, args.batch, args.knn)
+        agree = follow(args.method, args.data or drawn_classes(Path(name)), args)
     torch.distributed.destroy_process_group()
     return 0 if agree else 1
 
