@@ -125,9 +125,9 @@ def from_files(args, folder: Path) -> dict[str, str]:
     """Image vectors a second from JPEGs, as k-NN takes them."""
     device = Ranks(args.device).device
     encoder = network(16, args.tiny, folder)[0].to(device)
-    count, size, resize, crop = (8, (40, 48), 36, 32) if args.tiny else (2048, (375, 500), 256, 224)
-    for split in ("train", "val"):
-        make_pictures(folder / f"classes/{split}", count, size, classes=2)
+    count, size, resize, crop = (8, (40, 48), 36, 32) if args.tiny else (1024, (375, 500), 256, 224)
+    for split, pictures in (("train", count), ("val", 4)):
+        make_pictures(folder / f"classes/{split}", pictures, size, classes=2)
     split = open_classes(folder / "classes").train
     protocol = SimpleNamespace(resize=resize, crop=crop, precision="float32")
     cfg = SimpleNamespace(device=str(device), protocol=protocol)
@@ -190,9 +190,10 @@ def fine_tuning(name: str, args, folder: Path) -> dict[str, str]:
             warnings.simplefilter("ignore")
             Runner.from_cfg(cfg).train()
     each = float(np.mean(np.diff(times[warm - 1 :])))
+    images = f"{effective['per_gpu']} images each, {effective['accumulate']} to a step"
     return {
         "figure": f"{1 / each:.2f} iterations/s", "memory, GB": peak_gb(device),
-        "remark": f"{effective['per_gpu']} images each, {effective['amp']}, {size[1]}x{size[0]} drawn pictures",
+        "remark": f"{images}, {effective['amp']}, {size[1]}x{size[0]} drawn pictures",
     }  # fmt: skip
 
 

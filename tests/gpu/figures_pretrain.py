@@ -20,6 +20,7 @@ from selfpatch_bench.pretrain.data.group import Group
 from selfpatch_bench.pretrain.data.images import open_source
 from selfpatch_bench.pretrain.data.loader import batches
 from selfpatch_bench.pretrain.distributed import Ranks
+from selfpatch_bench.pretrain.options import Loop
 from selfpatch_bench.pretrain.recipes import RECIPES
 from selfpatch_bench.pretrain.step import Trainer
 
@@ -37,6 +38,7 @@ def configuration(recipe: str, args, *more: str):
     """A recipe with ViT-S/16 on the device; tiny: small in everything."""
     options = [*VIT.get(recipe, []), f"loop.batch={args.batch}", f"loop.device={args.device}", "loop.steps=100000"]
     options += [f"loop.precision={args.precision}", "schedule.warmup_epochs=1", "optim.freeze_epochs=0"]
+    options += [f"loop.per_gpu={args.batch}"] if hasattr(Loop(), "per_gpu") else []  # one micro-batch
     if not args.tiny:
         return load_recipe(recipe, ["network.backbone=vit_small_patch16", *options, *more])
     options += ["network.backbone=vit_tiny_patch8", "network.overrides={embed_dim: 24, depth: 2, num_heads: 2}"]
