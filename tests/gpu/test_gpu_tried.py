@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import subprocess
 import sys
 import time
 
@@ -13,6 +14,7 @@ from selfpatch_bench.pretrain.recipes import RECIPES
 
 sys.path.insert(0, str(REPO / "tests/gpu"))
 import figures
+import pack
 import table
 
 from training import one_thread as one_thread
@@ -88,3 +90,21 @@ def test_acceptance():
         assert not learn.judged(30.0, 60.0, rising | {5: rising[5] | {name: rising[2][name]}})[0]
     assert not learn.judged(30.0, 60.0, {e: rising[e] for e in (1, 2)})[0]
     assert not learn.judged(30.0, math.nan, rising)[0]
+
+
+def test_what_is_packed(tmp_path):
+    """Nothing that the machine has, all else at the pinned versions; unpacked, this checkout is found by its name."""
+    found = pack.needed({"torch", "torchvision"}, mm=True)
+    names = {item.partition("==")[0] for item in found}
+    assert {"timm", "omegaconf", "onedl-mmcv", "pytest"} <= names
+    assert not {"torch", "torchvision"} & names
+    pins = (REPO / "constraints.txt").read_text().splitlines()
+    assert all(item in pins for item in found)
+    assert "onedl-mmcv" not in {item.partition("==")[0] for item in pack.needed(set(), mm=False)}
+    (tmp_path / "wheels").mkdir()
+    assert pack.install(tmp_path) == 0
+    code = "from selfpatch_bench.pretrain.common import errors; from importlib.metadata import version; "
+    code += "print(errors.__file__, version('selfpatch-bench'))"
+    line = ["bash", "-c", f'source {tmp_path}/env.sh && exec "$0" -c "$1"', sys.executable, code]
+    said = subprocess.run(line, capture_output=True, text=True, check=True).stdout.split()
+    assert said == [str(REPO / "pretrain/common/errors.py"), "0.1.0"]
