@@ -18,6 +18,7 @@ from figures_pretrain import configuration, synthetic
 from selfpatch_bench.pretrain.recipes import RECIPES
 from selfpatch_bench.pretrain.step import Learner
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for a fixed order of additions; read at the first use
 WANTED = os.environ.get("SELFPATCH_GPU_TESTS", "cuda")
 EVERY = sorted(RECIPES.scan())
 
