@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,11 @@ def need(shared):
         return path
 
     return look
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_scope_left():
+    """mmengine's Runner leaves its scope, mmdet or mmseg, to what comes after it in a process: not to another file."""
+    yield
+    if registry := sys.modules.get("mmengine.registry"):
+        registry.DefaultScope._instance_dict.clear()
