@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--wide", action="store_true")
     parser.add_argument("--no-videos", action="store_true")
     parser.add_argument("values", nargs="*")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if threads := os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(threads))
     data = drawn(args.out / "drawn") if args.data == "drawn" else Path(args.data)
