@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from ...pretrain.common.card import Card, parse_field
-from ...pretrain.common.errors import UserError, shorten
+from ...pretrain.common.errors import UserError, naming, shorten
 from ...pretrain.common.shapes import shapes_of
 from ...pretrain.common.weights import check_fit, fingerprint
 from ..backbones.build import encoder_for, encoder_with
 from ..backbones.encoder import Encoder
-from . import completeness
+from . import FORMATS, completeness, parts
 from .recognise import Reading, readings
 from .state import read_file
-from .stated import facts_of, heads_from, normalisation_from, text_of, trained_for, usual_heads
+from .stated import GIVEN, facts_of, heads_from, normalisation_from, text_of, trained_for, usual_heads
 
 SEEN = {"depth", "depths", "blocks", "qkv_bias", "registers", "patch", "dim"}  # of a card: what its weights show
-NETWORKS = ("teacher", "student", "online")  # what --weights takes
+NETWORKS = ("teacher", "student", "online", "ema")  # what --weights takes
 
 
 @dataclass
@@ -140,6 +140,7 @@ def open_file(
     format: str | None = None,
     card: Mapping | None = None,
     weights: str | None = None,
+    part: str | None = None,
     resolve: Callable[[Path], tuple[Path, dict]] | None = None,
     look_up: Callable[[Path, object], dict] | None = None,
 ) -> Checkpoint:
@@ -147,9 +148,10 @@ def open_file(
 
     Nothing in it is executed. format: name of a format, instead of detection. card: fields of the card that override
     what the file says (`{"heads": 6, "mean": 0.5}`). weights: teacher, student or online, instead of the network that
-    the format takes. resolve, look_up: the hub's part (hub.open, which most callers want): where the file of a name
-    lies, with what its library says of the network, and the facts known of this very file. Raises UserError for a file
-    that is damaged, unsafe, unknown, or only partly used.
+    the format takes, or ema, an averaged copy. part: only what lies below this prefix of names. resolve, look_up: the
+    hub's part (hub.open, which most callers want): where the file of a name lies, with what its library says of the
+    network, and the facts known of this very file. Raises UserError for a file that is damaged, unsafe, unknown, or
+    only partly used.
     """
     path = Path(path)
     overrides = {k: parse_field(k, v) for k, v in (card or {}).items()}
@@ -158,9 +160,13 @@ def open_file(
     file, about = resolve(path) if resolve else (path, {})
     state, meta = read_file(file)
     meta |= about
-    state.wanted = weights
+    given = {GIVEN: {"num_heads": overrides["heads"]}} if "heads" in overrides else {}
+    with naming(path):
+        state = parts.part(state, part) if part else state
+        state = parts.averaged(state) if weights == "ema" else state
+    state.wanted = weights if weights != "ema" else None
     known = look_up(path, state.content(path)) if look_up else {}
-    first, *rest = readings(path, state, meta, format or known.get("format"), overrides)
+    first, *rest = readings(path, state, meta | given, format or known.get("format"), overrides)
     full, facts, why = _complete(first, meta, known, overrides)
     mark = fingerprint(first.weights)
     rivals = [r for r in rest if (_complete(r, meta, known, overrides)[0], fingerprint(r.weights)) != (full, mark)]
@@ -173,8 +179,10 @@ def open_file(
     if full.family == "vit" and full.heads and full.dim % full.heads:
         raise UserError(f"{path}: {full.heads} heads ({facts['heads']}) do not divide a width of {full.dim}")
     _check_shapes(path, first.weights, full if full.heads or full.family != "vit" else full.override({"heads": 1}))
-    if first.network:
-        facts["weights"] = first.network
+    if first.network or weights == "ema":
+        facts["weights"] = first.network or weights
+    if part:
+        facts["part"] = f"{part} (given)"
     if warnings:
         facts["warnings"] = "; ".join(warnings)
     lacking = _lacking(full, why, first.weights)
@@ -210,7 +218,9 @@ def ready(checkpoint: Checkpoint) -> None:
     c = checkpoint
     if c.rivals:
         rivals = " or ".join(f"{r.format} ({differences(c.reading, r)})" for r in c.rivals)
-        raise UserError(f"{c.path}: could be {c.reading.format} or {rivals}: give --format NAME")
+        titles = {r.format: FORMATS.get(r.format).doc.partition(":")[0] for r in (c.reading, *c.rivals)}
+        writers = "by the code that wrote it: " + ", ".join(f"{name} for {title}" for name, title in titles.items())
+        raise UserError(f"{c.path}: could be {c.reading.format} or {rivals}: give --format NAME, {writers}")
     if c.lacking:
         raise UserError(f"{c.path}: {'; '.join(c.lacking)}")
 

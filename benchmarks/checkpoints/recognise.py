@@ -4,7 +4,7 @@ Every tensor of a file is either used or dropped on purpose by its format; anyth
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from ...pretrain.common.card import Card
 from ...pretrain.common.errors import UserError, shorten
 from ...pretrain.common.plugins import Plugin
 from ...pretrain.common.weights import names
-from . import FORMATS, completeness
+from . import FORMATS, completeness, parts
 from .state import SAME, Mismatch, State
 
 MAX_WRAPPING = 8  # nested dicts around a network
@@ -77,33 +77,60 @@ def _read_as(plugin: Plugin, state: State, meta: dict, path: Path, given: Mappin
 def readings(path: Path, state: State, meta: dict, format: str | None, given: Mapping) -> list[Reading]:
     """The readings of the formats with the highest claim.
 
-    Training state is set aside; where no format knows the names, segments that all of them begin with are peeled off. A
-    format whose claim the values contradict (Mismatch) stands back for the next lower claim.
+    Training state is set aside; where no format knows the names, segments that all of them begin with are peeled off,
+    then what is known to lie beside the one network of a file. A format whose claim the values contradict (Mismatch)
+    stands back for the next lower claim; one that has looked at them (`BY_VALUES`) goes before the others.
     """
     candidates = {format: FORMATS.get(format)} if format else FORMATS.scan()
-    level = whole = state.split()
+    whole = state.split()
     refusal, broken = None, {}
-    for _ in range(MAX_WRAPPING):
+    for level in _levels(whole):
         for claims in _claims(candidates, level, meta, broken):
             found, errors = _read_all(claims, level, meta, path, given)
             for reading in found:
                 reading.odd += broken.values()
             if found:  # a format that cannot read all of the file is no candidate beside one that can
-                return found
+                by_values = [r for r in found if getattr(candidates[r.format].module, "BY_VALUES", False)]
+                return by_values or found
             if damaged := [error for error in errors if not isinstance(error, Mismatch)]:
                 raise damaged[0]
             refusal = refusal or errors[0]
-        if (level := level.inside()) is None:
-            break
     if refusal:
         raise refusal
-    if format:  # the user insists: the format says what it misses
-        return [_read_as(candidates[format], whole, meta, path, given)]
-    known = ", ".join(candidates)
-    parts = {k.partition(".")[0]: k for k in sorted(state, reverse=True)}  # a name of each part of the file
-    shown = names(parts.values() if len(parts) > 1 else state, 5)
+    if format:  # the user insists: the format reads it, or says what it misses
+        return [_insisted(candidates[format], whole, meta, path, given)]
+
+    def knowing(network: State) -> list[str]:
+        return next(([p.name for p in claims] for claims in _claims(candidates, network, meta, {})), [])
+
+    firsts = {k.partition(".")[0]: k for k in sorted(state, reverse=True)}  # a name of each part of the file
+    shown = names(firsts.values() if len(firsts) > 1 else state, 5)
     failed = "".join(f"; {text}" for text in broken.values())
-    raise UserError(f"{path}: no format knows these {len(state)} tensors ({shown}); there are: {known}{failed}")
+    what = parts.described(whole, knowing) or "`selfpatch ls formats` lists those that are known"
+    raise UserError(f"{path}: no format knows these {len(state)} tensors ({shown}); {what}{failed}")
+
+
+def _levels(whole: State) -> Iterator[State]:
+    """The file as it is, then with one wrapping after the other peeled off, then its one network alone."""
+    level = whole
+    for _ in range(MAX_WRAPPING):
+        yield level
+        if (inner := level.inside()) is None:
+            break
+        level = inner
+    if (network := parts.only_network(whole)) is not None:
+        yield network
+
+
+def _insisted(plugin: Plugin, whole: State, meta: dict, path: Path, given: Mapping) -> Reading:
+    """The reading of a format that claims nothing of the file, at the first level that it can read."""
+    errors = []
+    for level in _levels(whole):
+        try:
+            return _read_as(plugin, level, meta, path, given)
+        except UserError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def _read_all(claims: list[Plugin], state: State, meta: dict, path: Path, given: Mapping) -> tuple[list[Reading], list]:

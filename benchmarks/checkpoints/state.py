@@ -22,11 +22,11 @@ _SEGMENTS = "module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_f
 WRAPPERS = re.compile(rf"(?:^|(?<=\.))(?:{_SEGMENTS})\.")
 # What trainers keep beside the networks, by its first segment -> what it is.
 TRAINING = {
-    **dict.fromkeys(("optimizer", "optimizers", "optimizer_states", "optim"), "optimizer"),
-    **dict.fromkeys(("lr_scheduler", "lr_schedulers", "scheduler"), "scheduler"),
-    **dict.fromkeys(("scaler", "amp", "amp_scaler", "fp16_scaler", "grad_scaler", "loss_scaler"), "scaler"),
-    **dict.fromkeys(("rng_state", "rng", "random"), "random state"),
-    **dict.fromkeys(("callbacks", "loops", "message_hub"), "training state"),
+    "optimizer": r"(?:\w+_)?(?:opt|optim|optimizers?)(?:_?\d+)?(?:_states?|_state_dict)?",
+    "scheduler": r"(?:\w+_)?(?:lr_?)?(?:sched|schedulers?)(?:_states?|_state_dict)?",
+    "scaler": r"amp|(?:\w+_)?scaler(?:_states?|_state_dict)?",
+    "random state": r"(?:\w+_)?rng(?:_states?)?|random(?:_states?)?",
+    "training state": r"callbacks|loops|message_hub",
 }
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".pkl", ".tar", ".torch", ".ckpt")
 BARE = ("", "state_dict.", "model.")  # prefixes of names that say nothing of a network
@@ -112,7 +112,8 @@ class State(Mapping):
     def split(self) -> "State":
         """Without training state, which is set aside; as it is where there is nothing else."""
         first = {k: k.partition(".")[0] for k in self.refs if "." in k}
-        aside = {k: TRAINING[segment] for k, segment in first.items() if segment in TRAINING}
+        kinds = {s: _kind_of(s) for s in set(first.values())}
+        aside = {k: kind for k, segment in first.items() if (kind := kinds[segment])}
         if len(aside) == len(self.refs):
             return self
         return State({k: r for k, r in self.refs.items() if k not in aside}, self.wanted, self.aside | aside)
@@ -123,6 +124,11 @@ class State(Mapping):
         if len(heads) != 1 or not all("." in k for k in self.refs):
             return None
         return State({k.partition(".")[2]: r for k, r in self.refs.items()}, self.wanted, self.aside).split()
+
+
+def _kind_of(segment: str) -> str:
+    """What of a trainer's state the first segment of a name says; '' for anything else."""
+    return next((kind for kind, names in TRAINING.items() if re.fullmatch(names, segment)), "")
 
 
 def read_file(path: Path) -> tuple[State, dict]:

@@ -17,6 +17,7 @@ NAMED_SWINS = {  # name -> width of the first stage, blocks of each
     **{"tiny": (96, (2, 2, 6, 2)), "small": (96, (2, 2, 18, 2)), "base": (128, (2, 2, 18, 2))},
     "large": (192, (2, 2, 18, 2)),
 }
+GIVEN = "--heads"  # the place of what the user gave, for formats that need it to read a file
 COUNTED = {"vit": "depth", "resnet": "blocks", "swin": "depths"}  # family -> its field of numbers of blocks
 
 
@@ -154,7 +155,8 @@ def table_in(meta: Mapping, *keys: str) -> Mapping:
 
 def _statements(meta: Mapping) -> dict[str, Mapping]:
     """The tables in which a file, or what lies beside it, may say what network it is, by where they are."""
-    places = {"args": meta.get("args"), "the file": meta} | {k: meta.get(k) for k in ("config.json", "timm")}
+    places = {GIVEN: meta.get(GIVEN), "args": meta.get("args"), "the file": meta}
+    places |= {k: meta.get(k) for k in ("config.json", "timm")}
     return {where: table for where, table in places.items() if isinstance(table, Mapping)}
 
 

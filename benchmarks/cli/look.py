@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..run.options import CardFields, Format, Heads, Out, Weights, with_heads
+from ..run.options import CardFields, Format, Heads, Out, Part, Weights, with_heads
 
 
 def inspect(
@@ -14,6 +14,7 @@ def inspect(
     card: CardFields = None,
     format: Format = None,
     weights: Weights = None,
+    part: Part = None,
 ):
     """Say what a checkpoint file is: format, card, accounting of every tensor, fingerprint.
 
@@ -25,7 +26,7 @@ def inspect(
     """
     from ..commands.inspect import report
 
-    print(report(file, format, with_heads(card, heads), weights))
+    print(report(file, format, with_heads(card, heads), weights, part))
 
 
 def convert(

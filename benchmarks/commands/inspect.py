@@ -7,9 +7,9 @@ from ..checkpoints.open import differences, look_untrained
 from ..hub.open import open_checkpoint
 
 
-def report(path: Path, format: str | None, card: Mapping, weights: str | None = None) -> str:
+def report(path: Path, format: str | None, card: Mapping, weights: str | None = None, part: str | None = None) -> str:
     """Format, card, accounting and fingerprint of a file, with whatever keeps it from running. Raises UserError."""
-    c = open_checkpoint(path, format=format, card=card, weights=weights)
+    c = open_checkpoint(path, format=format, card=card, weights=weights, part=part)
     lines = [f"{c.path}", f"format       {c.reading.format}"]
     lines += [f"             or {r.format}: {differences(c.reading, r)}; `run` needs --format" for r in c.rivals]
     lines += [f"weights      {c.reading.network}" + (" (given)" if weights else "")] if c.reading.network else []

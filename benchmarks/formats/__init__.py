@@ -3,11 +3,13 @@
 A format defines
 
     claims(shapes, meta) -> int
-        0 no; 1 bare names that fit; 2 this code base's wrapper or prefix; 3 a key that only it writes.
+        0 no; 1 bare names that fit, below any prefix (`alone`: many codes write `model.`, `backbone.` or `teacher.`);
+        2 names of parts that this code base puts beside its network; 3 a key that only it writes.
         shapes: dotted tensor name -> shape, `module.` and other wrapper segments already stripped, and without training
         state (optimizer ...); meta: everything in the file that is not a tensor (`args` as a plain dict), and
         `config.json` if one lies beside the file. Where no format claims a file, it is tried again without the first
-        segment that all its names share, so that `{"anything": {...}}` needs no format of its own.
+        segment that all its names share, and without a classifier and the like beside its one network, so that
+        `{"anything": {...}}` needs no format of its own.
     convert(state, meta) -> (weights, card, dropped)
         state: checkpoints.state.State, a mapping from dotted name to tensor that reads a tensor when asked; weights:
         name in timm's ViT -> tensor, `readout.*` for SelfPatch's class attention; dropped: name -> reason.
@@ -16,7 +18,8 @@ A format defines
         first of `networks` unless the user asked for another with `--weights`. Raises UserError for what cannot be
         read, and Mismatch where a look at the values shows that the file is of another format.
 
-and may define `ALWAYS` and `USUAL`, fields of the card -> their value in every network of this code base (another is
+and may define `BY_VALUES = True` (its `convert` knows the network by its values, and goes before formats that only know
+the names); `ALWAYS` and `USUAL`, fields of the card -> their value in every network of this code base (another is
 refused, unless the user gives it), or in nearly every one (another is said); and a plug-in of a user's `example(folder)
 -> (path, card overrides)`, a tiny file (those of the built-in formats: tests/helpers/format_examples). Modules whose
 name begins with an underscore are shared helpers.
@@ -60,6 +63,30 @@ def prefix_of(keys: Collection[str], networks: Mapping[str | None, Sequence[str]
     """The first prefix of `networks` (as in `State.pick`) below which the names pass the test."""
     prefixes = (prefix for prefixes in networks.values() for prefix in prefixes)
     return next((p for p in prefixes if test(below(keys, p))), None)
+
+
+def alone(keys: Collection[str], mark: str) -> str | None:
+    """The prefix below which all of the names lie, where one of them is `mark`; None if there is none, or another.
+
+    Many codes put a network into a dict or a module of the same names (`state_dict`, `model`, `backbone`, `teacher`):
+    such a prefix says nothing of who wrote the file.
+    """
+    found = [k.removesuffix(mark) for k in keys if k.endswith(mark)]
+    prefix = min(found, key=len, default="-")
+    return prefix if prefix[-1:] in ("", ".") and all(k.startswith(prefix) for k in keys) else None
+
+
+def alone_vit(keys: Collection[str], test=is_dino, also: Iterable[str] = ()) -> str | None:
+    """`alone` of a ViT in timm's naming that passes the test, of whose tensors others begin with one of `also`."""
+    prefix = alone(keys, "patch_embed.proj.weight")
+    fit = prefix is not None and test(names := below(keys, prefix)) and fits(names, also)
+    return prefix if fit else None
+
+
+def and_alone(networks: Mapping, prefix: str | None) -> dict:
+    """Networks (as in `State.pick`) with that of a file which holds nothing else, below any prefix."""
+    more = () if prefix is None else (prefix,)
+    return {**networks, None: (*networks.get(None, ()), *more)}
 
 
 def under(prefix: str, reasons: Mapping[str, str]) -> dict[str, str]:

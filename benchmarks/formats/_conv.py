@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 
@@ -10,7 +10,7 @@ from ...pretrain.common.card import MAX_WINDOW, Card
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.shapes import resnet_card, shapes_of, swin_card
 from ..checkpoints.state import BARE
-from . import IMAGENET, below, drop, prefix_of, under  # noqa: F401  (with the rest of what these formats need)
+from . import IMAGENET, alone, and_alone, below, drop, prefix_of, under  # noqa: F401  (with the rest of what these formats need)
 
 RESNET = {"conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight", "layer4.0.conv1.weight"}
 SWIN = {
@@ -23,6 +23,21 @@ RESNET_PARTS = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
 SWIN_PARTS = ("patch_embed.", "layers.", "norm.", "absolute_pos_embed")
 COUNTER = "num_batches_tracked"  # of batch norm: how many batches its statistics are of; only training looks at it
 ALONE = {None: BARE}  # a file of one network
+
+
+def alone_resnet(keys: Collection[str], also: tuple[str, ...] = ()) -> str | None:
+    """`alone` of a ResNet in torchvision's names, of whose tensors others begin with one of `also`."""
+    return _alone(keys, "layer1.0.conv1.weight", is_resnet, (*RESNET_PARTS, *also))
+
+
+def alone_swin(keys: Collection[str], also: tuple[str, ...] = ()) -> str | None:
+    """`alone` of a Swin in official or timm's names, of whose tensors others begin with one of `also`."""
+    return _alone(keys, "patch_embed.proj.weight", is_swin, (*SWIN_PARTS, *also))
+
+
+def _alone(keys: Collection[str], mark: str, test, parts: tuple[str, ...]) -> str | None:
+    prefix = alone(keys, mark)
+    return prefix if prefix is not None and test(below(keys, prefix)) and only(keys, prefix, parts) else None
 
 
 def wrapped(*ends: str) -> tuple[str, ...]:

@@ -56,7 +56,8 @@ def root_of(keys, mark: str = MARK) -> str | None:
 def read(state, root: str, keyless: bool = False) -> tuple[dict, dict]:
     """(timm-named weights of the known names below `root`, what is dropped); the others stay unasked for, and are
     refused. keyless: the keys may have no bias, which is then 0."""
-    dropped = drop(state, under(root, BESIDE) | HEADS)
+    around = root.rstrip(".").rpartition(".")[0]
+    dropped = drop(state, under(root, BESIDE) | under(f"{around}." if around else "", HEADS))
     weights, stacks = {}, {}
     for name, key in state.below(root).items():
         match = LAYER.fullmatch(name)

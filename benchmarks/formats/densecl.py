@@ -4,27 +4,23 @@ Source: WXinlong/DenseCL 5d1c456, tools/extract_backbone_weights.py, openselfsup
 encoder's tensors twice: `backbone.` and `encoder_q.0.`). The full layout is unverified: no such file was at hand.
 """
 
-from ._conv import IMAGENET, RESNET_PARTS, is_resnet, only, prefix_of, resnet, under, wrapped
+from ._conv import IMAGENET, alone_resnet, and_alone, is_resnet, prefix_of, resnet, under, wrapped
 
 NETWORKS = {"online": wrapped("backbone.", ""), "teacher": wrapped("encoder_k.0.")}
 BESIDE = {"queue": "queue", "head.": "head", "encoder_q.1.": "neck", "encoder_k.1.": "neck"}
 
 
 def claims(shapes, meta) -> int:
+    if alone_resnet(shapes) == "state_dict.":
+        return 3 if meta.get("author") == "DenseCL" else 1
     prefix = prefix_of(shapes, NETWORKS, is_resnet)
-    if prefix is None:
-        return 0
-    if prefix.endswith("backbone."):
-        return 3 if f"{prefix.removesuffix('backbone.')}queue2" in shapes else 0
-    if prefix != "state_dict." or not only(shapes, prefix, RESNET_PARTS):
-        return 0
-    return 3 if meta.get("author") == "DenseCL" else 2
+    return 3 * bool(prefix and f"{prefix.removesuffix('backbone.')}queue2" in shapes)
 
 
 def convert(state, meta):
-    prefix = state.pick(NETWORKS, is_resnet)
+    prefix = state.pick(and_alone(NETWORKS, alone_resnet(state)), is_resnet)
     root = prefix.removesuffix("backbone.").removesuffix("encoder_k.0.")
-    if prefix == root:
+    if prefix == root or alone_resnet(state) is not None:
         return resnet(state, prefix, {}, **IMAGENET)
     others = {"backbone.": "online", "encoder_q.0.": "online", "encoder_k.0.": "teacher"}
     others |= {"encoder_q.0.": "same as backbone"} if prefix.endswith("backbone.") else {}

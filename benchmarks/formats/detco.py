@@ -4,7 +4,7 @@ Source: xieenze/DetCo 6a692af, README.md; the pretraining code was never release
 below `state_dict` is known from its users. Unverified: no file of it was at hand.
 """
 
-from ._conv import ALONE, IMAGENET, RESNET_PARTS, is_resnet, only, prefix_of, resnet
+from ._conv import IMAGENET, alone_resnet, is_resnet, prefix_of, resnet
 from .mocov2 import NETWORKS, read
 from .resim import detectron2, is_detectron2
 
@@ -12,16 +12,15 @@ HEADS = ("fc.", "head.", "neck.")
 
 
 def claims(shapes, meta) -> int:
-    prefix = prefix_of(shapes, ALONE, is_resnet)
-    if prefix and only(shapes, prefix, RESNET_PARTS + HEADS):
-        return 1 if "arch" in meta or meta.get("author") == "DenseCL" else 2
+    if alone_resnet(shapes, HEADS) == "state_dict.":
+        return 1
     return int(is_detectron2(shapes) or prefix_of(shapes, NETWORKS, is_resnet) is not None)
 
 
 def convert(state, meta):
     if is_detectron2(state):
         return detectron2(state)
-    if prefix_of(state, ALONE, is_resnet) is None:
+    if (home := alone_resnet(state, HEADS)) is None:
         return read(state, HEADS)
-    prefix = state.pick(ALONE, is_resnet)
+    prefix = state.pick({None: (home,)}, is_resnet)
     return resnet(state, prefix, {prefix + head: "head" for head in HEADS}, **IMAGENET)

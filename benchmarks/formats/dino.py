@@ -5,7 +5,7 @@ Downstream uses the teacher. Copies of the released full file from before June 2
 head called `projection_head`; that form is supported by its description only.
 """
 
-from . import IMAGENET, below, drop, fits, is_dino, prefix_of, under, vit
+from . import IMAGENET, alone_vit, and_alone, below, drop, fits, is_dino, prefix_of, under, vit
 
 NETWORKS = {
     "teacher": ("teacher.backbone.", "teacher."),
@@ -17,12 +17,13 @@ ALWAYS = {"qkv_bias": True}
 
 
 def claims(shapes, meta) -> int:
+    if alone_vit(shapes) is not None:
+        return 1
     prefix, centre = prefix_of(shapes, NETWORKS, is_dino), shapes.get("dino_loss.center")
     if not is_layout(shapes, prefix) or (centre and per_token(centre)):
         return 0
-    if prefix == "":
-        return int(fits(shapes))
-    return 3 if centre else 2
+    heads = any(f".{name}" in f".{k}" for k in shapes for name in HEADS)
+    return 3 if centre else 2 * heads
 
 
 def is_layout(shapes, prefix: str | None) -> bool:
@@ -43,7 +44,7 @@ def convert(state, meta):
 def read(state, networks, own: dict[str, str], inner: dict[str, str] | None = None):
     """What `convert` returns for DINO's ViT. own: parts of a network beside its backbone -> reason to drop them;
     inner: parts of the backbone."""
-    prefix = state.pick(networks, is_dino)
+    prefix = state.pick(and_alone(networks, alone_vit(state, also=inner or ())), is_dino)
     dropped = drop(state, under(prefix, inner or {})) | (beside(state, prefix, own) if prefix else {})
     return vit(state, prefix, dropped, pos_resize="dino", **IMAGENET)
 

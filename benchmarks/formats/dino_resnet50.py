@@ -4,7 +4,7 @@ Source: facebookresearch/dino 7c446df, main_dino.py (save_dict), utils.py (Multi
 Downstream uses the teacher. Names are torchvision's, without `fc`.
 """
 
-from ._conv import IMAGENET, RESNET_PARTS, is_resnet, only, prefix_of, resnet, wrapped
+from ._conv import IMAGENET, alone_resnet, and_alone, is_resnet, prefix_of, resnet, wrapped
 from .dino import NETWORKS as DINO
 
 NETWORKS = {role: wrapped(*prefixes) for role, prefixes in DINO.items()}
@@ -13,16 +13,17 @@ OTHER = {"teacher.": {"student.": "student"}, "student.": {"teacher.": "teacher"
 
 
 def claims(shapes, meta) -> int:
+    if alone_resnet(shapes) is not None:
+        return 1
     prefix = prefix_of(shapes, NETWORKS, is_resnet)
-    if prefix is None:
+    if prefix is None or "teacher." not in prefix:
         return 0
-    if "teacher." in prefix:
-        return 3 if "dino_loss.center" in shapes else 2
-    return int(prefix == "" and only(shapes, "", RESNET_PARTS))
+    heads = any(f".{name}" in f".{k}" for k in shapes for name in HEADS)
+    return 3 if "dino_loss.center" in shapes else 2 * heads
 
 
 def convert(state, meta):
-    prefix = state.pick(NETWORKS, is_resnet)
+    prefix = state.pick(and_alone(NETWORKS, alone_resnet(state)), is_resnet)
     mine = prefix.removesuffix("backbone.")
     reasons = {mine + head: "head" for head in HEADS if mine} | {"dino_loss.": "loss"} | OTHER.get(mine, {})
     return resnet(state, prefix, reasons, **IMAGENET)

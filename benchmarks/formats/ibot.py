@@ -5,7 +5,7 @@ models/head.py. Downstream uses the teacher; the ImageNet-22k models publish the
 token of masked patches.
 """
 
-from . import below, fits, is_dino, prefix_of
+from . import alone_vit, below, fits, is_dino, prefix_of
 from .dino import NETWORKS as DINO
 from .dino import read
 
@@ -16,22 +16,14 @@ ALWAYS = {"qkv_bias": True}
 
 
 def claims(shapes, meta) -> int:
+    if alone_vit(shapes, also=MASK) is not None:
+        return 3 if any(k.endswith("masked_embed") for k in shapes) else 1
     prefix = prefix_of(shapes, NETWORKS, is_dino)
     if prefix is None or not fits(below(shapes, prefix), MASK | HEADS):
         return 0
     if "ibot_loss.center2" in shapes or any(k.endswith("masked_embed") for k in shapes):
         return 3
-    if prefix in ("state_dict.", ""):
-        return backbone_alone(shapes, meta, prefix)
     return 2 if any(".head.last_layer2." in f".{k}" for k in shapes) else 0
-
-
-def backbone_alone(shapes, meta, prefix: str) -> int:
-    """Claim on bare names, and on what the script extracts: nothing but a backbone in `state_dict`, where the file of
-    a trainer has more."""
-    if not prefix:
-        return int(fits(shapes))
-    return 2 * (fits(below(shapes, prefix)) and not meta.keys() & {"arch", "epoch", "epochs", "meta"})
 
 
 def convert(state, meta):

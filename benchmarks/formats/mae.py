@@ -5,26 +5,26 @@ sine-cosine ones and stored, the column in the first half. The official code res
 Training checkpoints with decoder are unverified: no file of them was at hand.
 """
 
-from . import IMAGENET, below, drop, fits, is_dino, prefix_of, under, vit
+from . import IMAGENET, alone_vit, and_alone, below, drop, is_dino, under, vit
 from ._sincos import check_order
 
 NETWORKS = {None: ("model.", "")}
+BY_VALUES = True
 BESIDE = {f"decoder_{n}": "decoder" for n in ("pos_embed", "embed.", "blocks.", "norm.", "pred.")}
 BESIDE |= {"mask_token": "mask token"}
 ALWAYS = {"qkv_bias": True}
 
 
 def claims(shapes, meta) -> int:
-    prefix = prefix_of(shapes, NETWORKS, is_dino)
-    if prefix is None or not fits(names := below(shapes, prefix), BESIDE):
+    prefix = alone_vit(shapes, also=BESIDE)
+    if prefix is None:
         return 0
-    if "decoder_pos_embed" in names:
-        return 3
-    return 2 if prefix and "mask_token" not in names else int(fits(names))
+    names = below(shapes, prefix)
+    return 3 if "decoder_pos_embed" in names else int("mask_token" not in names)
 
 
 def convert(state, meta):
-    prefix = state.pick(NETWORKS, is_dino)
+    prefix = state.pick(and_alone(NETWORKS, alone_vit(state, also=BESIDE)), is_dino)
     check_order(state[f"{prefix}pos_embed"], "columns")
     weights, card, dropped = vit(state, prefix, drop(state, under(prefix, BESIDE)), pos_resize="square", **IMAGENET)
     return weights, card.override({"pos": f"sincos {card.grid}x{card.grid}, stored"}), dropped

@@ -29,7 +29,7 @@ def claims(shapes, meta) -> int:
     root = prefix.removesuffix("encoder.")
     if any(k.startswith(tuple(root + name for name in NEIGHBOURS)) for k in shapes):
         return 3
-    return 2 if marks is SWIN else 0
+    return 0
 
 
 def convert(state, meta):

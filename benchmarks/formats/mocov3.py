@@ -6,7 +6,7 @@ and stored, the row in the first half; the official code takes the stored grid o
 no file of it was at hand.
 """
 
-from . import IMAGENET, below, drop, fits, is_dino, prefix_of, under, vit
+from . import IMAGENET, alone_vit, and_alone, below, drop, fits, is_dino, prefix_of, under, vit
 from ._sincos import check_order
 
 NETWORKS = {
@@ -14,21 +14,20 @@ NETWORKS = {
     "teacher": ("state_dict.momentum_encoder.", "momentum_encoder."),
     None: ("model.", ""),
 }
+BY_VALUES = True
 HEADS = {384: ("vit_small", 12), 768: ("vit_base", 12)}  # width -> `arch`, heads (vits.py)
 ALWAYS = {"qkv_bias": True}
 
 
 def claims(shapes, meta) -> int:
     prefix = prefix_of(shapes, NETWORKS, is_dino)
-    if prefix is None or not fits(names := below(shapes, prefix), ("head.",)):
-        return 0
-    if prefix.endswith("_encoder."):
-        return 3
-    return (2 if prefix else 1) if fits(names) else 0
+    if prefix and prefix.endswith("_encoder."):
+        return 3 * fits(below(shapes, prefix), ("head.",))
+    return int(alone_vit(shapes) is not None)
 
 
 def convert(state, meta):
-    prefix = state.pick(NETWORKS, is_dino)
+    prefix = state.pick(and_alone(NETWORKS, alone_vit(state)), is_dino)
     dropped = {}
     for mine, other in (("base", "momentum"), ("momentum", "base")):
         if prefix.endswith(f"{mine}_encoder."):

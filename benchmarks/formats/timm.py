@@ -8,7 +8,7 @@ import torch
 
 from ...pretrain.common.shapes import shapes_of, vit_card
 from ..checkpoints.stated import table_in
-from . import VIT_ROOTS, below, drop, fits, is_vit, prefix_of, under
+from . import VIT_ROOTS, alone_vit, and_alone, below, drop, fits, is_vit, prefix_of, under
 
 NETWORKS = {None: ("state_dict.", "model.", "")}
 HEAD = ("head.", "fc_norm.")
@@ -27,20 +27,17 @@ def of_hub(meta) -> bool:
 
 
 def claims(shapes, meta) -> int:
-    prefix = prefix_of(shapes, NETWORKS, is_timm)
+    prefix = alone_vit(shapes, is_timm, HEAD)
+    trained = prefix_of(shapes, NETWORKS, is_timm) == "state_dict." and {"arch", "epoch"} <= meta.keys()
     if prefix is None:
-        return 0
+        return 2 * trained
     if of_hub(meta):
         return 3
-    if not prefix:
-        return 1
-    # In such wrappers others keep backbones without classifier, from whose names nobody can tell.
-    trained = prefix == "state_dict." and meta.keys() & {"arch", "epoch"}
-    return 2 if not fits(below(shapes, prefix)) or trained else 0
+    return 2 if trained or not fits(below(shapes, prefix)) else 1
 
 
 def convert(state, meta):
-    prefix = state.pick(NETWORKS, is_timm)
+    prefix = state.pick(and_alone(NETWORKS, alone_vit(state, is_timm, HEAD)), is_timm)
     head = HEAD if {prefix + n for n in NORMS} <= set(state) else HEAD[:1]
     dropped = drop(state, under(prefix, dict.fromkeys(head, "head")) | (EMA if prefix else {}))
     weights = {name: state[key] for name, key in state.below(prefix).items() if key not in dropped}

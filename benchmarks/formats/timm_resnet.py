@@ -6,21 +6,22 @@ Unverified: no trained file of it was at hand (the network is timm's itself).
 """
 
 from ..checkpoints.stated import normalisation_from
-from ._conv import ALONE, IMAGENET, RESNET_PARTS, is_resnet, only, prefix_of, resnet
+from ._conv import ALONE, IMAGENET, RESNET_PARTS, alone_resnet, and_alone, is_resnet, only, prefix_of, resnet
 from .timm import of_hub
 
 HEAD = ("fc.weight", "fc.bias")
 
 
 def claims(shapes, meta) -> int:
-    prefix = prefix_of(shapes, ALONE, is_resnet)
-    if prefix not in ("", "state_dict.") or not only(shapes, prefix, RESNET_PARTS + HEAD):
-        return 0
-    return 2 if of_hub(meta) or (prefix and "arch" in meta) else 1
+    prefix = alone_resnet(shapes, HEAD)
+    trained = prefix_of(shapes, ALONE, is_resnet) == "state_dict." and "arch" in meta
+    if prefix is None:
+        return 2 * (trained and only(shapes, "state_dict.", RESNET_PARTS + HEAD))
+    return 2 if of_hub(meta) or trained else 1
 
 
 def convert(state, meta):
-    prefix = state.pick(ALONE, is_resnet)
+    prefix = state.pick(and_alone(ALONE, alone_resnet(state, HEAD)), is_resnet)
     reasons = {prefix + "fc.": "head"} | ({"state_dict_ema.": "EMA copy"} if prefix else {})
     weights, card, dropped = resnet(state, prefix, reasons)
     known = normalisation_from(meta)

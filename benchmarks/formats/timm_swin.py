@@ -6,19 +6,19 @@ swin_transformer.py, utils.py. All of them want ImageNet's mean and std. Unverif
 """
 
 from ..checkpoints.stated import normalisation_from
-from ._conv import ALONE, IMAGENET, SWIN_PARTS, is_swin, only, prefix_of, swin
+from ._conv import ALONE, IMAGENET, SWIN_PARTS, alone_swin, and_alone, is_swin, only, prefix_of, swin
 
 USUAL = {"qkv_bias": True, "final_norm": True, "patch_norm": True}
 
 
 def claims(shapes, meta) -> int:
+    if alone_swin(shapes, ("head.",)) is not None:
+        return 1
     prefix = prefix_of(shapes, ALONE, is_swin)
-    if prefix is None or not only(shapes, prefix, (*SWIN_PARTS, "head.")):
-        return 0
-    return 2 if prefix else 1
+    return 2 * bool(prefix and "arch" in meta and only(shapes, prefix, (*SWIN_PARTS, "head.")))
 
 
 def convert(state, meta):
-    prefix = state.pick(ALONE, is_swin)
+    prefix = state.pick(and_alone(ALONE, alone_swin(state, ("head.",))), is_swin)
     reasons = {prefix + "head.": "head"} | ({"state_dict_ema.": "EMA copy"} if prefix else {})
     return swin(state, prefix, reasons, **(normalisation_from(meta) or IMAGENET))

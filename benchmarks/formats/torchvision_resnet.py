@@ -4,14 +4,15 @@ Source: pytorch/vision 0.29, torchvision/models/resnet.py; mean and std of its w
 write the same bare names. Unverified: no trained file of it was at hand (the network is torchvision's, in the tests).
 """
 
-from ._conv import ALONE, IMAGENET, RESNET_PARTS, is_resnet, only, prefix_of, resnet
+from ._conv import ALONE, IMAGENET, alone_resnet, and_alone, is_resnet, resnet
+
+HEAD = ("fc.weight", "fc.bias")
 
 
 def claims(shapes, meta) -> int:
-    prefix = prefix_of(shapes, ALONE, is_resnet)
-    return int(prefix == "" and only(shapes, "", (*RESNET_PARTS, "fc.weight", "fc.bias")))
+    return int(alone_resnet(shapes, HEAD) is not None)
 
 
 def convert(state, meta):
-    prefix = state.pick(ALONE, is_resnet)
+    prefix = state.pick(and_alone(ALONE, alone_resnet(state, HEAD)), is_resnet)
     return resnet(state, prefix, {prefix + "fc.": "head"}, **IMAGENET)

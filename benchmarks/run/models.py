@@ -6,13 +6,13 @@
         format: dino
         heads: 6                              # this and any other field of the card, also below `card:`
       - path: ours.pth
-        weights: student
+        weights: student                      # and part: PREFIX, the network below it
         row: DINO+SelfPatch|ViT-S/16
       - {path: vit-s-300ep.pth.tar, zoo: mocov3_vits_300ep}   # format, card and row as the zoo's entry has them
       - ../runs/selfpatch
 
-Each entry's values are what --format, --heads, --card, --weights, --row and --name are for a checkpoint given by hand,
-and only its own. They are recorded in the same way.
+Each entry's values are what --format, --heads, --card, --weights, --part, --row and --name are for a checkpoint given
+by hand, and only its own. They are recorded in the same way.
 """
 
 import difflib
@@ -27,7 +27,7 @@ from ...pretrain.common.errors import UserError, naming
 from ..hub import zoo
 from ..hub.remote import is_remote
 
-TEXTS = ("path", "name", "format", "weights", "row", "zoo")
+TEXTS = ("path", "name", "format", "weights", "part", "row", "zoo")
 KEYS = (*TEXTS, "card", *FIELDS)
 LARGEST = 1 << 20  # bytes of a list
 
@@ -43,6 +43,7 @@ class Entry:
     weights: str | None = None
     row: str | None = None
     where: str = ""
+    part: str | None = None
 
     def at(self, paths: list[Path]) -> "list[Entry]":
         """The entry of a run's folder, for the exports of its checkpoints; several have names of their own."""
@@ -125,7 +126,9 @@ def _entry(item, folder: Path, where: str) -> Entry:
 
         check_row(chosen["row"], "row")
     path = _path(item["path"], folder, known)
-    return Entry(path, item.get("name"), card=card, weights=item.get("weights"), where=where, **chosen)
+    return Entry(
+        path, item.get("name"), card=card, weights=item.get("weights"), where=where, part=item.get("part"), **chosen
+    )
 
 
 def _card(item: Mapping) -> dict:

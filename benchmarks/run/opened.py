@@ -30,7 +30,9 @@ class Opened:
         self.checkpoint = c = self._open()
         ready(c)
         overrides = {k: list(v) if isinstance(v, tuple) else v for k, v in c.overrides.items()}
-        overrides |= {k: v for k, v in (("format", asked.format), ("weights", asked.weights)) if v}
+        overrides |= {
+            k: v for k, v in (("format", asked.format), ("weights", asked.weights), ("part", asked.part)) if v
+        }
         self.given = given_labels(asked.name, asked.row)
         untrained = look_untrained(c.reading.weights, c.trained)
         self.doubts = [f"the weights look untrained: {untrained}"] if untrained else []
@@ -51,7 +53,7 @@ class Opened:
 
         a = self.asked
         self.stamp = stamp(a.path)  # of before, so that a change meanwhile is noticed
-        return open_checkpoint(a.path, format=a.format, card=a.card, weights=a.weights)
+        return open_checkpoint(a.path, format=a.format, card=a.card, weights=a.weights, part=a.part)
 
     @property
     def nbytes(self) -> int:
@@ -96,7 +98,9 @@ def describe(model: Path | Entry, options) -> Opened:
     """Open a checkpoint. options: how, for one that was given by hand. Raises UserError, naming the entry, for one that
     no task could run."""
     if not isinstance(model, Entry):
-        model = Entry(model, options.name, options.format, options.card, options.weights, options.row)
+        model = Entry(
+            model, options.name, options.format, options.card, options.weights, options.row, part=options.part
+        )
     with naming(model.where):
         return Opened(model)
 

@@ -45,7 +45,10 @@ CardFields = Annotated[
 ]
 Format = Annotated[str | None, typer.Option("--format", help="Format, instead of detection (`selfpatch ls formats`).")]
 Weights = Annotated[
-    str | None, typer.Option("--weights", help="teacher, student or online, instead of the format's own choice.")
+    str | None, typer.Option("--weights", help="teacher, student, online or ema, instead of the format's own choice.")
+]
+Part = Annotated[
+    str | None, typer.Option("--part", help="Only the network below this prefix of names, `state_dict.backbone`.")
 ]
 
 
@@ -67,6 +70,7 @@ class Options:
     card: CardFields = field(default_factory=dict)
     format: Format = None
     weights: Weights = None
+    part: Part = None
     name: Annotated[str | None, typer.Option("--name", help="Name in tables; else parent folder/stem.")] = None
     row: Annotated[
         str | None,

@@ -76,8 +76,62 @@ def test_wrapping_is_peeled_off(name, vit, mark, tmp_path):
     found = open_checkpoint(tmp_path / "x.pth", format="dino")
     assert found.fingerprint == mark
     assert found.accounting.startswith("30/30 tensors")
+    if "student" in str(TREES[name]({"x": 1})):
+        with pytest.raises(UserError, match=r"it holds 2 networks: .*teacher.*student.*the same.*take one by --part"):
+            open_checkpoint(tmp_path / "x.pth")
+        return
     tied = {found.reading.format, *(r.format for r in open_checkpoint(tmp_path / "x.pth", card=FACTS).rivals)}
     assert "dino" in tied  # without --format it is the same network, or a tie
+
+
+BARE = {  # networks whose names alone do not say who wrote them
+    "vit": lambda v: v,
+    "resnet": lambda _: timm.create_model("resnet18", num_classes=0).state_dict(),
+    "swin": lambda _: timm.create_model(
+        "swin_tiny_patch4_window7_224", embed_dim=8, num_heads=(1, 1, 2, 2)
+    ).state_dict(),
+}
+WRAPPERS = ("state_dict", "model", "model_state_dict", "teacher", "backbone", "net.encoder", "state_dict.backbone")
+
+
+@pytest.mark.parametrize("layout", BARE)
+def test_a_wrapper_is_no_evidence(layout, vit, tmp_path):
+    """Bare names give the same readings below any prefix, alone or beside a classifier and an optimizer."""
+    weights = BARE[layout](vit)
+
+    def found(tree) -> set:
+        torch.save(tree, tmp_path / "x.pth")
+        one = open_checkpoint(tmp_path / "x.pth", card={"heads": 2} if layout == "vit" else {})
+        return {str(r.card) for r in (one.reading, *one.rivals)}
+
+    bare = found(weights)
+    assert len(bare) == (2 if layout == "vit" else 1)  # positions are resized by DINO's rule, or by timm's
+    for wrapper in WRAPPERS:
+        tree = put(weights, f"{wrapper}.")
+        assert found(tree) == bare, wrapper
+        training = {"optimizer_states": {"0": torch.ones(2)}, "lr_schedulers": [{"last_epoch": torch.ones(1)}]}
+        around = wrapper.rpartition(".")[0]
+        beside = {f"{around}.classifier.weight" if around else "classifier.weight": torch.ones(3, 24)}
+        assert found(tree | training | beside) == bare, wrapper
+
+
+def test_a_part_of_a_file(vit, mark, tmp_path):
+    """What lies outside is counted, and recorded; a prefix that is not there names those that are."""
+    two = put(vit, "model.backbone.") | {k: v + 1 for k, v in put(vit, "model.momentum.").items()}
+    torch.save({"state_dict": two, "ema": put(vit, ""), "n_averaged": torch.ones(1)}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"it holds 3 networks: state_dict.model.backbone. \(dino.*\(the same\)"):
+        open_checkpoint(tmp_path / "x.pth", card=FACTS)
+    for part in ("state_dict.model.backbone", "state_dict.model.backbone."):
+        found = open_checkpoint(tmp_path / "x.pth", card=FACTS, part=part, format="dino")
+        assert found.fingerprint == mark
+        assert "61 outside the part (given)" in found.accounting
+        assert found.facts["part"] == f"{part} (given)"
+    assert open_checkpoint(tmp_path / "x.pth", card=FACTS, weights="ema", format="dino").fingerprint == mark
+    with pytest.raises(UserError, match=r"--part nothing: .*there are: state_dict.model.backbone., "):
+        open_checkpoint(tmp_path / "x.pth", part="nothing")
+    torch.save({"net": vit}, tmp_path / "y.pth")
+    with pytest.raises(UserError, match="--weights ema: it holds none"):
+        open_checkpoint(tmp_path / "y.pth", weights="ema")
 
 
 def test_what_lies_beside_the_network_is_never_ignored(vit, tmp_path):
@@ -437,7 +491,7 @@ def test_a_file_of_that_name_is_the_file(vit, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"teacher": vit}, "timm:x.pth")
     assert not remote.is_remote(Path("timm:x.pth"))
-    assert load("timm:x.pth", heads=2).card.dim == 24
+    assert load("timm:x.pth", heads=2, format="dino").card.dim == 24
 
 
 def test_nothing_but_the_two_names_imports_a_client(tmp_path, vit):
