@@ -44,6 +44,8 @@ def launched() -> tuple[int, int]:
     if "RANK" not in known and int(known.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         known |= {"RANK": known["SLURM_PROCID"], "WORLD_SIZE": known["SLURM_STEP_NUM_TASKS"]}
         known |= {"LOCAL_RANK": known["SLURM_LOCALID"]}
+        if known.get("SLURM_STEP_NUM_NODES", known.get("SLURM_NNODES")) == "1":
+            known["LOCAL_WORLD_SIZE"] = known["WORLD_SIZE"]  # they meet on this machine alone
         known.setdefault("MASTER_ADDR", known.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
         known.setdefault("MASTER_PORT", str(20000 + int(known.get("SLURM_JOB_ID", 0)) % 20000))
     return int(known.get("RANK", 0)), int(known.get("WORLD_SIZE", 1))

@@ -184,7 +184,8 @@ def test_without_the_extra_the_line_says_what_to_install(place, monkeypatch):
 
 
 def test_what_a_launcher_started_is_known(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    for name in names:
         monkeypatch.delenv(name, raising=False)
     assert launched() == (0, 1)
     monkeypatch.setenv("SLURM_NTASKS", "8")  # of the allocation: this is its batch script, alone
@@ -192,15 +193,20 @@ def test_what_a_launcher_started_is_known(monkeypatch):
     step = {"PROCID": "5", "STEP_NUM_TASKS": "8", "LOCALID": "1", "LAUNCH_NODE_IPADDR": "10.0.0.7", "JOB_ID": "123456"}
     for name, value in step.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    with monkeypatch.context() as inside:
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-            inside.setenv(name, "")  # so that they are taken back afterwards
-            os.environ.pop(name)
-        assert launched() == (5, 8)
-        assert {k: os.environ[k] for k in ("LOCAL_RANK", "MASTER_ADDR")} == {
-            "LOCAL_RANK": "1",
-            "MASTER_ADDR": "10.0.0.7",
-        }
+    of_one = ({"NNODES": "1"}, {"NNODES": "2", "STEP_NUM_NODES": "1"})  # the job's machines, and those of the step
+    for machines in ({"NNODES": "2"}, *of_one):
+        with monkeypatch.context() as inside:
+            for name in names:
+                inside.setenv(name, "")  # so that they are taken back afterwards
+                os.environ.pop(name)
+            for name, value in machines.items():
+                inside.setenv(f"SLURM_{name}", value)
+            assert launched() == (5, 8)
+            assert {k: os.environ[k] for k in ("LOCAL_RANK", "MASTER_ADDR")} == {
+                "LOCAL_RANK": "1",
+                "MASTER_ADDR": "10.0.0.7",
+            }
+            assert os.environ.get("LOCAL_WORLD_SIZE") == ("8" if machines in of_one else None)
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert launched() == (2, 4)
