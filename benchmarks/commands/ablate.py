@@ -15,7 +15,7 @@ from rich.console import Console
 from ...pretrain.ablations import ABLATIONS
 from ...pretrain.common.errors import UserError, naming
 from ...pretrain.common.keyvalue import key_value
-from ...pretrain.common.processes import child_environment, python, refuse_in_child
+from ...pretrain.common.processes import child_environment, python, refuse_in_child, run_together
 from ...pretrain.common.progress import line_console
 from ..results.collect import changed, differing
 from ..results.published import Number, load_published
@@ -135,8 +135,7 @@ class Sweep:
         """Run one of our commands; -> exit status. Its output goes where ours goes."""
         line = python(PROGRAM, *arguments)
         if arguments[0] == "pretrain" and self.gpus > 1:
-            torchrun = ["--standalone", f"--nproc-per-node={self.gpus}", "--module", PROGRAM]
-            line = python("torch.distributed.run", *torchrun, *arguments)
+            return run_together(line, self.gpus)[1]
         return subprocess.run(line, env=child_environment(), check=False).returncode
 
     def check(self, names: list[str]) -> None:

@@ -11,9 +11,7 @@ import math
 import os
 import platform
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +19,7 @@ from pathlib import Path
 from ...pretrain.common.card import Card
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.locks import take
-from ...pretrain.common.processes import STORE, child_environment, python
+from ...pretrain.common.processes import python, run_together
 from .processes import ended
 from .training import COLLECTED, ERROR, LAST, LOCK, LOG, PROGRESS, RESULT, Training, write_json
 
@@ -88,27 +86,11 @@ def end_with_parent() -> None:
 
 
 def several(count: int, path: Path, out: Path) -> int:
-    """Run this module in `count` processes of this machine, which meet by a file; -> exit status. Where one fails, the
-    others end.
-
-    torchrun does the same, but looks up the machine's name and listens to other machines.
-    """
-    world = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", 1)}
-    with tempfile.TemporaryDirectory() as folder:
-        world[STORE] = Path(folder) / "store"
-        left = {}
-        for rank in range(count):
-            known = {k: str(v) for k, v in (world | {"RANK": rank, "LOCAL_RANK": rank}).items()}
-            left[subprocess.Popen(python(MODULE, path), env=child_environment(**known)).pid] = rank
-        while left:
-            process, status = os.wait()
-            rank, status = left.pop(process), os.waitstatus_to_exitcode(status)
-            if status:
-                for other in left:
-                    os.kill(other, signal.SIGKILL)
-                fail(out, f"process {rank} of {count} {ended(status)}; log: {out / LOG}", 1)
-                return 1
-    return 0
+    """Run this module in `count` processes; -> exit status."""
+    rank, status = run_together(python(MODULE, path), count)
+    if status:
+        fail(out, f"process {rank} of {count} {ended(status)}; log: {out / LOG}", 1)
+    return int(status != 0)
 
 
 def fail(out: Path, text: str, status: int) -> None:

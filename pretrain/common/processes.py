@@ -10,11 +10,14 @@ import multiprocessing
 import multiprocessing.context
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
 import types
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
+from pathlib import Path
 
 SAFE_PATH = "PYTHONSAFEPATH"  # as -P, for children of children too; PYTHONPATH counts as ever
 STORE = "SELFPATCH_STORE"  # variable with the path of a file by which the processes of a group on one machine meet
@@ -29,6 +32,36 @@ def python(module: str, *arguments) -> list[str]:
 def child_environment(**more: str) -> dict[str, str]:
     """Of a process that may start others."""
     return os.environ | {SAFE_PATH: "1"} | more
+
+
+def run_together(line: list[str], count: int) -> tuple[int, int]:
+    """Run a command in `count` processes of this machine, which meet by a file (distributed.Ranks);
+    -> (rank, exit status) of the first that failed, else (0, 0). Where one fails, the others are killed; where one was
+    told to stop (a status from 128 on), so were they, and they may still save.
+
+    torchrun does the same, but looks up the machine's name and listens to other machines.
+    """
+    world = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", 1)}
+    failed = (0, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        world[STORE] = Path(folder) / "store"
+        left: dict[int, tuple[int, subprocess.Popen]] = {}
+        for rank in range(count):
+            known = {k: str(v) for k, v in (world | {"RANK": rank, "LOCAL_RANK": rank}).items()}
+            process = subprocess.Popen(line, env=child_environment(**known))
+            left[process.pid] = rank, process
+        while left:
+            pid, status = os.wait()
+            if pid not in left:  # a child of somebody else's
+                continue
+            rank, process = left.pop(pid)
+            process.returncode = status = os.waitstatus_to_exitcode(status)
+            if status and failed == (0, 0):
+                failed = rank, status
+            if status and status < 128:
+                for _, other in left.values():
+                    os.kill(other.pid, signal.SIGKILL)
+    return failed
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Ablation grids: the poster's, cell by cell and number by number, and a small one that really runs."""
 
 import re
-import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -9,6 +9,7 @@ import yaml
 
 import warm
 from selfpatch_bench.benchmarks import UserError
+from selfpatch_bench.benchmarks.commands import ablate
 from selfpatch_bench.benchmarks.commands.ablate import Grid, Sweep, ablate_command, read_grid
 from selfpatch_bench.benchmarks.results import record
 from selfpatch_bench.benchmarks.results.record import DataSet, Model, Protocol, Record
@@ -204,14 +205,23 @@ def test_a_cell_that_fails_is_named_and_the_others_run(folder, monkeypatch, caps
         sweep.run(Console(), ["plain"])
 
 
+TOLD = """
+import os, sys
+with open(f"{sys.argv[1]}/{sys.argv[3]}.{os.environ.get('RANK')}", "w") as file:
+    file.write(" ".join([*sys.argv[4:], *(f"{k}={os.environ.get(k)}" for k in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))]))
+"""
+
+
 def test_several_processes_pretrain_and_one_evaluates(tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(subprocess, "run", lambda line, **_: seen.append(line) or subprocess.CompletedProcess(line, 0))
-    sweep = Sweep(Grid({}, []), tmp_path, "data", "video", gpus=4)
-    sweep.start(["pretrain", "dino"])
-    sweep.start(["run", "x"])
-    assert "--nproc-per-node=4" in seen[0]
-    assert "torch.distributed.run" not in seen[1]
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(ablate, "python", lambda *line: [sys.executable, "-c", TOLD, str(tmp_path), *line])
+    sweep = Sweep(Grid({}, []), tmp_path, "data", "video", gpus=3)
+    assert sweep.start(["pretrain", "dino"]) == sweep.start(["run", "x"]) == 0
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {
+        **{f"pretrain.{rank}": "dino WORLD_SIZE=3 LOCAL_WORLD_SIZE=3" for rank in range(3)},
+        "run.None": "x WORLD_SIZE=None LOCAL_WORLD_SIZE=None",
+    }
 
 
 @pytest.mark.parametrize(
