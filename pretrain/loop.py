@@ -34,6 +34,7 @@ class Loop:
         self.cfg, self.ranks, self.total = trainer.cfg, trainer.ranks, len(trainer)
         self.about = {"steps_per_epoch": trainer.per_epoch, "data": identity(source) if trainer.ranks.main else {}}
         self.stop, self.move, self.utilisation = Stop(), Mover(trainer.device), Utilisation(trainer)
+        self.names: dict[int, list[str]] = {}  # of this process's images, by step: the last and the one before
         self.log: Log | None = None  # of the first process
         self.saved = trainer.step
         self.ended_by = 0  # the signal that ends the run: the same in all processes, who must stop at the same step
@@ -61,6 +62,7 @@ class Loop:
                 if self.to_save():
                     self.save()
                 if due(trainer):
+                    self.settle()
                     self.evaluate()
             if self.saved < trainer.step:
                 self.save()
@@ -95,7 +97,8 @@ class Loop:
 
         Raises Cut if the signal to stop has also ended the workers that make them.
         """
-        self.names, self.waited = [], 0.0
+        step, self.waited = self.trainer.step, 0.0
+        self.names = {step - 1: self.names.get(step - 1, []), step: []}
         for _ in range(self.trainer.shares.accumulation):
             began = time.perf_counter()
             try:
@@ -105,7 +108,7 @@ class Loop:
                     raise Cut from None
                 raise
             self.waited += time.perf_counter() - began
-            self.names += batch.names
+            self.names[step] += batch.names
             groups = self.move(batch).groups
             self.utilisation.look(groups)
             yield groups
@@ -130,11 +133,13 @@ class Loop:
         shown = step % self.cfg.log.every == 0 or step in (1, self.total)
         try:
             outcome = trainer.advance(self.micro_batches(feed), self.stop.signal)
+            if shown:
+                trainer.settle()
         except Cut:
             self.ended_by = self.stop.signal
             return False
         except NotFinite as error:
-            raise not_finite(error, self.names, trainer, self.run) from None
+            raise self.not_finite(error) from None
         self.ended_by = outcome.flag if self.ranks.world > 1 else self.stop.signal
         if self.log:
             self.log.count(self.cfg.loop.batch, self.waited)
@@ -150,9 +155,20 @@ class Loop:
 
     def save(self) -> None:
         """Store the state, by the first process. Should it fail, the others are ended by whoever started them."""
+        self.settle()
         if self.ranks.main:
             self.run.save(self.trainer.state() | self.about, self.cfg.checkpoint.keep_every)
         self.saved = self.trainer.step
+
+    def settle(self) -> None:
+        """Hear of the last step, before something is made of it."""
+        try:
+            self.trainer.settle()
+        except NotFinite as error:
+            raise self.not_finite(error) from None
+
+    def not_finite(self, error: NotFinite) -> UserError:
+        return not_finite(error, self.names[self.trainer.step], self.trainer, self.run)
 
     def evaluate(self) -> None:
         self.ended_by = self.ended_by or evaluate(self.watch, self.log, self.ranks, self.stop)

@@ -136,6 +136,14 @@ def clip(parameters: Iterable[nn.Parameter], limit: float | None, mode: str = "p
     return norms
 
 
+@torch.no_grad()
+def put_back(kept: Iterable[tuple[Tensor, Tensor]], left_out: Tensor | None = None) -> None:
+    """Pairs of a tensor and a copy of it from before: it becomes what it was, or does so where `left_out`, 0-dim on
+    the device, is 1."""
+    for tensor, before in kept:
+        tensor.copy_(before if left_out is None else torch.where(left_out.bool(), before, tensor))
+
+
 def freeze(named: Named, patterns: Sequence[str], epochs: int, epoch: int) -> None:
     """Drop the gradients of parameters whose name contains one of the patterns, in epochs before `epochs`.
 
@@ -162,9 +170,18 @@ class Ema:
         self.teacher, self.student = [t for t, _ in pairs], [s for _, s in pairs]
 
     @torch.no_grad()
-    def update(self, momentum: float) -> None:
-        if momentum < 1:
+    def update(self, momentum: float, left_out: Tensor | None = None) -> None:
+        """left_out: float32, 0-dim on the device; the teacher stays as it is where it is 1, whatever the student."""
+        if momentum == 1:
+            return
+        if left_out is None:
             torch._foreach_lerp_(self.teacher, self.student, 1 - momentum)
+            return
+        behind = torch._foreach_sub(self.teacher, self.student)
+        # A step along them by an optimiser that can leave it out on the device: 0 times infinity would be no such step.
+        plain = {"weight_decay": 0.0, "momentum": 0.0, "dampening": 0.0, "nesterov": False, "maximize": False}
+        lr = 1 - momentum
+        torch._fused_sgd_(self.teacher, behind, [], lr=lr, is_first_step=True, found_inf=left_out, **plain)
 
     @torch.no_grad()
     def copy(self) -> None:

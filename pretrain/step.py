@@ -1,7 +1,7 @@
 """One optimiser step, and the state that it changes. No method has a name here: see objectives/."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -105,19 +105,41 @@ class Learner(nn.Module):
         return replace(group, x=normalise(group.x, self.cfg.data.mean, self.cfg.data.std, dtype))
 
     @torch.no_grad()
-    def finish_step(self, stats: dict[str, Tensor], momentum: float) -> dict[str, Tensor]:
+    def finish_step(
+        self, stats: dict[str, Tensor], momentum: float, left_out: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """After the optimiser's step: EMA, then the objectives' updates from the added-up stats; -> numbers for the log
-        under OBJECTIVE.NAME, 0-dim tensors."""
-        self.ema.update(momentum)
+        under OBJECTIVE.NAME, 0-dim tensors. left_out: float32, 0-dim on the device; where it is 1 nothing changes."""
+        self.ema.update(momentum, left_out)
+        kept = [] if left_out is None else copies(self.objectives.buffers())
         numbers = {}
         for name, objective in self.objectives.items():
             own = {k.removeprefix(f"{name}."): v for k, v in stats.items() if k.startswith(f"{name}.")}
             numbers |= {f"{name}.{k}": v for k, v in (objective.update(own) or {}).items()}
+        optim.put_back(kept, left_out)
         return numbers
 
 
 class NotFinite(Exception):
-    """Loss or gradients (the message says which) of a step are not finite; nothing has been changed by it."""
+    """Loss or gradients (the message says which) of a step are not finite; nothing has been changed by it, nor by one
+    after it. `Trainer.step` steps were done before."""
+
+
+class Check:
+    """What the host is told of a step, on its way from the device. step: how many were done before.
+
+    message: integers, whether loss and gradients are finite, and the flag.
+    """
+
+    def __init__(self, step: int, message: Tensor):
+        self.step, device = step, message.device
+        self.message = message.to("cpu", non_blocking=True)
+        self.arrived = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+
+    def read(self) -> list[int]:
+        if self.arrived:
+            self.arrived.synchronize()
+        return self.message.tolist()
 
 
 class Outcome(NamedTuple):
@@ -125,7 +147,7 @@ class Outcome(NamedTuple):
 
     numbers: by their names in the log, 0-dim tensors on the device or numbers: the loss (weighted sum), its terms, what
     the objectives report (teacher entropy, KL), grad_norm: largest gradient norm of a tensor (or the global one) before
-    clipping, and the schedules' values. flag: the largest of `flag` over processes.
+    clipping, and the schedules' values. flag: the largest of `flag` over processes, on a GPU in the steps before.
     images: see `Learner`.
     """
 
@@ -139,6 +161,9 @@ class Trainer:
 
     `advance(groups)` takes this process's images of a global batch, divided as `shares` says. The noise of a step
     (stochastic depth) comes from (seed, step, share of the batch), so nothing of a generator's state has to be kept.
+
+    On a GPU (`late`) the host does not wait for a step: the device leaves out one that is not finite, and the next
+    `advance`, or `settle`, raises NotFinite. Call `settle` before the state is stored or the numbers are looked at.
     Raises UserError for a configuration that cannot be trained.
     """
 
@@ -169,7 +194,9 @@ class Trainer:
             compile_networks(self.learner.student, self.learner.teacher)
             compile_objectives(self.learner.objectives)
         self.module = ranks.wrap(self.learner)
-        self.step = 0
+        self.late = self.device.type != "cpu"
+        self.pending: Check | None = None
+        self.step, self.flag = 0, 0
 
     def __len__(self) -> int:
         """Optimiser steps of the whole run."""
@@ -182,37 +209,66 @@ class Trainer:
 
     def advance(self, groups: list[Group] | Iterator[list[Group]], flag: int = 0) -> Outcome:
         """One optimiser step. groups: of this process's images, on the device; or an iterator over those of its
-        micro-batches. flag: a number >= 0 on which the processes agree by its maximum. Raises NotFinite, or what the
-        iterator raises (everything is then as before the step)."""
+        micro-batches. flag: a number >= 0 on which the processes agree by its maximum. Raises NotFinite (if `late`, of
+        the step before), or what the iterator raises (everything is then as before the step)."""
         cfg, optimiser, schedules = self.cfg.optim, self.optimiser, self.schedules
         lr, decay, ema = (float(values[self.step]) for values in (schedules.lr, schedules.weight_decay, schedules.ema))
         optim.set_schedule(optimiser, lr, decay)
         optimiser.zero_grad(set_to_none=True)
-        sums = self._backward(self._micro_batches(groups) if isinstance(groups, list) else groups)
-        flags = torch.zeros(self.ranks.world, device=self.device)
-        flags[self.ranks.rank].fill_(flag)
-        sums = self.ranks.add(sums | {"flag": flags})
-        flags = sums.pop("flag")
-        total, images = sums.pop("loss") / self.parts, sums.pop("images")
+        kept = copies(self.statistics)
+        try:
+            sums = self._backward(self._micro_batches(groups) if isinstance(groups, list) else groups)
+            flags = torch.zeros(self.ranks.world, device=self.device)
+            flags[self.ranks.rank].fill_(flag)
+            sums = self.ranks.add(sums | {"flag": flags})
+            self.settle()
+            total, images, flags = sums.pop("loss") / self.parts, sums.pop("images"), sums.pop("flag")
+            norm, left_out = self._check(total, flags)
+        except Exception:
+            optim.put_back(kept)  # running statistics have been moved by the micro-steps so far
+            optimiser.zero_grad(set_to_none=True)
+            raise
         losses = {k.removeprefix("loss "): sums.pop(k) / self.parts for k in list(sums) if k.startswith("loss ")}
-        self.scaler.unscale_(optimiser)
+        optim.freeze(self.named, cfg.freeze, cfg.freeze_epochs, self.epoch)
+        optimiser.found_inf = left_out  # a scaler puts its own in this place
+        self.scaler.step(optimiser)
+        self.scaler.update()
+        if left_out is not None:
+            optim.put_back(kept, left_out)
+        numbers = {"loss": total} | losses | self.learner.finish_step(sums, ema, left_out)
+        numbers |= {"grad_norm": norm, "lr": lr, "weight_decay": decay, "ema": ema}
+        self.step += 1
+        numbers |= {"loss_scale": self.scaler.scale(torch.ones_like(total))} if self.scaler.is_enabled() else {}
+        return Outcome(numbers, self.flag, images)
+
+    def _check(self, total: Tensor, flags: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Clip the gradients, and send the host word of the step. -> the largest norm before; if `late`, float32, 1
+        where the step is to be left out. Raises NotFinite, unless `late`."""
+        cfg, scaled = self.cfg.optim, self.scaler.is_enabled()
+        good = torch.isfinite(total)
+        if scaled and self.late:  # one gradient that is not finite, and the scaler leaves the step out
+            next(p.grad for _, p in self.named if p.grad is not None).masked_fill_(~good, torch.nan)
+        self.scaler.unscale_(self.optimiser)
         norms = optim.clip((p for _, p in self.named), cfg.clip, cfg.clip_mode)
         norm = norms.max() if len(norms) else norms.sum()
         # With a scaler, gradients that are too large are its business: it leaves the step out and lowers the scale.
-        finite = torch.isfinite(torch.stack([total, total if self.scaler.is_enabled() else norm.to(total)]))
-        # The only wait for the device in a step: one message for all that is asked.
-        *finite, flag = torch.cat([finite, flags.max()[None]]).int().tolist()
+        finite = torch.stack([good, good if scaled else torch.isfinite(norm).to(good.device)])
+        self.pending = Check(self.step, torch.cat([finite, flags.max()[None]]).int())
+        if self.late:
+            return norm, 1 - finite.all().float()
+        self.settle()
+        return norm, None
+
+    def settle(self) -> None:
+        """Hear of the last step, if that is still to come. Raises NotFinite; `step` is then that step's, again."""
+        check, self.pending = self.pending, None
+        if check is None:
+            return
+        *finite, flag = check.read()
+        self.flag = max(self.flag, flag) if self.late else flag
         if not all(finite):
-            optimiser.zero_grad(set_to_none=True)
+            self.step = check.step
             raise NotFinite("gradients" if finite[0] else "loss")
-        optim.freeze(self.named, cfg.freeze, cfg.freeze_epochs, self.epoch)
-        self.scaler.step(optimiser)
-        self.scaler.update()
-        numbers = {"loss": total} | losses | self.learner.finish_step(sums, ema)
-        numbers |= {"grad_norm": norm, "lr": lr, "weight_decay": decay, "ema": ema}
-        self.step += 1
-        numbers |= {"loss_scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {}
-        return Outcome(numbers, flag, images)
 
     def _micro_batches(self, groups: list[Group]) -> Iterator[list[Group]]:
         """A process's images, divided; no copies."""
@@ -223,15 +279,9 @@ class Trainer:
     def _backward(self, micro_batches: Iterator[list[Group]]) -> dict[str, Tensor]:
         """Forward and backward of all micro-steps; -> their losses and the objectives' sums, added up."""
         sums: dict[str, Tensor] = {}
-        kept = [(buffer, buffer.clone()) for buffer in self.statistics] if self.shares.accumulation > 1 else []
-        try:
-            for micro, rows in enumerate(micro_batches):
-                for name, value in self._micro_step(rows, micro).items():
-                    sums[name] = sums[name] + value if name in sums else value
-        except Exception:  # running statistics have been moved by the micro-steps so far
-            for buffer, before in kept:
-                buffer.copy_(before)
-            raise
+        for micro, rows in enumerate(micro_batches):
+            for name, value in self._micro_step(rows, micro).items():
+                sums[name] = sums[name] + value if name in sums else value
         return sums
 
     def _micro_step(self, rows: list[Group], micro: int) -> dict[str, Tensor]:
@@ -285,6 +335,11 @@ class Trainer:
         except (KeyError, ValueError, RuntimeError) as error:
             raise UserError(f"the checkpoint does not fit the network of its configuration: {error}") from error
         self.step = state["step"]
+
+
+def copies(tensors: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Pairs of a tensor and what it holds at present."""
+    return [(tensor, tensor.clone()) for tensor in tensors]
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:

@@ -22,7 +22,7 @@ from selfpatch_bench.pretrain.distributed import Ranks
 from selfpatch_bench.pretrain.monitor.collapse import Signs
 from selfpatch_bench.pretrain.monitor.log import Log
 from selfpatch_bench.pretrain.step import NotFinite, Trainer
-from training import DINO, SELFPATCH, difference, final, lines, pictures, same, tensors
+from training import DINO, METHODS, SELFPATCH, difference, final, lines, pictures, same, tensors
 from training import one_thread as one_thread
 
 PLAIN = ("loop.precision=float64", "network.drop_path=0", "schedule.warmup_epochs=0")
@@ -236,6 +236,52 @@ def test_not_finite_changes_nothing(feed):
     assert made.step == 1
 
 
+@pytest.mark.parametrize(
+    ("recipe", "precision", "what"),
+    [
+        ("selfpatch", "float32", "gradients"),
+        ("pwself", "float64", "loss"),
+        ("moby", "float32", "loss"),
+        ("dino", "fp16", "loss"),
+    ],
+)
+def test_a_step_left_out_by_the_device(feed, recipe, precision, what):
+    """As on a GPU, where the host hears of a step during the next: neither has changed anything by then, to the last
+    bit; the steps before are the same as with a host that waits."""
+    options = [*METHODS[recipe], *PLAIN, f"loop.precision={precision}"]
+    made, waits = (Trainer(load_recipe(recipe, options), 4, Ranks("cpu")) for _ in range(2))
+    made.late = True
+    for each in (made, waits):
+        each.scaler = torch.amp.GradScaler("cpu", init_scale=64.0, enabled=each.scaler.is_enabled())
+        each.advance(feed[0], flag=2)
+        each.settle()
+    left, right = tensors(made.state()), tensors(waits.state())
+    assert all(torch.allclose(left[k], v, rtol=1e-6, atol=1e-9) for k, v in right.items())
+    assert made.flag == 2
+    bias = next(p for n, p in made.named if n.endswith("blocks.0.mlp.fc1.bias"))
+    if what == "loss":
+        with torch.no_grad():
+            bias[0] = math.inf
+    else:
+        hook = bias.register_hook(lambda g: g * math.nan)
+    before = {k: v.clone() for k, v in tensors(made.state()).items() if not k.startswith("scaler")}
+    made.advance(feed[1])
+    assert made.step == 2
+    for settle in (lambda: made.advance(feed[2]), made.settle):
+        with pytest.raises(NotFinite, match=what):
+            settle()
+        after = tensors(made.state())
+        assert all(torch.equal(after[k], v) for k, v in before.items())
+        assert made.step == 1
+        if settle != made.settle:
+            made.advance(feed[1])
+    if what == "gradients":
+        hook.remove()
+        made.advance(feed[1])
+        made.settle()
+        assert made.step == 2
+
+
 def test_not_finite_gradients(feed):
     """A finite loss with a gradient that is not, which would spoil the weights unseen."""
     made = trainer(*PLAIN)
@@ -244,12 +290,14 @@ def test_not_finite_gradients(feed):
         made.advance(feed[0])
 
 
-def test_not_finite_run(data, tmp_path, monkeypatch):
-    """The run ends with status 1 and names the images and the last good checkpoint."""
+@pytest.mark.parametrize("late", [False, True])
+def test_not_finite_run(data, tmp_path, monkeypatch, late):
+    """The run ends with status 1 and names the images and the last good checkpoint; no state is stored from then on,
+    where the host hears of it a step later too."""
     advance = Trainer.advance
 
     def spoil(self, micro_batches, flag=0):
-        rows = list(micro_batches)
+        rows, self.late = list(micro_batches), late
         if self.step == 5:
             rows[-1][0].x = rows[-1][0].x.float() * math.nan
         return advance(self, iter(rows), flag)
