@@ -80,5 +80,7 @@ def one_each(keys: Tensor, step: Step, group: int) -> Tensor:
     views, images, patches = keys.shape[:3]
     stream = torch.Generator().manual_seed(hashed(_PICK, step.index, group) >> 1)
     pick = torch.randint(patches, (views, step.parts * images), generator=stream)
-    pick = pick[:, step.part * images : (step.part + 1) * images, None, None].to(keys.device)
+    pick = pick[:, step.part * images : (step.part + 1) * images, None, None]
+    if keys.device.type == "cuda":  # from pinned memory: nobody waits for the copy
+        pick = pick.pin_memory().to(keys.device, non_blocking=True)
     return keys.gather(2, pick.expand(-1, -1, 1, keys.shape[3])).squeeze(2)
