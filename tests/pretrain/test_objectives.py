@@ -30,7 +30,7 @@ from plain_pretrain import (
 from selfpatch_bench.pretrain.common.errors import UserError
 from selfpatch_bench.pretrain.config import OBJECTIVES, load_recipe
 from selfpatch_bench.pretrain.objectives import HeadSpec, Spec, Step, merge
-from selfpatch_bench.pretrain.objectives._soft_cross_entropy import CrossEntropy
+from selfpatch_bench.pretrain.objectives._soft_cross_entropy import CentredSoftmax, CrossEntropy
 from selfpatch_bench.pretrain.step import Learner
 
 
@@ -255,6 +255,38 @@ def test_cross_entropy_of_half_precision_keeps_small_gradients():
     (plain * 1e-6 * scale).backward()
     assert z.grad.dtype == torch.float16
     assert relative(z.grad, exact.grad) < 2e-3  # two roundings to 11 bits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_as_many_outputs_as_dino_has(dtype):
+    """65536 cosines, the centre and temperatures of DINO, a loss scale under fp16: loss and gradient against the plain
+    expression in float64 of the same cosines; no more entries of the gradient are lost than in the official form."""
+    noise = torch.Generator().manual_seed(0)
+    teacher, student = (torch.randn(n, 2, 65536, generator=noise, dtype=torch.float64) / 16 for n in (1, 3))
+    teacher, centre = teacher[0].float(), torch.randn(1, 65536, generator=noise) / 100
+    scale = 2.0**16 if dtype == torch.float16 else 1.0
+    rows = 640  # of ten views of 64 images, of which six are looked at
+    student = student.to(dtype).requires_grad_()
+    p, entropy = CentredSoftmax()(teacher, centre, torch.tensor(0.04))
+    loss = CrossEntropy(0.1)(p, student).sum() / rows
+    (found,) = torch.autograd.grad(loss * scale, student)
+
+    exact = student.detach().double().requires_grad_()
+    q = ((teacher.double() - centre.double()) / torch.tensor(0.04).double()).softmax(-1)
+    torch.testing.assert_close(p.double(), q, rtol=2e-5, atol=0)
+    torch.testing.assert_close(entropy.double(), -(q * q.log()).sum(-1), rtol=1e-6, atol=0)
+    plain = -(q * (exact / 0.1).log_softmax(-1)).sum() / rows
+    (wanted,) = torch.autograd.grad(plain * scale, exact)
+    torch.testing.assert_close(loss.double(), plain, rtol=1e-6, atol=0)
+    assert found.dtype == dtype
+    assert torch.cosine_similarity(found.double().flatten(), wanted.flatten(), 0) > 1 - 1e-5
+    if dtype == torch.float32:
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6 * float(wanted.abs().max()))
+    official = student.detach().clone().requires_grad_()
+    # Under autocast softmax is float32 and the division is not.
+    term = torch.sum(-q.float() * (official / 0.1).log_softmax(-1, dtype=torch.float32), dim=-1).sum() / rows
+    (theirs,) = torch.autograd.grad(term * scale, official)
+    assert (found == 0).sum() <= (theirs == 0).sum()
 
 
 # --- the contract
