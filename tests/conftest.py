@@ -91,8 +91,12 @@ def need(shared):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_scope_left():
-    """mmengine's Runner leaves its scope, mmdet or mmseg, to what comes after it in a process: not to another file."""
+def nothing_of_mmengine_left():
+    """A Runner leaves its scope, logger and visualizer to what comes after it in a process: not to another file's."""
     yield
-    if registry := sys.modules.get("mmengine.registry"):
-        registry.DefaultScope._instance_dict.clear()
+    if manager := sys.modules.get("mmengine.utils.manager"):
+        left = [manager.ManagerMixin]
+        while left:
+            kind = left.pop()
+            kind._instance_dict.clear()
+            left += kind.__subclasses__()

@@ -12,18 +12,19 @@ NETWORKS = {
     "student": ("student.backbone.", "student."),
     None: ("backbone.", ""),
 }
+WRAPPED = ("teacher.backbone.", "student.backbone.")  # utils.MultiCropWrapper in main_dino.py's dict
 HEADS = dict.fromkeys(("head.mlp.", "head.last_layer.", "projection_head."), "head")
 ALWAYS = {"qkv_bias": True}
 
 
 def claims(shapes, meta) -> int:
-    if alone_vit(shapes) is not None:
+    if (home := alone_vit(shapes)) is not None and home not in WRAPPED:
         return 1
     prefix, centre = prefix_of(shapes, NETWORKS, is_dino), shapes.get("dino_loss.center")
     if not is_layout(shapes, prefix) or (centre and per_token(centre)):
         return 0
-    heads = any(f".{name}" in f".{k}" for k in shapes for name in HEADS)
-    return 3 if centre else 2 * heads
+    own = prefix in WRAPPED or any(f".{name}" in f".{k}" for k in shapes for name in HEADS)
+    return 3 if centre else 2 * own
 
 
 def is_layout(shapes, prefix: str | None) -> bool:
