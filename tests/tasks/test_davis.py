@@ -103,18 +103,18 @@ def test_masks_and_scores_are_the_official_ones(file, tmp_path):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("file", [c for c in CASES if "patch_embed" in json.loads(c.values[0].read_text())])
 def test_the_trained_file_as_it_is(file, tmp_path):
-    """Its own mean and std (--card mean=0.5 std=0.5) and timm's positions: within half a point of the official J&F at
-    the begin of all videos; the other normalisation is 1.5 points away there."""
+    """Its own mean and std (--card mean=0.5 std=0.5) and timm's positions: at the first propagated frame of all videos
+    J and F are 0.7 points from the official ones on average, whatever the sign; with the other normalisation 3.7."""
     golden = json.loads(file.read_text())
     root, checkpoint = videos_of(golden, tmp_path), checkpoint_of(golden)
     card = {"heads": golden["heads"], "mean": "0.5", "std": "0.5"}
-    (found,) = evaluate([checkpoint], root, tmp_path, ["frames=6"], card)
+    (found,) = evaluate([checkpoint], root, tmp_path, ["frames=3"], card)  # the last is not scored
     differences = []
     for name, scores in golden["sequences"].items():
         for measure in ("J_per_frame", "F_per_frame"):
-            mine, official = found.parts["sequences"][name]["1"][measure], scores["objects"]["1"][measure]
-            differences.append(100 * (np.mean(mine) - np.mean(official[: len(mine)])))
-    assert abs(np.mean(differences)) < 0.5, differences
+            (mine,), official = found.parts["sequences"][name]["1"][measure], scores["objects"]["1"][measure]
+            differences.append(100 * abs(mine - official[0]))
+    assert np.mean(differences) < 1.5, differences
     assert found.protocol.effective["std"] == [0.5] * 3
     assert found.protocol.effective["pos_rule"] == "timm"
 
