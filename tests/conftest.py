@@ -38,6 +38,7 @@ LONGEST = (
     *("test_commands_golden_runs", "mm/test_mm_full", "common/test_processes", "tasks/test_davis", "tasks/test_knn"),
     *("pretrain/test_methods", "pretrain/test_resume", "pretrain/test_distributed", "checkpoints/test_fuzz"),
     *("checkpoints/test_completeness", "formats/test_formats", "cli/test_cli", "pretrain/test_slurm"),
+    *("test_commands_golden", "test_wheel"),
 )
 
 
