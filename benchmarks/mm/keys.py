@@ -47,6 +47,14 @@ DERIVED = {
     "default_scope": "another recipe",
 }
 
+# Keys that change nothing here, and why; with what lies below them.
+IDLE = {
+    "val_cfg": "there is no validation on the way",
+    "train_cfg.val_interval": "there is no validation on the way",
+    "default_hooks.checkpoint.type": "checkpoints are always whole, and only the latest is kept",
+    "env_cfg.dist_cfg": "the processes have met before",
+}
+
 
 def _is_size(value) -> bool:
     return isinstance(value, list | tuple) and len(value) == 2 and all(type(v) is int and v > 0 for v in value)
@@ -89,6 +97,8 @@ def override(cfg: Config, key: str, value) -> None:
     known = dict(walk(cfg._cfg_dict))
     if instead := derived(key):
         raise UserError(f"{key} follows from others: use {instead}")
+    if why := next((why for idle, why in IDLE.items() if f"{key}.".startswith(f"{idle}.")), None):
+        raise UserError(f"{key} changes nothing: {why}")
     if key not in known and OPTIONAL.get(key, ("",))[0] not in known:
         near = difflib.get_close_matches(key, [*OWN, *known], 1, 0)
         raise UserError(f"the config of this recipe has no {key}; did you mean {near[0]}?")

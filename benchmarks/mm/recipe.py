@@ -6,6 +6,7 @@ The rest of the file is an mm config; `build.py` joins the two with a checkpoint
 import ast
 import contextlib
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -210,6 +211,8 @@ def parse(overrides: Iterable[str]) -> tuple[dict, dict]:
     own, dotted = {}, {}
     for item in overrides:
         key, text = key_value(item)
+        if "${" in text:  # would be another value in another place, under the same key of the record
+            raise UserError(f"{item}: write the value itself, not ${{...}}")
         try:
             value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=True)["value"]
         except (OmegaConfBaseException, ValueError) as error:
@@ -235,6 +238,6 @@ def _own(key: str, value, text: str):
             value = tuple(int(str(v)) for v in (text.strip("[]() ").split(",") if isinstance(value, str) else value))
         except (TypeError, ValueError):
             value = ()
-    if not good(value):
+    if not good(value) or re.match(r"\s*[+-]?0\d", text):  # YAML reads 012 as 10
         raise UserError(f"{key}={text}: {words}")
     return float(value) if key == "lr" else value

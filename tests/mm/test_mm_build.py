@@ -75,6 +75,10 @@ def test_an_unknown_key_names_the_nearest(override, nearest):
         ("model.data_preprocessor={type: DetDataPreprocessor}", "--card"),
         ("model.backbone={drop_path: 0.1}", "another recipe"),
         ("model.roi_head.mask_head={type: FCNMaskHead}", "classes="),
+        ("val_cfg.type=ValLoop", "changes nothing: there is no validation"),
+        ("train_cfg.val_interval=3", "changes nothing: there is no validation"),
+        ("default_hooks.checkpoint.type=Other", "changes nothing: checkpoints"),
+        ("env_cfg.dist_cfg.backend=gloo", "changes nothing: the processes"),
         ("default_hooks.checkpoint={type: CheckpointHook, interval: 2}", None),  # holds nothing of the kind
     ],
 )

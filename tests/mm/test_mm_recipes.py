@@ -206,6 +206,8 @@ def test_blocks_by_depth(depth, blocks):
         ("lr=-1", "above 0"),
         ("with_cp=2", "true or false"),
         ("batch", "key=value"),
+        ("epochs=012", "a whole number"),
+        ("model.backbone.drop_path=${oc.env:RATE}", "write the value itself"),
     ],
 )
 def test_bad_overrides(override, complaint):
