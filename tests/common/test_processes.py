@@ -104,14 +104,14 @@ def test_a_command_under_torchrun(trap, place, tmp_path):
     assert difference(final(tmp_path / "two"), final(tmp_path / "one")) < 1e-10
 
 
-def test_the_runs_of_an_ablation(trap, tmp_path, monkeypatch, capfd):
-    """In one process, and in two under torchrun. (What training imports: test_a_command_under_torchrun.)"""
+def test_the_runs_of_an_ablation(trap, place, tmp_path, monkeypatch, capfd):
+    """In one process (any command), and in two that meet by a file and train."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    for gpus in (1, 2):
-        status = Sweep(Grid({}, []), tmp_path, "", "", gpus=gpus).start(["pretrain", "--help"])
-        said = capfd.readouterr()
-        assert (status, trap()) == (0, []), said.err
-        assert said.out.count("Usage:") == gpus
+    one, two = (Sweep(Grid({}, []), tmp_path, "", "", gpus=gpus) for gpus in (1, 2))
+    assert (one.start(["ls", "tasks"]), trap()) == (0, []), capfd.readouterr().err
+    run = ["pretrain", "dino", "--data", str(place / "pictures"), "--out", str(tmp_path / "two"), *STEPS]
+    assert (two.start(run), trap()) == (0, []), capfd.readouterr().err
+    assert final(tmp_path / "two")["step"] == 2
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mmengine") is None, reason="the extra `mm` is not installed")
