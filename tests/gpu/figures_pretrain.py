@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from table import Table, peak_gb, seconds_each, wait
-from torch.utils.flop_counter import FlopCounterMode
 
 from reference_pretrain import Plain
 from selfpatch_bench.benchmarks.synthetic.scenes import make_pictures
@@ -20,14 +19,11 @@ from selfpatch_bench.pretrain.data.group import Group
 from selfpatch_bench.pretrain.data.images import open_source
 from selfpatch_bench.pretrain.data.loader import batches
 from selfpatch_bench.pretrain.distributed import Ranks
-from selfpatch_bench.pretrain.options import Loop
+from selfpatch_bench.pretrain.monitor import mfu
 from selfpatch_bench.pretrain.recipes import RECIPES
 from selfpatch_bench.pretrain.step import Trainer
 
 COLUMNS = ("step", "images/s", "ms a step", "memory, GB", "wait for data", "GFLOP an image", "MFU")
-# Multiply-adds of a dense bf16 product count as two; numbers of NVIDIA's data sheets, without sparsity.
-PEAKS = {"H200": 989e12, "H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
-PEAKS |= {"L4": 121e12, "A10G": 70e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
 PLAIN = ("selfpatch", "dino")  # of which there is a plain step
 SMALL = {"outputs": 32, "hidden": 32, "bottleneck": 16, "queue": 8, "samples": 4, "local_samples": 2}
 # Recipes that are for another backbone by default.
@@ -38,7 +34,7 @@ def configuration(recipe: str, args, *more: str):
     """A recipe with ViT-S/16 on the device; tiny: small in everything."""
     options = [*VIT.get(recipe, []), f"loop.batch={args.batch}", f"loop.device={args.device}", "loop.steps=100000"]
     options += [f"loop.precision={args.precision}", "schedule.warmup_epochs=1", "optim.freeze_epochs=0"]
-    options += [f"loop.per_gpu={args.batch}"] if hasattr(Loop(), "per_gpu") else []  # one micro-batch
+    options.append(f"loop.per_gpu={args.batch}")  # one micro-batch
     if not args.tiny:
         return load_recipe(recipe, ["network.backbone=vit_small_patch16", *options, *more])
     options += ["network.backbone=vit_tiny_patch8", "network.overrides={embed_dim: 24, depth: 2, num_heads: 2}"]
@@ -82,25 +78,16 @@ def count(recipe: str, args) -> float:
     few = 2  # batch norm needs more than one
     cfg = configuration(recipe, args, f"loop.batch={few}")
     trainer = Trainer(cfg, 1000, Ranks(args.device))
-    with FlopCounterMode(display=False) as counter:
-        trainer.advance(synthetic(cfg, few, trainer.device))
-    return counter.get_total_flops() / few
-
-
-def peak_of(device: torch.device) -> float:
-    """Dense bf16 operations a second; 0 if the device is not in the list."""
-    if device.type != "cuda":
-        return 0.0
-    name = torch.cuda.get_device_name(device)
-    return next((peak for known, peak in PEAKS.items() if known in name), 0.0)
+    return mfu.flops(trainer, synthetic(cfg, few, trainer.device))
 
 
 def cells(seconds: float, each: float, args, device: torch.device, waited: float | None = None) -> dict[str, str]:
     """A row of a step of `seconds`; each: operations of an image, 0 if not counted."""
-    rate, peak = args.batch / seconds, peak_of(device)
+    rate = args.batch / seconds
+    most = mfu.peak(torch.cuda.get_device_name(device), args.precision) if device.type == "cuda" else None
     found = {"images/s": f"{rate:.0f}" if rate >= 10 else f"{rate:.2f}", "ms a step": f"{1e3 * seconds:.1f}"}
     found |= {"memory, GB": peak_gb(device), "GFLOP an image": f"{each / 1e9:.3g}" if each else ""}
-    found |= {"MFU": f"{100 * rate * each / peak:.1f} %" if each and peak else ""}
+    found |= {"MFU": f"{100 * rate * each / most:.1f} %" if each and most else ""}
     return found | ({} if waited is None else {"wait for data": f"{100 * waited:.0f} %"})
 
 

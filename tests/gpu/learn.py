@@ -28,7 +28,6 @@ from selfpatch_bench.pretrain.checkpoint import Run
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.distributed import Ranks
 from selfpatch_bench.pretrain.monitor.log import entries
-from selfpatch_bench.pretrain.options import Loop
 from selfpatch_bench.pretrain.step import Learner
 
 GAIN, LATER = 20.0, 2  # points of k-NN; the epoch after which KL and rank are to rise
@@ -38,7 +37,7 @@ ENDED = 60.0  # seconds kept for the last evaluation
 
 def configuration(args, data: Path):
     values = ["network.backbone=vit_tiny_patch4", "views.rows.0.size=32", "views.rows.1.size=16", "loop.batch=256"]
-    values += ["loop.per_gpu=256"] if hasattr(Loop(), "per_gpu") else []  # small pictures: all at once
+    values.append("loop.per_gpu=256")  # small pictures: all at once
     if args.tiny:
         values += ["network.overrides={embed_dim: 24, depth: 2, num_heads: 2}", "loop.batch=8", "log.every=1"]
         values += ["data.workers=0", "views.rows.1.count=2"]
