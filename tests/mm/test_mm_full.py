@@ -184,7 +184,7 @@ def test_eval_only_gives_the_same_numbers(place, fitted):
 # The launch module, whose processes say which names they look up, and which threads of the group are left when their
 # work is done; one of them is aborted then.
 LEFT = """
-import os, signal, sys
+import os, pathlib, signal, sys, time
 from selfpatch_bench.benchmarks.mm import launch
 LOOKS = ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "socket.getnameinfo")
 sys.addaudithook(lambda event, what: os.write(1, f"looks up: {what}\\n".encode()) if event in LOOKS else None)
@@ -195,7 +195,12 @@ if __name__ == "__main__":
         threads = [open(f"/proc/self/task/{task}/comm").read().strip() for task in os.listdir("/proc/self/task")]
         left = ["left:", *sorted(name for name in threads if "gloo" in name), "-\\n"]
         os.write(1, " ".join(left).encode())  # in one piece: two processes share the file
+    looked = pathlib.Path(__file__).with_name("looked")
+    if os.environ.get("RANK") == "0":
+        looked.touch()
     if os.environ.get("RANK") == "1":
+        while not looked.exists():  # the other is killed as soon as this one is aborted
+            time.sleep(0.05)
         signal.signal(signal.SIGABRT, signal.SIG_DFL)
         os.abort()
     sys.exit(status)
