@@ -15,7 +15,7 @@ from .base import (
     summary_of_splits,
 )
 from .files import Known, check_whole, look_at_picture, note_turns
-from .instances import TRAIN, VAL, read_instances
+from .annotations.instances import TRAIN, VAL, read_instances
 from .overlap import same_pictures
 
 # COCO's categories as (id, name), in the order of its files (Lin et al., 2014; instances_val2017.json).

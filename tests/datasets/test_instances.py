@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from selfpatch_bench.benchmarks.datasets import instances as module
-from selfpatch_bench.benchmarks.datasets.instances import TRAIN, VAL, read_instances
-from selfpatch_bench.benchmarks.datasets.outlines import look_at_runs, read_compressed
+from selfpatch_bench.benchmarks.datasets.annotations import instances as module
+from selfpatch_bench.benchmarks.datasets.annotations.instances import TRAIN, VAL, read_instances
+from selfpatch_bench.benchmarks.datasets.annotations.outlines import look_at_runs, read_compressed
 from selfpatch_bench.pretrain.common.errors import UserError
 
 HEIGHT, WIDTH, IMAGES, EACH = 100, 200, 8, 5

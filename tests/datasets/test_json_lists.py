@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from selfpatch_bench.benchmarks.datasets.json_lists import JsonLists
+from selfpatch_bench.benchmarks.datasets.annotations.json_lists import JsonLists
 from selfpatch_bench.pretrain.common.errors import UserError
 
 NAMES = ("images", "annotations", "categories")

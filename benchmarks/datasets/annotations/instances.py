@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ...pretrain.common.errors import UserError, shorten
-from ...pretrain.common.progress import patient_reporter
-from .base import absent_classes, more
+from ....pretrain.common.errors import UserError, shorten
+from ....pretrain.common.progress import patient_reporter
+from ..base import absent_classes, more
 from .boxes import check_boxes
 from .json_lists import JsonLists
 from .outlines import LONGEST, look_at_polygons, look_at_runs

@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from ...pretrain.common.errors import UserError
-from ...pretrain.common.reading.regular import open_regular
+from ....pretrain.common.errors import UserError
+from ....pretrain.common.reading.regular import open_regular
 
 MOST = 1 << 24  # characters of one entry: what it becomes in memory is bounded by that
 _SPACE = re.compile(r"[ \t\n\r]*")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ...pretrain.common.errors import UserError
+from ....pretrain.common.errors import UserError
 
 SLACK = 0.02  # of a side, beside a pixel or two: rounding, and outlines drawn by hand
 MANY = 0.1  # of the boxes: more are no accident

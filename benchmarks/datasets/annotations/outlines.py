@@ -5,7 +5,7 @@ from itertools import chain
 
 import numpy as np
 
-from ...pretrain.common.errors import UserError, shorten
+from ....pretrain.common.errors import UserError, shorten
 
 LONGEST = 10**6  # pixels of a picture's side; no sum of run lengths overflows with that
 _NOWHERE = (np.nan,) * 4
