@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from ...pretrain.common.errors import UserError
+from .annotations.instances import TRAIN, VAL, read_instances
 from .base import (
     ANY,
     Data,
@@ -15,7 +16,6 @@ from .base import (
     summary_of_splits,
 )
 from .files import Known, check_whole, look_at_picture, note_turns
-from .annotations.instances import TRAIN, VAL, read_instances
 from .overlap import same_pictures
 
 # COCO's categories as (id, name), in the order of its files (Lin et al., 2014; instances_val2017.json).

@@ -1,63 +1,31 @@
 """Labelled images in the ImageNet layout: ROOT/train/CLASS/... and ROOT/val/CLASS/..., or ROOT/train/*.tar and
 ROOT/val/*.tar with the classes in .cls members (webdataset)."""
 
-import os
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from ...pretrain.common.errors import UserError
-from ...pretrain.data.decode import note_on_turned
-from ...pretrain.data.images import ImageSource, Shards, Unreadable, open_source
+from ...pretrain.data.images import ImageSource, Shards, open_source
 from ...pretrain.data.listing import HELD_OUT
 from .base import SPLITS, Data, instead, more
-from .identity import Item, fingerprint, read_contents
+from .identity import fingerprint, read_contents
+from .pictures import Pictures
 
 CLASSES, TRAIN, VAL = 1000, 1_281_167, 50_000  # of ImageNet-1k
 
 
 @dataclass(frozen=True)
-class Split:
-    """Images with their labels: image i of the split is `picks[i]` of the source and belongs to class `labels[i]`.
+class Split(Pictures):
+    """Images with their labels: image i belongs to class `labels[i]`.
 
     fingerprint: of the images' names, sizes, content and classes; '' before `ClassSet.as_data` has read them.
     """
 
-    name: str
-    source: ImageSource
-    picks: np.ndarray
-    labels: np.ndarray
-    fingerprint: str = ""
-
-    def __len__(self) -> int:
-        return len(self.picks)
-
-    def items(self, root: Path) -> list[Item]:
-        """Where the images' bytes lie below the set's root."""
-        names, spans = list(self.source.names), (self.source.span(i) for i in self.picks.tolist())
-        below = os.path.relpath(self.source.root, root)
-        return [
-            Item(f"{self.name}/{names[i]}", f"{below}/{file}", offset, size)
-            for i, (file, offset, size) in zip(self.picks.tolist(), spans, strict=True)
-        ]
-
-    def file(self, i: int) -> str:
-        """The image's path below the split's folder."""
-        return self.source.name(int(self.picks[i]))
-
-    def turned(self) -> list[str]:
-        """A line where orientation tags are ignored."""
-        return note_on_turned(lambda i: self.source.data(int(self.picks[i])), len(self))
-
-    def read(self, i: int) -> np.ndarray:
-        """uint8 RGB [H, W, 3]. Raises UserError naming the file: an evaluation leaves nothing out."""
-        try:
-            return self.source.read(int(self.picks[i]))
-        except Unreadable as error:
-            raise UserError(f"{self.source.where}/{self.file(i)}: cannot be read: {error}") from None
+    labels: np.ndarray = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -122,7 +90,7 @@ def open_classes(root: Path | str, limit: int | None = None) -> ClassSet:
 
     def split(name: str, source: ImageSource, classes: list[str], limit: int | None) -> Split:
         picks = np.arange(len(source)) if limit is None else np.array(in_turn(classes, limit))
-        return Split(name, source, picks, np.array([numbers[classes[i]] for i in picks], np.int64))
+        return Split(name, source, picks, labels=np.array([numbers[classes[i]] for i in picks], np.int64))
 
     return ClassSet(root, list(numbers), split("train", train, of_train, None), split("val", val, of_val, limit))
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torchvision.transforms.functional import center_crop, resize
 from ...pretrain.common.atomic import write_atomic
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.machine import cache_folder
-from ..datasets.imagenet import Split
+from ..datasets.pictures import Pictures
 from . import TaskConfig, make_key
 
 CHUNK = 8192  # images of a file; also the most that an interruption costs
@@ -43,6 +43,11 @@ class Crop:
 
     resize: int | None = 256
     crop: int = 224
+
+    @property
+    def key(self) -> list:
+        """What tells it from other preprocessings, as JSON has it."""
+        return [self.resize, self.crop]
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """uint8 [H, W, 3] -> uint8 [crop, crop, 3]"""
@@ -65,6 +70,19 @@ def effective(encoder, crop: int) -> dict:
 
 
 Extract = Callable[[torch.nn.Module, Tensor], Tensor]
+
+
+class Prepare(Protocol):
+    """What a network sees of a picture."""
+
+    @property
+    def key(self) -> list:
+        """What tells it from other preprocessings, as JSON has it."""
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """uint8 [H, W, 3] -> uint8 of the size that the network sees"""
+
+
 T = TypeVar("T")
 
 
@@ -122,38 +140,46 @@ def ahead(submit: Callable[[T], Future], items: Iterable[T], count: int) -> Iter
 
 def features(
     encoder,
-    split: Split,
+    split: Pictures,
     extract: Extract,
     what: str | None,
     cfg: TaskConfig,
     progress: Callable[[int], None] = lambda done: None,
+    prepare: Prepare | None = None,
 ) -> Tensor:
     """Features of a whole split, float32 [n, D] on the CPU.
 
-    extract: (encoder, normalised images [B, 3, S, S]) -> [B, D], called `what` in the cache; without a name they are
-    kept nowhere. cfg: its device, and its
-    protocol's resize, crop and precision. progress(done): images so far. Raises UserError for an image that cannot be
-    read, or features that are not finite.
+    extract: (encoder, normalised images [B, 3, H, W]) -> [B, D], called `what` in the cache; without a name they are
+    kept nowhere. cfg: its device, and its protocol's precision. prepare: makes of a picture what the network sees;
+    None: Crop of the protocol's resize and crop. progress(done): images so far. Raises UserError for an image that
+    cannot be read, or features that are not finite.
     """
-    crop, precision = Crop(cfg.protocol.resize, cfg.protocol.crop), cfg.protocol.precision
+    prepare = prepare or Crop(cfg.protocol.resize, cfg.protocol.crop)
+    precision = cfg.protocol.precision
     folder = None
     if what is not None:
         if not split.fingerprint:
-            raise ValueError(f"{split.name}: which images these are is not known yet: ClassSet.as_data reads them")
+            raise ValueError(f"{split.name}: which images these are is not known yet: their content was not read")
         parts = {
             "fingerprint": encoder.fingerprint,
             "card": encoder.card.as_dict(),
             "images": split.fingerprint,
             "what": what,
-            "crop": [crop.resize, crop.crop],
+            "crop": prepare.key,
             "precision": precision,
             "version": 1,
         }
         folder = cache_folder() / "features" / make_key(parts)
     cores, chunks = os.cpu_count() or 1, []
 
-    def load(numbers: range) -> Tensor:
-        return torch.from_numpy(np.stack([crop(split.read(i)) for i in numbers])).permute(0, 3, 1, 2)
+    def load(numbers: range) -> list[tuple[list[int], Tensor]]:
+        """Pictures [B, 3, H, W] of each size that occurs, with their numbers."""
+        groups: dict[tuple, list] = {}
+        for i in numbers:
+            image = prepare(split.read(i))
+            groups.setdefault(image.shape, []).append((i, image))
+        found = (tuple(zip(*group, strict=True)) for group in groups.values())
+        return [(list(some), torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)) for some, images in found]
 
     with ThreadPoolExecutor(cores) as threads, Replicas(encoder, extract, cfg.device, precision) as replicas:
         for start in range(0, len(split), CHUNK):
@@ -161,12 +187,19 @@ def features(
             file = folder and folder / f"{start:08d}-{numbers.stop:08d}.npy"
             if not file or (chunk := _read(file, len(numbers))) is None:
                 batches = (numbers[i : i + BATCH] for i in range(0, len(numbers), BATCH))
-                images = ahead(partial(threads.submit, load), batches, cores + 1)
-                parts = []
-                for part in ahead(replicas.submit, images, 2 * len(replicas.places)):
+                loaded = ahead(partial(threads.submit, load), batches, cores + 1)
+                order, parts, done = [], [], 0
+
+                def submit(group: tuple[list[int], Tensor], order=order) -> Future:
+                    order.extend(group[0])
+                    return replicas.submit(group[1])
+
+                for part in ahead(submit, chain.from_iterable(loaded), 2 * len(replicas.places)):
                     parts.append(part)
-                    progress(min(start + BATCH * len(parts), numbers.stop))
-                chunk = torch.cat(parts)
+                    done += len(part)
+                    progress(start + done)
+                chunk = torch.empty(len(numbers), parts[0].shape[1])
+                chunk[torch.tensor(order) - start] = torch.cat(parts)
                 if not torch.isfinite(chunk).all():
                     raise UserError(f"{split.source.where}: the network gives features that are not finite")
                 if file:

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from conftest import shared_cases
-from selfpatch_bench.benchmarks.datasets.files import look_at_mask
 from selfpatch_bench.benchmarks.datasets.annotations.json_lists import JsonLists
+from selfpatch_bench.benchmarks.datasets.files import look_at_mask
 from selfpatch_bench.benchmarks.datasets.masks import davis_palette, read_mask, write_mask
 from selfpatch_bench.pretrain.common.errors import UserError
 
