@@ -53,7 +53,8 @@ def describe_differences(groups: Sequence[Sequence[Record]]) -> list[str]:
 def verdict_of(a: Sequence[Record], b: Sequence[Record], metric: str) -> Verdict | None:
     """The test that fits what the records hold, of b's metric minus a's; None where there is none.
 
-    Over seeds where they make a difference; else over the sequences of a video set (J&F and its parts), or over images.
+    Over seeds where they make a difference; else over the sequences of a video set (J&F and its parts), over queries,
+    or over images.
     """
     values = [[r.metrics[metric] for r in group] for group in (a, b)]
     if verdict := welch(*values):
@@ -66,6 +67,10 @@ def verdict_of(a: Sequence[Record], b: Sequence[Record], metric: str) -> Verdict
         pairs = [[list(found.values()), [other[s][o] for o in found]] for s, found in one.items()]
         return sign_flip(*zip(*pairs, strict=True))
     parts = [group[0].parts or {} for group in (a, b)]
+    one, other = (p.get("queries", {}).get(metric) for p in parts)
+    if one and other and len(one) == len(other):
+        pairs = [([x], [y]) for x, y in zip(one, other, strict=True) if None not in (x, y)]
+        return sign_flip(*zip(*pairs, strict=True), "queries") if pairs else None
     flags, counts = [p.get("correct", {}).get(metric) for p in parts], [p.get("images") for p in parts]
     if all(flags) and counts[0] == counts[1]:
         return mcnemar(*(unpack(text, count) for text, count in zip(flags, counts, strict=True)))

@@ -51,7 +51,7 @@ def task_rows() -> list[tuple[str, str, str]]:
             task = entry.task
             if entry.file.kind is _registry.RECIPES:
                 names = ", ".join(m.name for m in task.metrics)
-                pairs = ", ".join(f"{name} {protocol}" for name, protocol in task.published)
+                pairs = ", ".join(f"{name} {protocol}" for name, protocol, *_ in task.published)
                 text += f" [{names}; beside {pairs or 'nothing published'}]"
             text += f" [variants: {', '.join(f'{entry.name}:{v}' for v in task.variants)}]" if task.variants else ""
         except UserError as error:

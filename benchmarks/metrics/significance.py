@@ -40,14 +40,15 @@ def welch(a: Sequence[float], b: Sequence[float]) -> Verdict | None:
     return Verdict(difference, float(result.pvalue), len(a) + len(b), how, float(interval.low), float(interval.high))
 
 
-def sign_flip(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> Verdict:
+def sign_flip(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], of: str = "sequences") -> Verdict:
     """Randomisation test of the mean over all objects, by sequences: the objects of one video stand and fall together.
 
     a, b: for every sequence the scores of its objects under both models, in the same order. Were the models equal, each
     sequence's difference could as well have had the other sign. p is the share of all patterns of signs whose
     difference is as far from zero as the one seen (Fisher 1935; Ernst 2004, Statistical Science 19): of all 2^n up to
     EXACT sequences, beyond of DRAWS random ones. The interval is the percentile one of a bootstrap over sequences.
-    Raises UserError where the two do not pair.
+    of: what the groups are called; where each has one score (a query's), objects are not counted. Raises UserError
+    where the two do not pair.
     """
     if [len(x) for x in a] != [len(x) for x in b] or not len(a) or not all(map(len, a)):
         raise UserError(f"{sum(map(len, a))} and {sum(map(len, b))} objects cannot be paired")
@@ -55,7 +56,7 @@ def sign_flip(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> Ver
     gaps = np.array([sum(y) - sum(x) for x, y in zip(a, b, strict=True)], np.float64)
     n, objects, seen = len(gaps), int(sizes.sum()), float(gaps.sum())
     if n < FEWEST:
-        return _too_few(seen / objects, n, "sequences")
+        return _too_few(seen / objects, n, of)
     # Rounding must not tell equal differences apart: it is as large as the scores, not as the differences.
     slack = 1e-12 * sum(abs(s) for scores in (a, b) for one in scores for s in one)
     smallest = min(1.0, 2.0 ** (1 - np.count_nonzero(np.abs(gaps) > slack)))  # a pattern, and the opposite one
@@ -67,7 +68,8 @@ def sign_flip(a: Sequence[Sequence[float]], b: Sequence[Sequence[float]]) -> Ver
         beyond = sum(np.count_nonzero(np.abs(signs @ gaps) >= abs(seen) - slack) for signs in flips)
         p, how = (beyond + 1) / (DRAWS + 1), f"sign-flip test with {DRAWS:,} draws"
         smallest = max(smallest, 1 / (DRAWS + 1))
-    how += f" over {n} sequences, {objects} objects; smallest attainable p {smallest:.2g}"
+    counted = f"{n} {of}" if objects == n and of != "sequences" else f"{n} {of}, {objects} objects"
+    how += f" over {counted}; smallest attainable p {smallest:.2g}"
     return Verdict(seen / objects, p, n, how, *_interval(gaps, sizes))
 
 

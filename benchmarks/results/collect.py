@@ -17,7 +17,7 @@ from .render import Cell
 # records and in CSV only.
 ORDER = (
     *("AP_bb", "AP_bb_50", "AP_bb_75", "AP_mk", "AP_mk_50", "AP_mk_75"),
-    *("mIoU", "aAcc", "mAcc", "JF_m", "J_m", "F_m", "top1", "mAP"),
+    *("mIoU", "aAcc", "mAcc", "JF_m", "J_m", "F_m", "top1", "mAP", "mAP_strong", "mAP_E", "mAP_M", "mAP_H"),
 )
 
 
@@ -176,9 +176,9 @@ def differing(record: Record, task, columns: Collection[tuple[str, str, str]] | 
 
 def _elsewhere(record: Record, columns: Collection[tuple[str, str, str]]) -> list[str]:
     """Why none of the columns is this record's, else []."""
-    pairs = record.published
-    if any((*pair, metric) in columns for pair in pairs for metric in record.metrics):
+    if any(column in columns for column in record.columns()):
         return []
+    pairs = {(task, protocol) for task, protocol, *_ in record.published}
     protocols = sorted({c[1] for c in columns for t, p in pairs if c[0] == t and c[1] and c[1] != p})
     if protocols:
         return [f"protocol {', '.join(sorted({p for _, p in pairs}))}, not {', '.join(protocols)}"]

@@ -21,6 +21,12 @@ TITLES = {
     "coco_seg": "COCO segmentation",
     "ade20k": "ADE20K",
     "davis2017": "DAVIS-2017",
+    "copydays": "Copydays",
+    **{
+        f"{name}_{s.lower()}": f"{title} {s}"
+        for name, title in (("roxford5k", "ROxford"), ("rparis6k", "RParis"))
+        for s in "EMH"
+    },
     "imagenet_knn": "ImageNet k-NN",
     "imagenet_linear": "ImageNet linear",
     "imagenet_finetune": "ImageNet fine-tuning",
@@ -181,7 +187,8 @@ def _source_section(source: PublishedTable, slots, joined, tasks, marks) -> Sect
     columns_of = {}  # of each of our results: the source's columns that it fills
     for r in joined:
         own = r.cells()
-        columns_of[id(r)] = {slots[*p, m]: own[m] for p in r.record.published for m in own if (*p, m) in slots}
+        places = r.record.columns()
+        columns_of[id(r)] = {slots[c]: own[m] for c, m in places.items() if c in slots and m in own}
     packed = _pack(joined, lambda r: columns_of[id(r)])
     names = [members[0].name for members in packed]
     for members in packed:
@@ -239,12 +246,14 @@ def _difference(source, section: Section, row: Row, result: Result, cells: dict[
         section.notes.append(("", f"{who}: {problem} {named} in this table, no difference printed; its rows: {keys}"))
         return
     parts: dict[str, list[str]] = {}
+    ours = result.record.columns()
     for column, cell in cells.items():
         theirs = fits[0].cells.get(column)
-        if theirs is None or (theirs.task, theirs.protocol) not in result.record.published:
+        name = theirs and ours.get((theirs.task, theirs.protocol, theirs.metric))
+        if not name:
             continue
         cell.diff = cell.value - float(theirs.text)
-        metric = declared.get(theirs.metric)
+        metric = declared.get(name)
         gap = f"{cell.diff:+.1f}" if round(cell.diff, 1) else "0.0"  # as the published numbers are rounded
         text = f"{NAMES.get(theirs.metric, theirs.metric)} {gap}"
         parts.setdefault(_band(cell.diff, metric), []).append(text)

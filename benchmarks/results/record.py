@@ -70,7 +70,7 @@ class DataSet:
 class Record:
     """One evaluation. The fields up to `created` are the file's keys, in its order; those that are None in OPTIONAL are
     left out of it. metrics to artifacts: of a result; error to log: of a failure. doubts: why the number may not be
-    what it seems, said wherever it is shown.
+    what it seems, said wherever it is shown. published: as `Task.published`.
 
     model: with the newest name and row. names: every name that the result has had, its own first. labelled: when the
     newest was given, '' if none was.
@@ -101,6 +101,14 @@ class Record:
     path: Path | None = None
     names: tuple = ()
     labelled: str = ""
+
+    def columns(self) -> dict[tuple[str, str, str], str]:
+        """(task, protocol, metric) of the published columns that its numbers may stand in -> our metric."""
+        found = {}
+        for task, protocol, *names in self.published:
+            pairs = [names] if names else [(metric, metric) for metric in self.metrics]
+            found |= {(task, protocol, theirs): ours for ours, theirs in pairs if ours in self.metrics}
+        return found
 
     @property
     def number(self) -> int:
@@ -145,11 +153,11 @@ def parse(table) -> Record:
     record = _typed(Record, {k: v for k, v in table.items() if k not in BESIDE})
     numbers = {} if record.status == FAILED and record.metrics is None else record.metrics
     wrong = [] if isinstance(numbers, dict) and all(map(_is_number, numbers.values())) else ["metrics"]
-    if not all(isinstance(p, list | tuple) and len(p) == 2 for p in record.published):
+    if not all(isinstance(p, list | tuple) and len(p) in (2, 4) for p in record.published):
         wrong.append("published")
     if wrong:
         raise ValueError(f"bad or missing {', '.join(wrong)}")
-    return replace(record, published=tuple((str(task), str(protocol)) for task, protocol in record.published))
+    return replace(record, published=tuple(tuple(map(str, entry)) for entry in record.published))
 
 
 def _is_number(value) -> bool:

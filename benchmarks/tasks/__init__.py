@@ -104,7 +104,8 @@ class Task:
     version: raised whenever the same checkpoint would get another number; part of the record's key.
     protocol: dataclass type of every protocol value with its default; `key=value` on the command line overrides one.
     dataset: what `--data NAME=ROOT` calls its data.
-    published: the (task, protocol) pairs of published rows that this task's numbers may stand beside.
+    published: the (task, protocol) pairs of published rows that this task's numbers may stand beside; (task, protocol,
+    our metric, theirs) where a metric has another name there.
     needs: what it takes from the encoder, of image, patches, keys, blocks.
     takes: what `run` is given: encoder; checkpoint (the opened file, of which it builds a network of its own); masks
     (None: the results to score lie in the folder cfg.masks). Several are alternatives.
@@ -118,7 +119,7 @@ class Task:
     protocol: type
     metrics: tuple[Metric, ...]
     dataset: str
-    published: tuple[tuple[str, str], ...] = ()
+    published: tuple[tuple[str, ...], ...] = ()
     needs: tuple[str, ...] = ("patches",)
     takes: tuple[str, ...] = ("encoder",)
     values: tuple[str, ...] = ()  # keys of `key=value`, where they are not the protocol's fields

@@ -8,6 +8,7 @@ import numpy as np
 from ...pretrain.common.errors import UserError
 from ..metrics.significance import pack
 from . import Data, Task, TaskConfig
+from ._protocol import check_patch
 
 
 class ClassTask(Task):
@@ -22,8 +23,7 @@ class ClassTask(Task):
 
     def check_card(self, values, card: dict) -> None:
         """Pictures of at least a patch."""
-        if values.crop < (card.get("patch") or 1):
-            raise UserError(f"crop={values.crop}: less than a patch of the network; nearest: {card['patch']}")
+        check_patch("crop", values.crop, card)
 
     def check_data(self, root: Path) -> Data:
         """The data set alone, without a word about the protocol."""

@@ -7,7 +7,7 @@ They come in chunks, so that an interrupted extraction goes on where it stopped.
 import copy
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -209,17 +209,24 @@ def features(
     return torch.cat(chunks)
 
 
-def of_both_splits(encoder, cfg: TaskConfig, extract: Extract, what: str | None) -> list[Tensor]:
-    """`features` of train/ and val/ of a ClassSet, cfg.data.content, with progress."""
-    data, before, found = cfg.data.content, 0, []
-    for split in (data.train, data.val):
+def of_sets(
+    encoder, cfg: TaskConfig, sets: Sequence[Pictures], extract: Extract, what: str | None, prepare=None
+) -> list[Tensor]:
+    """`features` of several sets of pictures one after the other, with progress."""
+    total, before, found = sum(map(len, sets)), 0, []
+    for some in sets:
 
-        def progress(done: int, split=split, before=before):
-            cfg.progress(before + done, len(data.train) + len(data.val), f"{split.name} {done}/{len(split)}")
+        def progress(done: int, some=some, before=before):
+            cfg.progress(before + done, total, f"{some.name} {done}/{len(some)}")
 
-        found.append(features(encoder, split, extract, what, cfg, progress))
-        before += len(split)
+        found.append(features(encoder, some, extract, what, cfg, progress, prepare))
+        before += len(some)
     return found
+
+
+def of_both_splits(encoder, cfg: TaskConfig, extract: Extract, what: str | None) -> list[Tensor]:
+    """`of_sets` of train/ and val/ of a ClassSet, cfg.data.content."""
+    return of_sets(encoder, cfg, (cfg.data.content.train, cfg.data.content.val), extract, what)
 
 
 def _read(file: Path, count: int) -> Tensor | None:

@@ -44,6 +44,12 @@ def parse_protocol(protocol: type, overrides: Iterable[str], preset: Mapping = {
     return values, changed, unknown
 
 
+def check_patch(key: str, side: int, card: Mapping) -> None:
+    """UserError for a picture's side, the protocol's value `key`, of less than a patch of a network."""
+    if side < (card.get("patch") or 1):
+        raise UserError(f"{key}={side}: less than a patch of the network; nearest: {card['patch']}")
+
+
 WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a word"}
 WORDS |= {f"list[{kind}]": f"a list of {word[2:]}s, like [1,2]" for kind, word in WORDS.items() if kind != "bool"}
 

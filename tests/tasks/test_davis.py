@@ -29,6 +29,7 @@ from selfpatch_bench.benchmarks.tasks import davis
 from selfpatch_bench.pretrain.common.card import Card
 from selfpatch_bench.pretrain.common.progress import line_console
 from selfpatch_bench.pretrain.common.weights import save_weights
+from trained import rescaled
 
 CASES = golden_cases("*/scores.json")
 QUIET = Console(quiet=True)
@@ -40,18 +41,6 @@ def evaluate(files, root, out, values=(), card=None, **options) -> list[dict]:
     jobs = plan([Path(f) for f in files], ["davis"], chosen)
     assert run(jobs, chosen, QUIET) == 0
     return [record.read(record.done(Path(out), "davis", job.key)[-1]) for job in jobs]
-
-
-def rescaled(path: Path, out: Path) -> Path:
-    """The trained file with its patch embedding rescaled to ImageNet-normalised input, as golden/README.md says."""
-    weights = torch.load(path, weights_only=True)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    kernel = weights["patch_embed.proj.weight"]
-    weights["patch_embed.proj.bias"] += (kernel * ((mean - 0.5) / 0.5).view(1, 3, 1, 1)).sum((1, 2, 3))
-    weights["patch_embed.proj.weight"] = kernel * (std / 0.5).view(1, 3, 1, 1)
-    teacher = {f"backbone.{k}": v for k, v in weights.items() if not k.startswith("head.")}
-    torch.save({"teacher": teacher}, out)
-    return out
 
 
 def shortest(golden: dict, folder: Path) -> Path:

@@ -1,0 +1,1 @@
+"""Data sets in which pictures are searched for."""
