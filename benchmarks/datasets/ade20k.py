@@ -51,7 +51,7 @@ def open_ade20k(
     number = len(names) or CLASSES
     known, notes, used, pictures, found = Known(root), [], [], {}, {}
     for split in splits:
-        images, labels = _pairs(root, SPLITS[split], limit if split == "val" else None)
+        images, labels = pairs(root, SPLITS[split], limit if split == "val" else None)
         known.look(images, look_at_picture)
         known.look(labels, look_at_mask)
         _check(images, labels, known.seen, number, notes)
@@ -88,7 +88,7 @@ def _names(root: Path, classes: int | str | None) -> tuple[str, ...]:
     return names
 
 
-def _pairs(root: Path, split: str, limit: int | None) -> tuple[list[Path], list[Path]]:
+def pairs(root: Path, split: str, limit: int | None) -> tuple[list[Path], list[Path]]:
     """Pictures and their label maps, both complete."""
     image_folder, label_folder = root / "images" / split, root / "annotations" / split
     images, labels = _listing(image_folder, ".jpg"), _listing(label_folder, ".png")

@@ -111,7 +111,8 @@ class Task:
     (None: the results to score lie in the folder cfg.masks). Several are alternatives.
     seeded: whether the seed changes the number; where it does not, the task runs once, under seed 0.
     processes: `many` where `run` is called in every process that a launcher started, not in the first alone.
-    flags: its own. variants: name -> protocol values, asked for as `--task NAME:VARIANT`.
+    flags: its own. variants: name -> protocol values, asked for as `--task NAME:VARIANT`. published_variants:
+    `published` of those that stand beside published rows.
     """
 
     version: int
@@ -127,6 +128,7 @@ class Task:
     processes: str = "one"
     flags: tuple[Flag, ...] = ()
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    published_variants: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
     name: str = field(default="", init=False)  # the file's, or the key in TASKS
     variant: str = field(default="", init=False)
 
@@ -160,18 +162,25 @@ class Task:
 
     def parse(self, options) -> tuple[Any, dict, list[str]]:
         """options.overrides (`key=value`) -> (protocol, what differs from its defaults, keys that it lacks)."""
-        return parse_protocol(self.protocol, options.overrides, self.variants.get(self.variant, {}))
+        preset = self.variants.get(self.variant, {})
+        values, changed, unknown = parse_protocol(self.protocol, options.overrides, preset)
+        if self.variant in self.published_variants:  # its values are those that were published
+            declared, _, _ = parse_protocol(self.protocol, (), preset)
+            names = (f.name for f in fields(declared))
+            changed = {k: getattr(values, k) for k in names if getattr(values, k) != getattr(declared, k)}
+        return values, changed, unknown
 
     def draws(self, own: Mapping[str, Any]) -> bool:
         """Whether the seed changes the number, with these values of its own flags."""
         return self.seeded
 
     def of_variant(self, variant: str) -> "Task":
-        """The task with the values of a variant, which stands beside no published row. Raises UserError."""
+        """The task with the values of a variant. Raises UserError."""
         if variant not in self.variants:
             raise UserError(f"{self.name}:{variant}: variants of {self.name}: {', '.join(self.variants) or 'none'}")
         task = copy.copy(self)
-        task.variant, task.published, task.protocol_id = variant, (), f"{self.protocol_id}-{variant}"
+        task.variant, task.protocol_id = variant, f"{self.protocol_id}-{variant}"
+        task.published = self.published_variants.get(variant, ())
         return task
 
     @property
