@@ -67,20 +67,21 @@ class Hummingbird(Task):
         """Fill the memory, look up every patch of the validation pictures, count pixels."""
         from PIL import Image
 
-        from ._dense import batches, squeezed
-        from ._memory import Memory
+        from ._segmentation.dense import batches, squeezed
+        from ._segmentation.memory import Memory
 
         p, data = cfg.protocol, cfg.data.content
+        train, val = data.train.by_name(), data.val.by_name()
         patch = encoder.card.patch or 1
         memory = Memory(encoder, cfg, data.classes, p.size or SIZE // patch * patch, *normalisation(encoder.card, p))
-        total = p.passes * len(data.train) + len(data.val)
-        memory.fill(data.train, lambda done: cfg.progress(done, total, f"memory {done}/{total - len(data.val)}"))
+        total = p.passes * len(train) + len(val)
+        memory.fill(train, lambda done: cfg.progress(done, total, f"memory {done}/{total - len(val)}"))
         counts = np.zeros((data.classes, data.classes), np.int64)
-        done, read = total - len(data.val), partial(squeezed, data.val, memory.side, Image.Resampling.BILINEAR)
-        for images, labels in batches(read, len(data.val)):
+        done, read = total - len(val), partial(squeezed, val, memory.side, Image.Resampling.BILINEAR)
+        for images, labels in batches(read, len(val)):
             counts += confusion(labels.numpy(), memory.predict(images), data.classes, data.ignored)
             done += len(images)
-            cfg.progress(done, total, f"val {done - total + len(data.val)}/{len(data.val)}")
+            cfg.progress(done, total, f"val {done - total + len(val)}/{len(val)}")
         metrics, parts, matching = scores(counts, data)
         return {"metrics": metrics, "parts": parts, "protocol": memory.in_force() | {"matching": matching}}
 

@@ -1,8 +1,6 @@
 """Segmentation by retrieval: equal to open-hummingbird-eval on drawn pictures (tests/golden/drawn) and shared ones."""
 
-import json
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,48 +8,28 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import REPO, SHARED
+from frozen import BOTH, DRAWN, golden_of, run_task
 from selfpatch_bench.benchmarks import UserError
-from selfpatch_bench.benchmarks.checkpoints.open import build
 from selfpatch_bench.benchmarks.datasets.segmentation.cityscapes import open_cityscapes
 from selfpatch_bench.benchmarks.datasets.segmentation.voc import open_voc
-from selfpatch_bench.benchmarks.hub.open import open_checkpoint
 from selfpatch_bench.benchmarks.metrics.segmentation import confusion, ious, matched, renamed
-from selfpatch_bench.benchmarks.tasks import TaskConfig, _memory
-from selfpatch_bench.benchmarks.tasks._dense import nearest_labels, shares
-from selfpatch_bench.benchmarks.tasks._memory import augmented, cut, rarest
 from selfpatch_bench.benchmarks.tasks._registry import get_task
-from selfpatch_bench.benchmarks.tasks._search import nearest
-from trained import rescaled
+from selfpatch_bench.benchmarks.tasks._segmentation import memory as _memory
+from selfpatch_bench.benchmarks.tasks._segmentation.dense import nearest_labels, shares
+from selfpatch_bench.benchmarks.tasks._segmentation.memory import AREA, augmented, rarest
+from selfpatch_bench.benchmarks.tasks._segmentation.search import nearest
+from selfpatch_bench.benchmarks.tasks._segmentation.views import random_cut
 
-DRAWN = REPO / "tests/golden/drawn"
-# Of both goldens: its folder, VOC's root and ADE's.
-PLACES = {
-    "drawn": (DRAWN, DRAWN / "data/voc", DRAWN / "data/ade"),
-    "shared": (SHARED / "golden", SHARED / "data/voc_like", SHARED / "data/ade_like"),
-}
 # Labels are equal but where two classes tie to float32's last digit: 99.9 % of the pixels, and so 0.01 points of a mean
 # over 21 classes or more.
 POINTS, PIXELS = 0.01, 0.999
 
 
-def run_task(name: str, encoder, root: Path, *values: str, seed: int = 0) -> dict:
-    task = get_task(name)
-    protocol, _, _ = task.parse(SimpleNamespace(overrides=values))
-    cfg = TaskConfig(protocol, root=root, seed=seed)
-    cfg.data = task.check(cfg)
-    return task.run(encoder, cfg, Path())
-
-
-@pytest.mark.parametrize("golden", ["drawn", pytest.param("shared", marks=pytest.mark.shared)])
+@BOTH
 def test_it_equals_the_official_code(golden, tmp_path, monkeypatch):
-    folder, voc, ade = PLACES[golden]
-    real = next(iter(SHARED.glob("checkpoints/real/*.pth")), None)
-    if golden == "shared" and (real is None or not (folder / "hummingbird.json").exists()):
-        pytest.skip(f"{SHARED} has no trained network or no golden")
-    golden_of, arrays = json.loads((folder / "hummingbird.json").read_text()), np.load(folder / "hummingbird.npz")
-    network = folder / "network.pth" if golden == "drawn" else rescaled(real, tmp_path / "x.pth")
-    encoder = build(open_checkpoint(network, card={"heads": golden_of["heads"]}))
+    place = golden_of(golden)
+    golden_values, arrays = place.read("hummingbird")
+    encoder = place.network(tmp_path, "hummingbird")
     predicted, predict = [], _memory.Memory.predict
 
     def keep(self, images):
@@ -59,65 +37,50 @@ def test_it_equals_the_official_code(golden, tmp_path, monkeypatch):
         return predicted[-1]
 
     monkeypatch.setattr(_memory.Memory, "predict", keep)
-    for case, want in golden_of["results"].items():
+    for case, want in golden_values["results"].items():
         if "mIoU" not in want:  # augmented: other draws
             continue
         values = [f"size={want['input_size']}", "augment=false", f"passes={want.get('augmentation_epoch', 1)}"]
         values += [f"memory_size={want.get('memory_size', 'none')}", f"neighbours={want.get('n_neighbours', 30)}"]
-        if f"{case}.uniform" in arrays.files:
+        if f"{case}.uniform" in arrays:
             draws = iter(torch.from_numpy(arrays[f"{case}.uniform"]))
             official = lambda counts, _, draws=draws: torch.stack([next(draws) for _ in counts])  # noqa: E731
             monkeypatch.setattr(_memory, "uniform", official)
         predicted.clear()
-        found = run_task(
-            "hummingbird_ade20k" if "ade" in case else "hummingbird_voc",
-            encoder,
-            ade if "ade" in case else voc,
-            *values,
-        )
-        metrics = found["metrics"]
-        for ours, theirs in {
-            "mIoU": "mIoU",
-            "mIoU_identity": "mIoU_identity",
-            "pixel_accuracy": "pixel_accuracy",
-            "mIoU_present": "mIoU_identity_present_classes",
-        }.items():
-            assert abs(metrics[ours] - want[theirs]) < POINTS, (case, ours)
+        task = "hummingbird_ade20k" if "ade" in case else "hummingbird_voc"
+        found = run_task(task, encoder, place.data["ade" if "ade" in case else "voc"], *values)
+        for ours, value in found["metrics"].items():
+            theirs = {"mIoU_present": "mIoU_identity_present_classes"}.get(ours, ours)
+            assert abs(value - want[theirs]) < POINTS, (case, ours)
         assert (found["protocol"]["matching"] == "identity") == want["hungarian_is_identity_where_present"]
-        if f"{case}.predictions" in arrays.files:
+        if f"{case}.predictions" in arrays:
             ours, theirs = np.concatenate(predicted), arrays[f"{case}.predictions"].reshape(-1, *predicted[0].shape[1:])
             assert ((ours == theirs).mean((1, 2)) >= PIXELS).all(), case
 
 
 def test_the_rarest_patches_are_those_that_were_sampled():
-    arrays = np.load(DRAWN / "hummingbird.npz")
-    side = json.loads((DRAWN / "hummingbird.json").read_text())["results"]["voc_bounded"]["input_size"]
-    train = open_voc(DRAWN / "data/voc").content.train
+    want, arrays = golden_of("drawn").read("hummingbird")
+    side = want["results"]["voc_bounded"]["input_size"]
+    train = open_voc(DRAWN / "data/voc").content.train.by_name()
     labels = [nearest_labels(torch.from_numpy(train.read_labels(i).copy()), (side, side)) for i in range(len(train))]
     labels = torch.stack(labels)
-    grid = (side // 16, side // 16)
-    counts = shares(torch.where(labels == 255, 0, labels), grid, 21).flatten(1, 2)
-    want = arrays["voc_bounded.sampled"]
-    found = rarest(counts, torch.from_numpy(arrays["voc_bounded.uniform"]), want.shape[1])
-    assert np.array_equal(found.numpy(), want)
+    counts = shares(torch.where(labels == 255, 0, labels), (side // 16, side // 16), 21).flatten(1, 2)
+    sampled = arrays["voc_bounded.sampled"]
+    found = rarest(counts, torch.from_numpy(arrays["voc_bounded.uniform"]), sampled.shape[1])
+    assert np.array_equal(found.numpy(), sampled)
 
 
-def test_augmented_memories_differ_by_seed_and_are_near_the_official_spread(network_of_drawn):
-    want = json.loads((DRAWN / "hummingbird.json").read_text())["results"]["voc_augmented"]
-    size = json.loads((DRAWN / "hummingbird.json").read_text())["results"]["voc_plain"]["input_size"]
-    values = (f"size={size}", f"memory_size={want['memory_size']}", f"passes={want['augmentation_epoch']}")
-    found = [
-        run_task("hummingbird_voc", network_of_drawn, DRAWN / "data/voc", *values, seed=s)["metrics"]["mIoU"]
-        for s in (0, 1, 2, 0)
-    ]
+def test_augmented_memories_differ_by_seed_and_are_near_the_official_spread(tmp_path):
+    place = golden_of("drawn")
+    results = place.read("hummingbird")[0]["results"]
+    want, encoder = results["voc_augmented"], place.network(tmp_path, "hummingbird")
+    values = (f"memory_size={want['memory_size']}", f"passes={want['augmentation_epoch']}")
+    values += (f"size={results['voc_plain']['input_size']}",)
+    runs = [run_task("hummingbird_voc", encoder, place.data["voc"], *values, seed=s) for s in (0, 1, 2, 0)]
+    found = [one["metrics"]["mIoU"] for one in runs]
     assert found[0] == found[3]
     assert len(set(found)) == 3
     assert abs(np.mean(found[:3]) - want["mean"]) < 4 * want["std"]  # three draws of each: no equality
-
-
-@pytest.fixture(scope="module")
-def network_of_drawn():
-    return build(open_checkpoint(DRAWN / "network.pth", card={"heads": 2}))
 
 
 # --- Its parts
@@ -125,7 +88,7 @@ def network_of_drawn():
 
 @pytest.mark.parametrize(("keys", "k"), [(5, 30), (64, 3), (1000, 30), (5000, 7), (4097, 30)])
 def test_the_search_is_exact(keys, k, monkeypatch):
-    monkeypatch.setattr("selfpatch_bench.benchmarks.tasks._search.SCORES", 1 << 18)  # several blocks
+    monkeypatch.setattr("selfpatch_bench.benchmarks.tasks._segmentation.search.SCORES", 1 << 18)  # several blocks
     noise = torch.Generator().manual_seed(keys)
     queries, bank = (torch.randn(n, 8, generator=noise) for n in (300, keys))
     value, at = nearest(queries, bank, k)
@@ -155,7 +118,7 @@ def test_matching_gives_each_class_one_of_its_own():
 
 def test_a_cut_lies_within_the_picture_and_its_labels_go_with_it(tmp_path):
     draws = np.random.default_rng(0)
-    cuts = [cut(draws, 60, 100) for _ in range(200)]
+    cuts = [random_cut(draws, 60, 100, AREA) for _ in range(200)]
     assert all(t >= 0 and t + h <= 60 and left >= 0 and left + w <= 100 for t, left, h, w in cuts)
     assert len(set(cuts)) > 50
 

@@ -1,7 +1,6 @@
 """Copy detection and retrieval: equal to the official code on drawn pictures (tests/golden/drawn) and shared ones."""
 
 import copy
-import json
 import pickle
 import shutil
 from pathlib import Path
@@ -11,62 +10,20 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import REPO, SHARED
+from frozen import BOTH, DRAWN, golden_of, run_task
 from selfpatch_bench.benchmarks import UserError
-from selfpatch_bench.benchmarks.checkpoints.open import build
 from selfpatch_bench.benchmarks.commands.compare import verdict_of
 from selfpatch_bench.benchmarks.datasets.retrieval.copydays import open_copydays
 from selfpatch_bench.benchmarks.datasets.retrieval.revisited import open_revisited, read_relevant
-from selfpatch_bench.benchmarks.hub.open import open_checkpoint
 from selfpatch_bench.benchmarks.metrics.ranking import average_precision, precision_at
 from selfpatch_bench.benchmarks.results.record import Model, Record
-from selfpatch_bench.benchmarks.tasks import TaskConfig
 from selfpatch_bench.benchmarks.tasks._registry import get_task
 from selfpatch_bench.benchmarks.tasks._retrieval import TokenAndGem, Whitening, multi_scale
 from selfpatch_bench.benchmarks.tasks.copydays import Squeeze
 from selfpatch_bench.benchmarks.tasks.revisited import Thumbnail, scores
-from trained import rescaled
 
-DRAWN = REPO / "tests/golden/drawn"
 FEATURES = 1e-5  # max|a-b| / max|b|: float32 sums in another order
 POINTS = 0.01  # of 100: average precisions are fractions of ranks, and equal where no two similarities tie
-# Of both goldens: the network, and where the data lie (originals, distractors, whitening; the retrieval root).
-PLACES = {
-    "drawn": (DRAWN, "data/copydays", "data/voc/VOC2012/JPEGImages", "data/lowshot/train", "data/revisited"),
-    "shared": (
-        SHARED / "golden",
-        *("../data/copydays_like", "../data/coco/train2017", None, "../data/revisited_like"),
-    ),
-}
-BOTH = pytest.mark.parametrize("golden", ["drawn", pytest.param("shared", marks=pytest.mark.shared)])
-
-
-@pytest.fixture(scope="module")
-def network(tmp_path_factory):
-    """name of a golden -> its network, and the golden's folder; a skip where it is absent."""
-    made = {}
-
-    def look(name: str):
-        folder = PLACES[name][0]
-        if name == "shared":
-            real = next(iter(SHARED.glob("checkpoints/real/*.pth")), None)
-            if real is None or not (folder / "copydays.json").exists():
-                pytest.skip(f"{SHARED} has no trained network or no golden")
-        if name not in made:
-            path = folder / "network.pth" if name == "drawn" else rescaled(real, tmp_path_factory.mktemp("x") / "x.pth")
-            heads = json.loads((folder / "copydays.json").read_text())["heads"]
-            made[name] = build(open_checkpoint(path, card={"heads": heads}))
-        return made[name]
-
-    return look
-
-
-def run_task(name: str, encoder, root: Path, *values: str, **own) -> dict:
-    task = get_task(name)
-    protocol, _, _ = task.parse(type("Options", (), {"overrides": values}))
-    cfg = TaskConfig(protocol, root=root, own={flag.key: own.get(flag.key) for flag in task.flags})
-    cfg.data = task.check(cfg)
-    return task.run(encoder, cfg, Path()) | {"data": cfg.data}
 
 
 def relative(a, b) -> float:
@@ -80,14 +37,12 @@ def picture(encoder, prepare, path: Path) -> torch.Tensor:
 
 
 @BOTH
-def test_copydays_equals_the_official_code(golden, network):
-    encoder, (folder, data, distractors, whitening, _) = network(golden), PLACES[golden]
-    want = json.loads((folder / "copydays.json").read_text())
-    root = folder / data
-    first_class = next(iter(sorted((SHARED / "data/tiny_imagenet/train").glob("*"))), None)
-    beside = {"distractors": folder / distractors, "whitening": folder / whitening if whitening else first_class}
+def test_copydays_equals_the_official_code(golden, tmp_path):
+    place = golden_of(golden)
+    want, _ = place.read("copydays")
+    encoder, root = place.network(tmp_path, "copydays"), place.data["copydays"]
     for case, parts in want["mAP"].items():
-        given = {what: beside[what] for what in beside if what[:6] in case}
+        given = {what: place.data[what] for what in ("distractors", "whitening") if what[:6] in case}
         found = run_task("copydays", encoder, root, **given)
         assert set(found["metrics"]) == {f"mAP_{block.replace('/', '_')}" for block in parts}
         for block, value in parts.items():
@@ -106,10 +61,10 @@ RESULTS = {"multiscale": ("multiscale=true",), "cropped": ("cropped=true",)}
 
 
 @BOTH
-def test_retrieval_equals_the_official_code(golden, network):
-    encoder, (folder, *_, data) = network(golden), PLACES[golden]
-    want = json.loads((folder / "retrieval.json").read_text())["results"]
-    root = folder / data
+def test_retrieval_equals_the_official_code(golden, tmp_path):
+    place = golden_of(golden)
+    want = place.read("retrieval")[0]["results"]
+    encoder, root = place.network(tmp_path, "retrieval"), place.data["revisited"]
     for case, numbers in want.items():
         size, _, more = case.partition("_")
         values = [value for word, some in RESULTS.items() if word in more for value in some]
@@ -170,8 +125,8 @@ def test_the_corrected_whitening_makes_every_direction_vary_alike():
     assert relative(faithful.T @ faithful / len(x), torch.eye(6).double()) > 0.1
 
 
-def test_without_a_class_token_the_mean_is_alone(network):
-    encoder = network("drawn")
+def test_without_a_class_token_the_mean_is_alone(tmp_path):
+    encoder = golden_of("drawn").network(tmp_path, "copydays")
     images = torch.randn(2, 3, 48, 48)
     both, alone = (TokenAndGem(4.0, 1e-6, token)(encoder, images) for token in (True, False))
     assert torch.equal(both[:, -alone.shape[1] :], alone)

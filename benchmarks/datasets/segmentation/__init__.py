@@ -1,6 +1,6 @@
 """Pictures with a label for every pixel, as the frozen segmentation tasks read them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ IGNORED = 255  # in the label maps of VOC and Cityscapes
 
 @dataclass(frozen=True)
 class Labelled:
-    """Pictures and their label maps, in the order of the official code. table: label in the file -> label in use, uint8
+    """Pictures and their label maps, in the order of the set's list. table: label in the file -> label in use, uint8
     [256]; None: as they are."""
 
     name: str
@@ -23,6 +23,11 @@ class Labelled:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def by_name(self) -> "Labelled":
+        """The same in the order of the file names."""
+        order = sorted(range(len(self)), key=lambda i: self.images[i].name)
+        return replace(self, images=[self.images[i] for i in order], labels=[self.labels[i] for i in order])
 
     def read(self, i: int) -> np.ndarray:
         """The picture, uint8 RGB [H, W, 3]. Raises UserError naming a file that cannot be decoded."""

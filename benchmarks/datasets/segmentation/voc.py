@@ -19,7 +19,7 @@ LISTS = {"train": "trainaug", "val": "val"}
 
 
 def open_voc(root: Path | str, limit: int | None = None) -> Data:
-    """Open VOC 2012 and check all of it. limit: the first so many validation pictures, by name.
+    """Open VOC 2012 and check all of it. limit: the first so many validation pictures of the list.
 
     root: the folder with JPEGImages, SegmentationClass, SegmentationClassAug and ImageSets/Segmentation/{trainaug,val}
     .txt, or one with VOC2012/ that has them; or open-hummingbird-eval's folder with images/ and sets/. Content: a
@@ -29,7 +29,7 @@ def open_voc(root: Path | str, limit: int | None = None) -> Data:
     root, (pictures, lists) = _layout(Path(root).expanduser())
     known, notes, used, counts, splits = Known(root), [], [], {}, {}
     for split, name in LISTS.items():
-        names = sorted({line.split()[0] for line in read_lines(root / lists / f"{name}.txt") if line})
+        names = list(dict.fromkeys(line.split()[0] for line in read_lines(root / lists / f"{name}.txt") if line))
         if not names:
             raise UserError(f"{root / lists / name}.txt: names no picture")
         names = names[: limit if split == "val" else None]

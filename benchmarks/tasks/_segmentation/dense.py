@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ...pretrain.common.errors import UserError
-from ..datasets.segmentation import Labelled
-from . import TaskConfig
-from ._features import ahead
+from ....pretrain.common.errors import UserError
+from ...datasets.segmentation import Labelled
+from .. import TaskConfig
+from .._features import ahead
 
 BATCH = 8  # pictures a pass: of 512 pixels they hold as many tokens as 40 of 224
 
@@ -25,8 +25,12 @@ def squeezed(pictures: Labelled, side: int, resample: Image.Resampling, i: int) 
     """Picture i and its labels at side x side: float [3, side, side] in 0..1, resampled by Pillow and antialiased;
     uint8 [side, side], the nearest as torch has it (source index floor(i * scale))."""
     picture = Image.fromarray(pictures.read(i)).resize((side, side), resample)
-    image = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float().div_(255)
-    return image, nearest_labels(torch.from_numpy(np.ascontiguousarray(pictures.read_labels(i))), (side, side))
+    return as_tensor(picture), nearest_labels(torch.from_numpy(np.array(pictures.read_labels(i))), (side, side))
+
+
+def as_tensor(picture: Image.Image) -> Tensor:
+    """float [3, H, W] in 0..1"""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float().div_(255)
 
 
 def nearest_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:

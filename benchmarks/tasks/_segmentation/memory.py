@@ -1,6 +1,5 @@
 """The memory of labelled patches that Hummingbird searches (vpariza/open-hummingbird-eval 5e79da2, hbird_eval.py)."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -11,15 +10,16 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as T
 
-from ..datasets.segmentation import Labelled
-from . import TaskConfig
-from ._dense import batches, patches, shares, squeezed
-from ._features import effective
-from ._search import nearest
+from ...datasets.segmentation import Labelled
+from .. import TaskConfig
+from .._features import effective
+from .dense import as_tensor, batches, patches, shares, squeezed
+from .search import nearest
+from .views import random_cut
 
 VOID = 255  # counted as class 0 in the memory
 JITTER, CHANCE = 0.1, 0.5  # of brightness, contrast, saturation and hue, each
-AREA, RATIO = (0.5, 2.0), (3 / 4, 4 / 3)  # of a training picture's cut; areas that do not fit are drawn again
+AREA = (0.5, 2.0)  # of a training picture's cut
 
 
 class Memory:
@@ -107,29 +107,8 @@ def augmented(pictures: Labelled, side: int, seed: tuple[int, int], i: int) -> t
             picture = change(picture, draws.uniform(1 - JITTER, 1 + JITTER))
     if draws.random() < CHANCE:
         picture = T.adjust_hue(picture, draws.uniform(-JITTER, JITTER))
-    image = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float().div_(255)
-    labels = torch.from_numpy(np.ascontiguousarray(pictures.read_labels(i)))
-    top, left, height, width = cut(draws, *labels.shape)
+    image, labels = as_tensor(picture), torch.from_numpy(np.array(pictures.read_labels(i)))
+    top, left, height, width = random_cut(draws, *labels.shape, AREA)
     image = T.resize(image[:, top : top + height, left : left + width], [side, side], antialias=True)
     labels = labels[None, top : top + height, left : left + width]
     return image, T.resize(labels, [side, side], T.InterpolationMode.NEAREST)[0]
-
-
-def cut(draws: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
-    """Top, left, height, width of a cut by torchvision's rule (RandomResizedCrop.get_params).
-
-    Areas may be larger than the picture here; those do not fit, and after ten draws the largest central cut of a ratio
-    in RATIO is taken.
-    """
-    for _ in range(10):
-        area = height * width * draws.uniform(*AREA)
-        ratio = math.exp(draws.uniform(*map(math.log, RATIO)))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            return int(draws.integers(height - h + 1)), int(draws.integers(width - w + 1)), h, w
-    h, w = height, width
-    if width / height < RATIO[0]:
-        h = round(width / RATIO[0])
-    elif width / height > RATIO[1]:
-        w = round(height * RATIO[1])
-    return (height - h) // 2, (width - w) // 2, h, w

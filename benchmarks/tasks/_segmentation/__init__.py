@@ -1,0 +1,1 @@
+"""Frozen segmentation: patch features beside labels, the search and the heads on them."""
