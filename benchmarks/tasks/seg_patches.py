@@ -88,18 +88,14 @@ class Patches(Task):
         fitted, held, test = standardised(sets[0].take(kept), sets[0].take(held), sets[1])
         family = Neighbours if isinstance(p, Knn) else Regressions
         choose = family(p, fitted, ignored, cfg.device)
-        tried = {
-            name: 100 * float(_mean(_score(choose.predict(held, name), held.labels, data, ignored)))
-            for name in choose.names
-        }
+        held_out = ((name, _score(choose.predict(held, name), held.labels, ignored)) for name in choose.names)
+        tried = {name: 100 * float(_mean(counts)) for name, counts in held_out}
         best = max(tried, key=tried.get)
         final = family(p, fitted.joined(held), ignored, cfg.device)
-        counts = _score(final.predict(test, best), test.labels, data, ignored)
+        counts = _score(final.predict(test, best), test.labels, ignored)
         metrics = {"mIoU": 100 * float(_mean(counts)), "pixel_accuracy": 100 * float(np.trace(counts) / counts.sum())}
-        there = counts.sum(0) + counts.sum(1) > 0
-        classes = {
-            n: 100 * float(x) if seen else None for n, x, seen in zip(data.names, ious(counts), there, strict=True)
-        }
+        there, each = counts.sum(0) + counts.sum(1) > 0, ious(counts)
+        classes = {name: 100 * float(each[i]) if there[i] else None for i, name in enumerate(data.names)}
         return {
             "metrics": metrics,
             "parts": {"classes": classes, "tried": tried},
@@ -107,9 +103,10 @@ class Patches(Task):
         }
 
 
-def _score(predicted: np.ndarray, labels: np.ndarray, data, ignored: list[int]) -> np.ndarray:
-    """Confusion of the pixels of patches, both uint8 [n, pixels]."""
-    return confusion(np.where(np.isin(labels, ignored), IGNORED, labels), predicted, data.classes, IGNORED)
+def _score(predicted: np.ndarray, labels: np.ndarray, ignored: list[int]) -> np.ndarray:
+    """Confusion [256, 256] of the pixels of patches, both uint8 [n, pixels]. A pixel for which a neighbour votes with
+    an ignored label is a mistake, in a class of its own."""
+    return confusion(np.where(np.isin(labels, ignored), IGNORED, labels), predicted, 256, IGNORED)
 
 
 def _mean(counts: np.ndarray) -> float:
