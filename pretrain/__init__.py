@@ -28,7 +28,7 @@ keep(
         "group": "pretrain.data.group",
         "views": "pretrain.data.views",
         "masks": "pretrain.data.masks",
-        "learner": "pretrain.step",
+        "learner": "pretrain.model.learner",
         "schedules": "pretrain.optim",
     },
 )

@@ -137,6 +137,11 @@ def clip(parameters: Iterable[nn.Parameter], limit: float | None, mode: str = "p
 
 
 @torch.no_grad()
+def copies(tensors: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Pairs of a tensor and what it holds at present."""
+    return [(tensor, tensor.clone()) for tensor in tensors]
+
+
 def put_back(kept: Iterable[tuple[Tensor, Tensor]], left_out: Tensor | None = None) -> None:
     """Pairs of a tensor and a copy of it from before: it becomes what it was, or does so where `left_out`, 0-dim on
     the device, is 1."""

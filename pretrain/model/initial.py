@@ -12,7 +12,7 @@ from ..common.errors import UserError
 from ..common.positions import resize_positions
 from ..common.shapes import shapes_of
 from ..common.weights import KEY, check_fit, load_weights, names
-from ..step import Learner
+from .learner import Learner
 from .network import Network
 from .swin import Swin
 

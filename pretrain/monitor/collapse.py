@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..step import Learner
+from ..model.learner import Learner
 
 PATIENCE = 3  # lines of the log in a row that make a sign
 LOW = 1 / 3  # of the highest rank so far: less is a sign by itself

@@ -3,9 +3,11 @@
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from .. import optim
 from ..data.group import Group
+from ..model.precision import LOW
 from ..objectives import Step
-from ..step import LOW, Trainer
+from ..step import Trainer
 
 # Dense TFLOP/s of the tensor cores in bf16 and fp16, by words of the device's name; the first row that fits counts.
 # Source: NVIDIA's data sheets, whose figures with sparsity are halved.
@@ -43,14 +45,13 @@ def flops(trainer: Trainer, groups: list[Group]) -> float:
     It leaves no trace: gradients are dropped, running statistics put back; each micro-step seeds its noise.
     """
     rows = [g.rows(slice(0, IMAGES)) for g in groups]
-    kept = [(buffer, buffer.clone()) for buffer in trainer.statistics]
+    kept = optim.copies(trainer.statistics)
     cast = LOW.get(trainer.precision)
     with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
         with torch.autocast(trainer.device.type, cast, enabled=cast is not None):
             total, _, _ = trainer.learner(rows, Step(trainer.step, trainer.epoch, trainer.ranks.rank, trainer.parts))
         total.backward()
-    for buffer, before in kept:
-        buffer.copy_(before)
+    optim.put_back(kept)
     trainer.optimiser.zero_grad(set_to_none=True)
     return counter.get_total_flops() / rows[0].x.shape[1]
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from selfpatch_bench.benchmarks.commands.pretrain import pretrain_command
-from selfpatch_bench.pretrain import step
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.data.images import open_source
 from selfpatch_bench.pretrain.data.loader import batches
 from selfpatch_bench.pretrain.distributed import Ranks
+from selfpatch_bench.pretrain.model import learner as learners
 from selfpatch_bench.pretrain.model.backbone import tokens
 from selfpatch_bench.pretrain.monitor import collapse
 from selfpatch_bench.pretrain.monitor.collapse import Signs, effective_rank
@@ -227,7 +227,7 @@ def test_numbers_are_the_teachers(data, monkeypatch, recipe, parts, rows):
     """The rank is that of the teacher's image vectors of the first images' first views, computed here once more; the
     centre's norm that of the objective's own. With a learning rate of 0 a step leaves the networks as they were
     (float64: rounding only)."""
-    monkeypatch.setattr(step, "ROWS", rows)
+    monkeypatch.setattr(learners, "ROWS", rows)
     still = ("schedule.lr=0", "schedule.min_lr=0", "schedule.warmup_epochs=0", "schedule.warmup_lr=0")
     still += ("loop.precision=float64", f"loop.accumulation={parts}")
     made = Trainer(load_recipe(recipe, [*CASES[recipe], *still]), 4, Ranks("cpu"))
