@@ -3,7 +3,6 @@
 import gc
 import os
 import socket
-import warnings
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
@@ -154,16 +153,39 @@ class Ranks:
             added |= {k: p.view(v.shape) for (k, v), p in zip(mine.items(), parts, strict=True)}
         return added
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with gradients averaged over the processes during the backward pass (DDP)."""
+    def wrap(self, module: nn.Module, total: Tensor) -> nn.Module:
+        """The module with gradients averaged over the processes during the backward pass (DDP).
+
+        total: what it gave in one forward pass. DDP waits for a gradient of every parameter; those that the total does
+        not depend on, in any process (a readout that only a switched-off objective would use), require none from here
+        on. Only where the processes differ in that, DDP looks for them again in each step.
+        """
         if not self.joined:
             return module
-        # Some parameters may have no gradient (a readout that only a switched-off objective would use).
-        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
+        trained = [p for p in module.parameters() if p.requires_grad]
+        found = leaves(total)
+        used = torch.tensor([p in found for p in trained], dtype=torch.float32, device=self.device)
+        votes = self.add({"used": used})["used"].tolist()
+        for parameter, count in zip(trained, votes, strict=True):
+            parameter.requires_grad_(count > 0)
         return nn.parallel.DistributedDataParallel(
             module,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
             broadcast_buffers=False,
-            find_unused_parameters=True,
+            find_unused_parameters=any(0 < count < self.world for count in votes),
             gradient_as_bucket_view=True,
         )
+
+
+def leaves(total: Tensor) -> set[Tensor]:
+    """The tensors that a backward pass from `total` gives a gradient."""
+    found, seen, todo = set(), set(), [total.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(node.variable)
+        todo += [before for before, _ in node.next_functions]
+    return found

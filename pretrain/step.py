@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import optim
@@ -98,7 +98,7 @@ class Trainer:
         if loop.compile:
             compile_networks(self.learner.student, self.learner.teacher)
             compile_objectives(self.learner.objectives)
-        self.module = ranks.wrap(self.learner)
+        self.module = None if ranks.joined else self.learner  # see _wrap
         self.late = self.device.type != "cpu"
         self.pending: Check | None = None
         self.step, self.flag = 0, 0
@@ -193,15 +193,36 @@ class Trainer:
         """Forward and backward of one micro-batch; -> its losses and the objectives' sums."""
         accumulation = self.shares.accumulation
         last = micro == accumulation - 1
+        if self.module is None:
+            self.module = self._wrap(rows)
         part = self.ranks.rank * accumulation + micro
         torch.manual_seed(hashed(self.cfg.seed, _NOISE, self.step, part))
         silent = contextlib.nullcontext() if last or self.module is self.learner else self.module.no_sync()
-        cast = LOW.get(self.precision)
         with silent:
-            with torch.autocast(self.device.type, cast, enabled=cast is not None):
-                total, losses, stats = self.module(rows, Step(self.step, self.epoch, part, self.parts))
+            total, losses, stats = self._forward(self.module, rows, part)
             self.scaler.scale(total / accumulation).backward()
         return {"loss": total.detach()} | {f"loss {k}": v for k, v in losses.items()} | stats
+
+    def _forward(self, module: nn.Module, rows: list[Group], part: int) -> tuple[Tensor, dict, dict]:
+        cast = LOW.get(self.precision)
+        with torch.autocast(self.device.type, cast, enabled=cast is not None):
+            return module(rows, Step(self.step, self.epoch, part, self.parts))
+
+    def _wrap(self, rows: list[Group]) -> nn.Module:
+        """The learner with gradients averaged over the processes, once a micro-batch shows which of them there are.
+
+        A backward pass for nothing follows: after the first one DDP orders the gradients anew. With three processes or
+        more the order is that of additions, and a resumed run would make its first step in another one.
+        """
+        part, kept = self.ranks.rank * self.shares.accumulation, optim.copies(self.statistics)
+        with torch.compiler.set_stance("force_eager"):
+            total, _, _ = self._forward(self.learner, rows, part)
+            module = self.ranks.wrap(self.learner, total)
+            total, _, _ = self._forward(module, rows, part)
+            total.backward()
+        optim.put_back(kept)
+        self.optimiser.zero_grad(set_to_none=True)
+        return module
 
     def state(self) -> dict:
         """Everything that a step changes, and the configuration: dicts of tensors and numbers."""
