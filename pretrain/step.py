@@ -184,9 +184,10 @@ class Trainer:
     def _backward(self, micro_batches: Iterator[list[Group]]) -> dict[str, Tensor]:
         """Forward and backward of all micro-steps; -> their losses and the objectives' sums, added up."""
         sums: dict[str, Tensor] = {}
-        for micro, rows in enumerate(micro_batches):
-            for name, value in self._micro_step(rows, micro).items():
-                sums[name] = sums[name] + value if name in sums else value
+        with self.learner.cast_teacher(LOW.get(self.precision)):
+            for micro, rows in enumerate(micro_batches):
+                for name, value in self._micro_step(rows, micro).items():
+                    sums[name] = sums[name] + value if name in sums else value
         return sums
 
     def _micro_step(self, rows: list[Group], micro: int) -> dict[str, Tensor]:

@@ -1,10 +1,12 @@
 """Student, teacher and objectives of a configuration as one module."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from .. import optim
 from ..config import OBJECTIVES, Config
@@ -12,6 +14,7 @@ from ..data.group import Group, normalise
 from ..objectives import HeadSpec, Net, Step, merge
 from .backbone import build_backbone, check_size
 from .network import Network, own_stream
+from .precision import cast_weights
 
 ROWS = 64  # images of a global batch whose image vectors the log is about
 
@@ -59,6 +62,7 @@ class Learner(nn.Module):
             Network(cfg.network, spec, side, sizes[0], len(sizes), cfg.seed) for side in ("student", "teacher")
         )
         self.teacher.requires_grad_(False)
+        self.teacher_weights: dict[str, Tensor] = {}  # that stand for its own, see cast_teacher
         self.objectives = nn.ModuleDict()
         for entry in active:
             with own_stream(cfg.seed, f"objectives.{entry.name}"):
@@ -70,7 +74,7 @@ class Learner(nn.Module):
         groups = [self.normalised(g) for g in groups]
         with torch.no_grad():
             seen = groups if self.teacher_views == "all" else [groups[0], *[None] * (len(groups) - 1)]
-            teacher = self.teacher(seen)
+            teacher = functional_call(self.teacher, self.teacher_weights, (seen,))
         student = self.student(groups)
         total, losses = 0.0, {}
         stats = {"images": step.in_batch(teacher[0]["image"][:1])[0, :ROWS]}
@@ -80,6 +84,16 @@ class Learner(nn.Module):
             losses |= {f"{name}.{k}": v.detach() for k, v in terms.items()}
             stats |= {f"{name}.{k}": v.detach() for k, v in own_stats.items()}
         return total, losses, stats
+
+    @contextmanager
+    def cast_teacher(self, dtype: torch.dtype | None) -> Iterator[None]:
+        """For the micro-steps of a step under autocast to `dtype`: the teacher's weights are cast once for all of them.
+        Autocast itself keeps the casts of weights with a gradient only, and those of one forward pass."""
+        self.teacher_weights = cast_weights(self.teacher, dtype) if dtype else {}
+        try:
+            yield
+        finally:
+            self.teacher_weights = {}
 
     def trained(self) -> list[tuple[str, nn.Parameter]]:
         """Parameters that the optimiser changes, with their names: the student's, and the objectives' own."""

@@ -1,6 +1,7 @@
 """The precision that a run computes in."""
 
 import torch
+from torch import Tensor, nn
 
 LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -10,3 +11,10 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     if wanted != "auto":
         return wanted
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+
+
+@torch.no_grad()
+def cast_weights(network: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What autocast makes of the weights and biases of linear and convolutional layers, by their names."""
+    layers = {name: part for name, part in network.named_modules() if type(part) in (nn.Linear, nn.Conv2d)}
+    return {f"{name}.{key}": p.to(dtype) for name, part in layers.items() for key, p in part.named_parameters()}

@@ -1,17 +1,21 @@
 """What the log says of a GPU's use, and how batches get there; on a CPU, where the streams are stand-ins."""
 
 import contextlib
+from collections import Counter
 
 import pytest
 import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.data.group import Group
 from selfpatch_bench.pretrain.data.loader import Batch, Mover
 from selfpatch_bench.pretrain.distributed import Ranks
+from selfpatch_bench.pretrain.model.learner import Learner
 from selfpatch_bench.pretrain.monitor.mfu import Utilisation, flops, peak
 from selfpatch_bench.pretrain.step import Trainer
-from training import DINO, MOBY, same
+from training import DINO, MOBY, MOBY_SELFPATCH, SELFPATCH, same
 from training import one_thread as one_thread
 
 
@@ -76,6 +80,36 @@ def test_flops_leave_no_trace_in_running_statistics():
     used.look([views(2, 4, 32)])
     assert used(10.0) == pytest.approx(10 * used.flops / 1e12)
     assert all(torch.equal(v, before[k]) for k, v in trainer.learner.state_dict().items())
+
+
+class Casts(TorchDispatchMode):
+    """Counts the casts of tensors to bf16. names: by where a tensor begins."""
+
+    def __init__(self, names: dict[int, str]):
+        super().__init__()
+        self.names, self.found = names, Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket is torch.ops.aten._to_copy and (kwargs or {}).get("dtype") == torch.bfloat16:
+            self.found[self.names.get(args[0].data_ptr())] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("recipe", "options"), [("selfpatch", SELFPATCH), ("moby_selfpatch", MOBY_SELFPATCH)])
+def test_teachers_weights_are_cast_once_a_step(recipe, options, monkeypatch):
+    """However many groups, readouts and micro-steps there are, and to the numbers that autocast makes."""
+    options = [*options, "loop.precision=bf16", "loop.accumulation=2"]
+    ours, usual = (Trainer(load_recipe(recipe, options), 4, Ranks("cpu")) for _ in range(2))
+    layers = {n: m for n, m in ours.learner.teacher.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    names = {p.data_ptr(): f"{n}.{k}" for n, m in layers.items() for k, p in m.named_parameters()}
+    groups = [views(2, 4, 32), views(2, 4, 16)]
+    with Casts(names) as casts:
+        one = ours.advance(groups)
+    del casts.found[None]
+    assert casts.found == Counter(names.values())
+    monkeypatch.setattr(Learner, "cast_teacher", lambda *_: contextlib.nullcontext())
+    assert torch.equal(one.numbers["loss"], usual.advance(groups).numbers["loss"])
+    assert same(ours.state(), usual.state())
 
 
 def test_a_gpu_gets_batches_on_a_stream_of_its_own(monkeypatch):
