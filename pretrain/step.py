@@ -89,8 +89,6 @@ class Trainer:
         if fused is None:  # on CPUs it is slower in low precision
             fused = self.device.type != "cpu" or self.precision not in LOW
         set_fused_attention([self.learner.student, self.learner.teacher], fused)
-        if loop.checkpointing:
-            recompute_blocks(self.learner.student.backbone)
         self.named = self.learner.trained()
         self.statistics = [b for m in self.learner.modules() if isinstance(m, _BatchNorm) for b in m.buffers()]
         self.optimiser = optim.build_optimiser(self.named, cfg.optim)
@@ -98,6 +96,8 @@ class Trainer:
         if loop.compile:
             compile_networks(self.learner.student, self.learner.teacher)
             compile_objectives(self.learner.objectives)
+        if loop.checkpointing:
+            recompute_blocks(self.learner.student.backbone)
         self.module = None if ranks.joined else self.learner  # see _wrap
         self.late = self.device.type != "cpu"
         self.pending: Check | None = None

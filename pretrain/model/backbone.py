@@ -155,6 +155,9 @@ def set_fused_attention(modules: Sequence[nn.Module], fused: bool) -> None:
 
 
 def recompute_blocks(backbone: nn.Module) -> None:
-    """Keep only the inputs of the blocks for the backward pass, which computes the rest again with the same noise."""
+    """Keep only the inputs of the blocks for the backward pass, which computes the rest again with the same noise.
+
+    Call it after the blocks are compiled: torch.compile leaves a block eager that has this inside.
+    """
     for block in backbone.blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)

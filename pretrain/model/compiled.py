@@ -15,7 +15,7 @@ def compile_networks(*networks: Network) -> None:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
     for network in networks:
         for block in network.backbone.blocks:
-            block.compile(dynamic=False)
+            block.forward = torch.compile(block.forward, dynamic=False)  # see recompute_blocks
         for name in ("image", "aggregate"):
             if method := getattr(network.readout, name, None):
                 setattr(network.readout, name, torch.compile(method, dynamic=False))

@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 
 from selfpatch_bench.benchmarks.commands.pretrain import pretrain_command
@@ -459,23 +460,30 @@ def test_compile(feed, monkeypatch):
     aot_eager makes like every backend; kernels are torch's."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     plain = advanced(feed, *PLAIN, steps=1, recipe="dino")
-    compiled = advanced(feed, *PLAIN, "loop.compile=true", steps=1, recipe="dino")
+    compiled = advanced(feed, *PLAIN, "loop.compile=true", "loop.checkpointing=true", steps=1, recipe="dino")
     assert difference(compiled.state(), plain.state()) < 1e-9
 
 
 def test_nothing_falls_back_at_depth_12(feed, monkeypatch):
     """With the recipe's own stochastic depth, whose rate differs from block to block, torch.compile gives up no call,
-    at its default limit of eight graphs a function."""
+    at its default limit of eight graphs a function; the student's blocks, computed again, are among them."""
     from torch._dynamo.utils import counters
+
+    attend = []  # graphs of the student's blocks
+
+    def backend(graph, _):
+        used = {node.target for node in graph.graph.nodes}
+        attend.extend([graph] * (torch.is_grad_enabled() and F.scaled_dot_product_attention in used))
+        return graph
 
     torch._dynamo.reset()
     counters.clear()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    made = trainer(
-        'network.overrides={"embed_dim": 24, "depth": 12, "num_heads": 2}', "network.drop_path=0.1", "loop.compile=true"
-    )
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    deep = ('network.overrides={"embed_dim": 24, "depth": 12, "num_heads": 2}', "network.drop_path=0.1")
+    made = trainer(*deep, "loop.compile=true", "loop.checkpointing=true")
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
     made.advance(feed[0])
+    assert attend
     assert counters["frames"]["total"] == counters["frames"]["ok"] > 0
     assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] < 24
