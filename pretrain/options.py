@@ -132,7 +132,7 @@ class Loop:
     per_gpu: int = bounded(64, at_least=1, at_most=10**9)
     # Micro-steps of an optimiser step, in place of those that follow from per_gpu (null).
     accumulation: int | None = bounded(None, at_least=1, at_most=10**9)
-    # auto (bf16 on a GPU that has it, else float32) | float32 | bf16 | fp16 | float64.
+    # auto (bf16 on a GPU or processor that multiplies in it, else float32) | float32 | bf16 | fp16 | float64.
     precision: str = one_of("auto", "float32", "bf16", "fp16", "float64")
     # auto (a GPU if there is one) | cpu | cuda | cuda:N.
     device: str = "auto"

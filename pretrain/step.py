@@ -77,7 +77,7 @@ class Trainer:
         self.cfg, self.ranks, self.device, self.per_epoch = cfg, ranks, ranks.device, steps_per_epoch
         self.shares = divide(loop.batch, ranks.world, loop.per_gpu, loop.accumulation)
         self.parts = self.shares.count
-        self.precision = choose_precision(loop.precision, self.device)
+        self.precision = ranks.first(lambda: choose_precision(loop.precision, self.device))
         self.schedules = optim.build_schedules(
             cfg.schedule, loop.batch, total_steps(cfg, steps_per_epoch), steps_per_epoch
         )

@@ -111,6 +111,8 @@ def train(cfg: Config, run: Run, ranks: Ranks, resume: bool, held: contextlib.Ex
         check_tensorboard()
     if resume and cfg.loop.precision == "auto":
         cfg.loop.precision = ranks.first(lambda: run.config([]).loop.precision)
+        if cfg.loop.precision == "auto" and ranks.device.type == "cpu":
+            cfg.loop.precision = "float32"  # what it was on every CPU while `auto` was stored as such
     trainer = build(cfg, per_epoch, ranks)
     cfg.loop.precision = trainer.precision  # `auto` is resolved once: the run's configuration holds what came of it
     changed = start_from(trainer, run, source, resume, hooks)

@@ -38,6 +38,15 @@ def out_of_memory(error: BaseException) -> str | None:
     return text if found else None
 
 
+def multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this machine's processor has instructions for products of bf16 (AMX or AVX-512), as Linux says; emulated,
+    they are slower than those of float32."""
+    with contextlib.suppress(OSError):
+        if match := re.search(r"^flags\s*:(.*)", cpuinfo.read_text(), re.MULTILINE):
+            return not {"amx_bf16", "avx512_bf16"}.isdisjoint(match[1].split())
+    return False
+
+
 def cache_folder() -> Path:
     """Where results of checking files are kept: `SELFPATCH_CACHE`, else ~/.cache/selfpatch-bench."""
     return Path(os.environ.get("SELFPATCH_CACHE") or "~/.cache/selfpatch-bench").expanduser()

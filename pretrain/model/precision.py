@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from ..common.machine import multiplies_bf16
+
 LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -10,7 +12,9 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     """options.Loop.precision -> float32 | bf16 | fp16 | float64"""
     if wanted != "auto":
         return wanted
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bf16" if multiplies_bf16() else "float32"
 
 
 @torch.no_grad()

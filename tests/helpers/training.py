@@ -27,6 +27,7 @@ TINY = (
     "loop.batch=4",
     "loop.epochs=3",
     "loop.device=cpu",
+    "loop.precision=float32",
     "data.workers=0",
     "log.every=1",
 )

@@ -430,13 +430,23 @@ def test_out_of_memory_then_another_size(data, tmp_path, monkeypatch, capsys):
 
 def test_auto_precision_is_resolved_once(data, tmp_path, monkeypatch):
     """What the first machine chose is in the configuration, and holds on one that would choose otherwise."""
-    monkeypatch.setattr(
-        "selfpatch_bench.pretrain.step.choose_precision", lambda wanted, device: wanted.replace("auto", "bf16")
-    )
+    multiplies = "selfpatch_bench.pretrain.model.precision.multiplies_bf16"
+    monkeypatch.setattr(multiplies, lambda: True)
     options = [*DINO, "loop.steps=2", "schedule.warmup_epochs=0", "loop.precision=auto"]
     assert pretrain_command("dino", data, tmp_path / "run", overrides=options) == 0
     assert Run(tmp_path / "run").config([]).loop.precision == "bf16"
     assert final(tmp_path / "run")["noise"] == {"shares": 1, "precision": "bf16", "statistics": 0}
-    monkeypatch.undo()
+    monkeypatch.setattr(multiplies, lambda: False)
     assert pretrain_command(None, resume=tmp_path / "run", overrides=["loop.precision=auto"]) == 0
     assert Run(tmp_path / "run").config([]).loop.precision == "bf16"
+
+
+def test_auto_of_older_runs_was_float32(data, tmp_path, monkeypatch):
+    """Which stored the word and not what came of it: on a CPU that was float32 always."""
+    run = Run(tmp_path / "run")
+    options = [*DINO, "loop.steps=2", "schedule.warmup_epochs=0"]
+    assert pretrain_command("dino", data, run.folder, overrides=options) == 0
+    run.write_config(run.config(["loop.precision=auto"]))
+    monkeypatch.setattr("selfpatch_bench.pretrain.model.precision.multiplies_bf16", lambda: True)
+    assert pretrain_command(None, resume=run.folder) == 0
+    assert run.config([]).loop.precision == "float32"

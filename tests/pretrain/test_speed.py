@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from selfpatch_bench.pretrain.common.machine import multiplies_bf16
 from selfpatch_bench.pretrain.config import load_recipe
 from selfpatch_bench.pretrain.data.group import Group
 from selfpatch_bench.pretrain.data.loader import Batch, Mover
@@ -35,6 +36,22 @@ from training import one_thread as one_thread
 )
 def test_peak(name, precision, expected):
     assert peak(name, precision) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16 amx\nbugs\t: amx_bf16\n", True),
+        ("flags\t\t: fpu amx_bf16 amx_tile\n", True),
+        ("flags\t\t: fpu avx512f avx512_vnni\nbugs\t\t: avx512_bf16\n", False),
+        ("Features\t: fp asimd bf16\n", False),
+        ("", False),
+    ],
+)
+def test_processors_that_multiply_bf16(tmp_path, text, found):
+    (tmp_path / "cpuinfo").write_text(text)
+    assert multiplies_bf16(tmp_path / "cpuinfo") is found
+    assert not multiplies_bf16(tmp_path / "none")
 
 
 def views(count: int, images: int, side: int) -> Group:
