@@ -134,6 +134,8 @@ class Loop:
     accumulation: int | None = bounded(None, at_least=1, at_most=10**9)
     # auto (bf16 on a GPU or processor that multiplies in it, else float32) | float32 | bf16 | fp16 | float64.
     precision: str = one_of("auto", "float32", "bf16", "fp16", "float64")
+    # What a GPU's matrix products of float32 are: highest (float32, as the official code's) | high (TensorFloat-32).
+    matmul: str = one_of("highest", "high")
     # auto (a GPU if there is one) | cpu | cuda | cuda:N.
     device: str = "auto"
     # Compile blocks, heads and losses (torch.compile).

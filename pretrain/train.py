@@ -70,6 +70,7 @@ def run(cfg: Config, out: Path, resume: bool = False, hooks: Hooks = ALONE) -> i
         with (
             reproducible(cfg.loop.deterministic),
             Ranks(cfg.loop.device) as ranks,
+            products(cfg.loop.matmul if ranks.device.type == "cuda" else "highest"),
             contextlib.ExitStack() as held,
         ):
             return train(cfg, folder, ranks, resume, held, hooks)
@@ -92,6 +93,17 @@ def reproducible(asked: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0])
         torch.backends.cudnn.benchmark = before[1]
+
+
+@contextlib.contextmanager
+def products(precision: str) -> Iterator[None]:
+    """Have float32 matrix products computed so, see options.Loop.matmul."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def train(cfg: Config, run: Run, ranks: Ranks, resume: bool, held: contextlib.ExitStack, hooks: Hooks) -> int:
@@ -125,10 +137,11 @@ def train(cfg: Config, run: Run, ranks: Ranks, resume: bool, held: contextlib.Ex
         say(ranks, f"{run.folder}: all of its {total} steps are done")
         return 0
     size = sum(p.numel() for _, p in trainer.named) / 1e6
+    products = f" (matmul {torch.get_float32_matmul_precision()})" if ranks.device.type == "cuda" else ""
     say(
         ranks,
         f"{run.folder}: {f'from step {done} of' if done else ''} {total} steps, {per_epoch} an epoch of {len(source)} "
-        f"images; {size:.1f} M parameters, {trainer.precision} on {ranks.world} x {ranks.device.type}; batch "
+        f"images; {size:.1f} M parameters, {trainer.precision}{products} on {ranks.world} x {ranks.device.type}; batch "
         f"{trainer.shares} (images x processes x accumulation)",
     )
     say(ranks, weight(trainer))

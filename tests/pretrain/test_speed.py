@@ -16,6 +16,7 @@ from selfpatch_bench.pretrain.distributed import Ranks
 from selfpatch_bench.pretrain.model.learner import Learner
 from selfpatch_bench.pretrain.monitor.mfu import Utilisation, flops, peak
 from selfpatch_bench.pretrain.step import Trainer
+from selfpatch_bench.pretrain.train import products
 from training import DINO, MOBY, MOBY_SELFPATCH, SELFPATCH, same
 from training import one_thread as one_thread
 
@@ -52,6 +53,14 @@ def test_processors_that_multiply_bf16(tmp_path, text, found):
     (tmp_path / "cpuinfo").write_text(text)
     assert multiplies_bf16(tmp_path / "cpuinfo") is found
     assert not multiplies_bf16(tmp_path / "none")
+
+
+def test_matmul_precision_holds_for_the_run():
+    before = torch.get_float32_matmul_precision()
+    with contextlib.suppress(KeyError), products("high"):
+        assert torch.get_float32_matmul_precision() == "high"
+        raise KeyError
+    assert torch.get_float32_matmul_precision() == before == "highest"
 
 
 def views(count: int, images: int, side: int) -> Group:
