@@ -1,7 +1,7 @@
 """Softmax and cross-entropy over many outputs, in float32 whatever the logits are, which read a logit once or twice.
 
-Uncompiled they go over the rows in parts that stay in a processor's cache; compiled, they are one kernel each. Nothing
-as large as the logits is kept for the backward pass but the logits themselves and the targets.
+Uncompiled they go over the rows in parts that stay in a processor's cache; compiled, the passes are one to three
+kernels each. Nothing as large as the logits is kept for the backward pass but the logits themselves and the targets.
 """
 
 from collections.abc import Iterator
@@ -25,9 +25,11 @@ class CrossEntropy(nn.Module):
         self.temperature = temperature
 
     def forward(self, targets: Tensor, logits: Tensor) -> Tensor:
-        k = logits.shape[-1]
+        k, targets = logits.shape[-1], targets.detach()
+        if torch.compiler.is_compiling():  # keeps no more, either: a kernel makes again what it can
+            return -(targets * scaled(logits, self.temperature).log_softmax(-1)).sum(-1)
         views = logits.shape[: logits.ndim - targets.ndim].numel()
-        p = targets.detach().reshape(-1, k)
+        p = targets.reshape(-1, k)
         return _CrossEntropy.apply(p, logits.reshape(views, len(p), k), self.temperature).view(logits.shape[:-1])
 
 
@@ -36,25 +38,27 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, targets, logits, temperature):
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        normaliser, dot = (logits.new_empty(logits.shape[:2], dtype=dtype) for _ in range(2))
+        loss = logits.new_empty(logits.shape[:2], dtype=torch.promote_types(logits.dtype, torch.float32))
         for at in parts(logits):
-            z = logits[at].to(dtype) / temperature
-            normaliser[at] = z.logsumexp(-1)
-            dot[at] = z.mul_(targets[at[1]]).sum(-1)
-        mass = targets.sum(-1, dtype=dtype)
-        ctx.save_for_backward(targets, logits, normaliser, mass)
+            log_p = scaled(logits[at], temperature).log_softmax(-1)
+            loss[at] = log_p.mul_(targets[at[1]]).sum(-1).neg_()
+        ctx.save_for_backward(targets, logits)
         ctx.temperature = temperature
-        return mass * normaliser - dot
+        return loss
 
     @staticmethod
     def backward(ctx, grad):
-        targets, logits, normaliser, mass = ctx.saved_tensors
-        out, factor = torch.empty_like(logits), grad / ctx.temperature
+        targets, logits = ctx.saved_tensors
+        out, factor, mass = torch.empty_like(logits), grad / ctx.temperature, targets.sum(-1, dtype=grad.dtype)
         for at in parts(logits):
-            q = (logits[at].to(normaliser.dtype) / ctx.temperature).sub_(normaliser[at][..., None]).exp_()
+            q = scaled(logits[at], ctx.temperature).softmax(-1)
             out[at] = q.mul_(mass[at[1], None]).sub_(targets[at[1]]).mul_(factor[at][..., None])
         return None, out, None
+
+
+def scaled(logits: Tensor, temperature: float) -> Tensor:
+    """logits / temperature, at least float32"""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
 
 
 class CentredSoftmax(nn.Module):
