@@ -20,9 +20,12 @@ from pathlib import Path
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "helpers"))
+
+from frozen_knn import drawn_classes
 from selfpatch_bench.benchmarks.commands.pretrain import HOOKS
 from selfpatch_bench.benchmarks.commands.watch import Evaluator
-from selfpatch_bench.benchmarks.synthetic.scenes import make_pictures, make_videos
+from selfpatch_bench.benchmarks.synthetic.scenes import make_videos
 from selfpatch_bench.pretrain import train
 from selfpatch_bench.pretrain.checkpoint import Run
 from selfpatch_bench.pretrain.config import Config, load_recipe
@@ -37,23 +40,11 @@ METHODS = {  # name -> recipe, and what is changed in it
     "baseline": ("selfpatch_small", ("objectives.selfpatch.weight=0",)),
     "moby": ("moby_small", ()),
 }
+DRAWN = 1200, 360, 64, 12  # pictures to learn from, to judge by; their side; classes
 SMALL = ("network.overrides={embed_dim: 96, depth: 4, num_heads: 3}",)
 QUARTERS = (0, 25, 50, 75, 100)  # per cent of a run
 COLUMNS = ("knn", "JF", "kl", "entropy_share", "rank")
 LOGGED = {"kl": "KL", "entropy_share": "H / log K", "rank": "rank"}
-
-
-def drawn(folder: Path, classes: int = 12, train: int = 1800, val: int = 480) -> Path:
-    """Class folders of scenes, 64 x 64 pixels."""
-    make_pictures(folder / "train", train, (64, 64), seed=31, classes=classes)
-    # Of the same seed, because that decides which classes there are: the first pictures are left out.
-    whole = make_pictures(folder / "all", train + val, (64, 64), seed=31, classes=classes)
-    for path in sorted(whole.rglob("*.jpg")):
-        if int(path.stem) >= train:
-            there = folder / "val" / path.parent.name / path.name
-            there.parent.mkdir(parents=True, exist_ok=True)
-            there.write_bytes(path.read_bytes())
-    return folder
 
 
 def configure(method: str, seed: int, data: Path, videos: Path | None, epochs: int, more: Sequence[str] = ()) -> Config:
@@ -186,7 +177,7 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     if threads := os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(threads))
-    data = drawn(args.out / "drawn") if args.data == "drawn" else Path(args.data)
+    data = drawn_classes(args.out / "drawn", *DRAWN) if args.data == "drawn" else Path(args.data)
     videos = None if args.no_videos else make_videos(args.out / "videos", 6, size=(120, 213), seed=41)
     table = []
     for seed in map(int, args.seeds.split(",")):
