@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...pretrain.common.card import Card, parse_field
+from ...pretrain.common.card import SIZE_RULES, Card, parse_field
 from ...pretrain.common.errors import UserError, naming, shorten
 from ...pretrain.common.shapes import shapes_of
 from ...pretrain.common.weights import check_fit, fingerprint
@@ -21,6 +21,7 @@ from .state import read_file
 from .stated import GIVEN, facts_of, heads_from, normalisation_from, text_of, trained_for, usual_heads
 
 SEEN = {"depth", "depths", "blocks", "qkv_bias", "registers", "patch", "dim"}  # of a card: what its weights show
+ASSUMED = "assumed"  # where a fact came from that nothing says
 NETWORKS = ("teacher", "student", "online", "ema")  # what --weights takes
 
 
@@ -45,6 +46,12 @@ class Checkpoint:
     row: str | None  # 'METHOD|BACKBONE' of the published row that this very file made, by the zoo
     warnings: list[str] = field(default_factory=list)  # what is unusual, or was given and has no effect
     trained: str | None = None
+
+    @property
+    def assumed(self) -> str:
+        """`norm_eps 1e-05 (assumed), sizes padded (assumed)`: what nothing says of the network, and is taken; or ''."""
+        fields = (key for key in self.card.as_dict() if self.facts.get(key) == ASSUMED)
+        return ", ".join(f"{key} {text_of(getattr(self.card, key))} ({ASSUMED})" for key in fields)
 
     @property
     def accounting(self) -> str:
@@ -104,7 +111,8 @@ def _complete(reading: Reading, meta: dict, known: dict, overrides: dict) -> tup
     file that `convert` or `export` wrote says itself where its facts came from.
     """
     own = reading.card
-    facts = {k: "format" for k in ("heads", "mean", "std") if getattr(own, k) is not None} | facts_of(meta)
+    facts = {k: "format" for k in ("heads", "mean", "std") if getattr(own, k) is not None}
+    facts |= dict.fromkeys(_assumed(reading), ASSUMED) | facts_of(meta)
     found = {} if own.mean and own.std else normalisation_from(meta)
     facts |= dict.fromkeys(found, "timm" if "timm" in meta else "config.json")
     why = ""
@@ -121,12 +129,19 @@ def _complete(reading: Reading, meta: dict, known: dict, overrides: dict) -> tup
     return own.override(found).override(given), facts | dict.fromkeys(given, "given"), why
 
 
+def _assumed(reading: Reading) -> list[str]:
+    """Fields of the card that are taken without evidence, in its order."""
+    rule = SIZE_RULES.get(reading.card.sizes, "")  # what the code of a format does not do at other sizes
+    fields = reading.assumed | ({"sizes"} if f"({ASSUMED})" in rule else set())
+    return [key for key, value in reading.card.as_dict().items() if key in fields and value is not None]
+
+
 def _doubts(card: Card, facts: dict[str, str], given: dict) -> list[str]:
     """What speaks against the facts that the user gave: the card as it is without them, and what is usual."""
     found = [
         f"{key}={text_of(value)} is given, but it is {text_of(known)} by {facts.get(key, 'the format')}"
         for key, value in given.items()
-        if (known := getattr(card, key)) not in (None, value) and key not in SEEN
+        if (known := getattr(card, key)) not in (None, value) and key not in SEEN and facts.get(key) != ASSUMED
     ]
     usual = usual_heads(card.dim) if "heads" in given else None
     if usual and usual != given["heads"] and card.heads is None:

@@ -25,7 +25,7 @@ LONGEST = 600  # characters of a format's own message, which may quote the file
 @dataclass
 class Reading:
     """What one format makes of a file. `dropped`: name -> reason; network: which one was taken, where it says; odd:
-    what is unusual about it."""
+    what is unusual about it; assumed: fields of the card that nothing says."""
 
     format: str
     weights: dict[str, Tensor]
@@ -33,6 +33,7 @@ class Reading:
     dropped: dict[str, str]
     network: str | None = None
     odd: list[str] = field(default_factory=list)
+    assumed: set[str] = field(default_factory=set)
 
 
 @contextlib.contextmanager
@@ -71,7 +72,8 @@ def _read_as(plugin: Plugin, state: State, meta: dict, path: Path, given: Mappin
         doubts = completeness.doubts(plugin.module, state, view, meta, (weights, card, dropped))
         odd = completeness.refuse(doubts, card, given)
     weights = {k: v.detach().float() for k, v in weights.items()}
-    return Reading(plugin.name, weights, card, {**dropped, **state.aside}, view.network, odd)
+    assumed = {*getattr(plugin.module, "ASSUMED", ()), *view.assumed}
+    return Reading(plugin.name, weights, card, {**dropped, **state.aside}, view.network, odd, assumed)
 
 
 def readings(path: Path, state: State, meta: dict, format: str | None, given: Mapping) -> list[Reading]:

@@ -42,8 +42,9 @@ class State(Mapping):
     """A checkpoint's tensors by dotted name, as a format sees them. A tensor is read when it is asked for.
 
     shapes: name -> shape of all of them. Whatever a format has asked for counts as used. wanted: the network that the
-    user asked for (`--weights`), or None; network: the one that was taken, where the format has several. aside:
-    name -> what it is, of the training state that was beside them.
+    user asked for (`--weights`), or None; network: the one that was taken, where the format has several. assumed:
+    fields of the card that the format took without evidence. aside: name -> what it is, of the training state that was
+    beside them.
     """
 
     def __init__(self, refs: Mapping[str, object], wanted: str | None = None, aside: Mapping[str, str] | None = None):
@@ -51,6 +52,7 @@ class State(Mapping):
         self.shapes = {k: tuple(r.shape) for k, r in refs.items()}
         self.used: set[str] = set()
         self.wanted, self.network = wanted, None
+        self.assumed: set[str] = set()
 
     def __getitem__(self, key: str) -> Tensor:
         tensor = self.refs[key].load()
@@ -74,6 +76,10 @@ class State(Mapping):
     def below(self, prefix: str) -> dict[str, str]:
         """Names that start with `prefix`, without it -> full names."""
         return {k.removeprefix(prefix): k for k in self.refs if k.startswith(prefix)}
+
+    def assume(self, *fields: str) -> None:
+        """Fields of the card that nothing in or beside the file says, and that are taken all the same."""
+        self.assumed.update(fields)
 
     def pick(self, networks: Mapping[str | None, Sequence[str]], test) -> str:
         """The prefix of the network to evaluate: the one asked for, else the first there is.

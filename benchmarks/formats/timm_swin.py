@@ -8,6 +8,7 @@ swin_transformer.py, utils.py. All of them want ImageNet's mean and std. Unverif
 from ..checkpoints.stated import normalisation_from
 from ._conv import ALONE, IMAGENET, SWIN_PARTS, alone_swin, and_alone, is_swin, only, prefix_of, swin
 
+ASSUMED = ("norm_eps",)  # the official code has 1e-5, iBOT's 1e-6
 USUAL = {"qkv_bias": True, "final_norm": True, "patch_norm": True}
 
 

@@ -191,6 +191,8 @@ def _subject(evaluation: Evaluation, console: Console, last: bool):
 
     name, checkpoint = evaluation.model.name, evaluation.opened.take(last)
     console.print(f"{name}: {checkpoint.reading.format}, {checkpoint.accounting}")
+    if checkpoint.assumed:
+        console.print(f"{name}: {checkpoint.assumed}")
     for warning in (*checkpoint.warnings, *evaluation.opened.doubts):
         console.print(f"{name}: warning: {warning}")
     if "checkpoint" in evaluation.task.takes:

@@ -15,6 +15,7 @@ from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.checkpoints.open import look_untrained
 from selfpatch_bench.benchmarks.checkpoints.stated import usual_heads
 from selfpatch_bench.benchmarks.commands.convert import convert_command
+from selfpatch_bench.benchmarks.commands.inspect import report
 from selfpatch_bench.benchmarks.hub.open import open_checkpoint
 from selfpatch_bench.benchmarks.results import record
 from selfpatch_bench.benchmarks.results.collect import collect
@@ -110,6 +111,20 @@ def test_damaged_facts_do_no_harm(about, tmp_path):
     save_file(example_vit(), path, metadata=metadata)
     found = open_checkpoint(path)
     assert all(isinstance(value, str) for value in found.facts.values())
+
+
+def test_what_nothing_says_is_assumed(tmp_path, capsys):
+    path, given = format_example("timm_swin", tmp_path)
+    found = open_checkpoint(path, card=given)
+    assert found.assumed == "norm_eps 1e-05 (assumed), sizes padded (assumed)"
+    assert "  norm_eps     1e-05  (assumed)\n" in report(path, None, given)
+    known = open_checkpoint(path, card={**given, "norm_eps": 1e-6})
+    assert (known.assumed, known.facts["norm_eps"]) == ("sizes padded (assumed)", "given")
+    assert known.warnings == found.warnings  # it contradicts nothing
+    out = tmp_path / "y.safetensors"
+    assert convert_command(path, out, None, given) == 0
+    capsys.readouterr()
+    assert open_checkpoint(out).assumed == found.assumed
 
 
 # -------------------------------------------------------------------------------------------------- untrained weights
