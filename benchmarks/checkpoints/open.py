@@ -15,10 +15,10 @@ from ...pretrain.common.shapes import shapes_of
 from ...pretrain.common.weights import check_fit, fingerprint
 from ..backbones.build import encoder_for, encoder_with
 from ..backbones.encoder import Encoder
-from . import FORMATS, completeness, parts
+from . import FORMATS, completeness, named, parts
 from .recognise import Reading, readings
 from .state import read_file
-from .stated import GIVEN, facts_of, heads_from, normalisation_from, text_of, trained_for, usual_heads
+from .stated import GIVEN, facts_of, heads_from, normalisation_in, text_of, trained_for, usual_heads
 
 SEEN = {"depth", "depths", "blocks", "qkv_bias", "registers", "patch", "dim"}  # of a card: what its weights show
 ASSUMED = "assumed"  # where a fact came from that nothing says
@@ -113,11 +113,15 @@ def _complete(reading: Reading, meta: dict, known: dict, overrides: dict) -> tup
     own = reading.card
     facts = {k: "format" for k in ("heads", "mean", "std") if getattr(own, k) is not None}
     facts |= dict.fromkeys(_assumed(reading), ASSUMED) | facts_of(meta)
-    found = {} if own.mean and own.std else normalisation_from(meta)
-    facts |= dict.fromkeys(found, "timm" if "timm" in meta else "config.json")
+    found = {}
+    if not (own.mean and own.std):
+        found, place = normalisation_in(meta)
+        found, place = (found, place) if found else named.usual_normalisation(meta)
+        facts |= dict.fromkeys(found, place)
     why = ""
     if own.heads is None and own.family == "vit":
         heads, why = heads_from(meta, own.dim)
+        heads, why = (heads, why) if heads else named.heads_in(meta, own.dim) or (None, why)
         if heads:
             found["heads"], facts["heads"] = heads, why
     for key, value in known.items():
@@ -194,6 +198,8 @@ def open_file(
     if full.family == "vit" and full.heads and full.dim % full.heads:
         raise UserError(f"{path}: {full.heads} heads ({facts['heads']}) do not divide a width of {full.dim}")
     _check_shapes(path, first.weights, full if full.heads or full.family != "vit" else full.override({"heads": 1}))
+    with naming(path):
+        named.check_same(full, meta)
     if first.network or weights == "ema":
         facts["weights"] = first.network or weights
     if part:

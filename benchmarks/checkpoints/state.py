@@ -32,6 +32,8 @@ SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".pkl", ".tar", ".torch", ".c
 BARE = ("", "state_dict.", "model.")  # prefixes of names that say nothing of a network
 SAME = {"online": "student", "student": "online"}  # two words for the network that is trained by gradients
 MAX_TEXT = 1 << 26  # bytes of a JSON file
+MAX_YAML = 1 << 20
+RUN_FOLDERS = ("eval", "ckpt")  # of a run of DINOv3: NAME/ of it holds checkpoints, config.yaml lies beside it
 
 
 class Mismatch(UserError):
@@ -142,8 +144,8 @@ def read_file(path: Path) -> tuple[State, dict]:
 
     Folders: a pretraining run of ours (its newest checkpoint, exported), a Hugging Face folder, shards with an index
     (`*.index.json`), torch.distributed.checkpoint's, or one with a single checkpoint file. `config.json`,
-    `NAME.config.json` and `preprocessor_config.json` beside the tensors join the rest. Raises UserError for anything
-    else.
+    `NAME.config.json`, `preprocessor_config.json`, `args.yaml` (timm) and `config.yaml` (DINOv3) beside the tensors
+    join the rest. Raises UserError for anything else.
     """
     try:
         return _read_file(Path(path))
@@ -182,13 +184,17 @@ def _configs(file: Path) -> dict:
     folder = file if file.is_dir() else file.parent
     found = {}
     own = [] if file.is_dir() else [file.with_suffix(".config.json")]
+    run = folder.parent.parent if folder.parent.name in RUN_FOLDERS else folder
     for name, places in (
         ("config.json", [*own, folder / "config.json"]),
         ("preprocessor_config.json", [folder / "preprocessor_config.json"]),
+        ("args.yaml", [folder / "args.yaml"]),
+        ("config.yaml", [folder / "config.yaml", run / "config.yaml"]),
     ):
         config = next((p for p in places if _is_name(p.name) and p.is_file()), None)
         if config:
-            found[name] = _json(config, f"{config} beside the checkpoint")
+            is_json = name.endswith(".json")
+            found[name] = _json(config, f"{config} beside the checkpoint") if is_json else _yaml(config)
     return found
 
 
@@ -199,6 +205,19 @@ def _json(path: Path, what: str):
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{what} is not JSON: {shorten(error)}") from None
+
+
+def _yaml(path: Path) -> dict:
+    """The table of a YAML file; an empty one where it holds none, as other programs' `config.yaml` may be anything."""
+    import yaml
+
+    try:
+        if path.stat().st_size > MAX_YAML:
+            return {}
+        table = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return {}
+    return table if isinstance(table, dict) else {}
 
 
 def locate(folder: Path) -> Path:

@@ -134,16 +134,34 @@ def text_of(value) -> str:
 
 def normalisation_from(meta: Mapping) -> dict[str, tuple]:
     """Mean and std that timm, or a config beside the file (timm's or Hugging Face's) states, else {}."""
-    for place in ("timm", "preprocessor_config.json", "config.json"):
+    return normalisation_in(meta)[0]
+
+
+def normalisation_in(meta: Mapping) -> tuple[dict[str, tuple], str]:
+    """Mean and std, and the place that states them; ({}, "") where nothing does. Of other places than configs only
+    what can be of images in 0..1 counts."""
+    for place in ("timm", "preprocessor_config.json", "config.json", "args", "args.yaml"):
         config = table_in(meta, place, "pretrained_cfg") or table_in(meta, place)
+        if config.get("do_normalize") is False:
+            return {"mean": (0.0,) * 3, "std": (1.0,) * 3}, f"{place}: do_normalize false"
         found = {}
         for field_name, keys in (("mean", ("mean", "image_mean")), ("std", ("std", "image_std"))):
-            for key in keys:
-                if isinstance(config.get(key), (list, tuple)):
-                    found[field_name] = parse_field(field_name, config[key])
+            values = next((config[k] for k in keys if _numbers(config.get(k))), None)
+            if values is not None and ("args" not in place or _of_unit(values)):
+                found[field_name] = parse_field(field_name, values)
         if len(found) == 2:
-            return found
-    return {}
+            return found, place
+    return {}, ""
+
+
+def _numbers(value) -> bool:
+    return isinstance(value, (list, tuple)) or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+def _of_unit(values) -> bool:
+    """Can they be of images in 0..1? A code base's arguments may mean something else by the words."""
+    listed = values if isinstance(values, (list, tuple)) else [values]
+    return bool(listed) and all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in listed)
 
 
 def table_in(meta: Mapping, *keys: str) -> Mapping:
@@ -156,8 +174,18 @@ def table_in(meta: Mapping, *keys: str) -> Mapping:
 def _statements(meta: Mapping) -> dict[str, Mapping]:
     """The tables in which a file, or what lies beside it, may say what network it is, by where they are."""
     places = {GIVEN: meta.get(GIVEN), "args": meta.get("args"), "the file": meta}
+    places["args.yaml"] = meta.get("args.yaml")  # timm's, as the two below
+    places |= {f"{k}: model_kwargs": table_in(meta, k, "model_kwargs") for k in ("args", "args.yaml")}
+    places["config.json: model_args"] = table_in(meta, "config.json", "model_args")
     places |= {k: meta.get(k) for k in ("config.json", "timm")}
     return {where: table for where, table in places.items() if isinstance(table, Mapping)}
+
+
+def architectures(meta: Mapping) -> Iterator[tuple[str, str, Mapping]]:
+    """(where it is said, name of an architecture, the table that says it)"""
+    for where, table in _statements(meta).items():
+        if arch := _arch(table):
+            yield f"{where}: arch", arch, table
 
 
 def _arch(table: Mapping) -> str | None:

@@ -2,14 +2,16 @@
 
 Source: facebookresearch/dinov3, dinov3/models/vision_transformer.py, dinov3/hub/backbones.py, dinov3/layers/. Positions
 are rotary, with the periods stored in the file (released ones were rounded to bfloat16), and tell the number of heads;
-`storage_tokens` are registers; the bias of the keys is masked out (`bias_mask`); LayerNorm's eps is 1e-5, as in all
-released models (`layernormbf16`); w1, w2, w3 are a SwiGLU. The norm of local crops' class tokens is for training only.
+`storage_tokens` are registers; the bias of the keys is masked out (`bias_mask`); w1, w2, w3 are a SwiGLU. The norm of
+local crops' class tokens is for training only. Where no config.yaml of its run says more, LayerNorm's eps is taken as
+1e-5, as in all released models (`layernormbf16`).
 """
 
 import torch
 
-from ...pretrain.common.errors import UserError
+from ...pretrain.common.errors import UserError, shorten
 from ...pretrain.common.shapes import shapes_of, vit_card
+from ..checkpoints.stated import table_in
 from . import IMAGENET, drop, prefix_of, under
 
 NETWORKS = {
@@ -26,6 +28,8 @@ NAMES = {
 }
 ALWAYS = {"layer_scale": True}
 USUAL = {"qkv_bias": True, "registers": 4}
+EPS = {"layernorm": 1e-6, "layernormbf16": 1e-5}  # config.yaml: student.norm_layer
+BUILT = {"norm_layer": tuple(EPS), "pos_embed_rope_dtype": ("fp32",), "pos_embed_rope_normalize_coords": ("separate",)}
 BESIDE = {"mask_token": "mask token", "local_cls_norm.": "norm of local crops", "head.": "head"}
 HEADS = {"dino_head.": "head", "ibot_head.": "head"}
 SIDES = ("teacher.", "teacher_ema.", "model_ema.", "student.", "gram_teacher.", "gram_backbone.")
@@ -61,7 +65,19 @@ def convert(state, meta):
         for old, new in NAMES.items():
             name = name.replace(old, new)
         weights[name] = value
-    return weights, vit_card(shapes_of(weights), norm_eps=1e-5, **IMAGENET), dropped
+    return weights, vit_card(shapes_of(weights), norm_eps=_eps(state, meta), **IMAGENET), dropped
+
+
+def _eps(state, meta) -> float:
+    """LayerNorm's, by the config.yaml of the run. Raises UserError for what that says and is not built here."""
+    config = table_in(meta, "config.yaml", "student")
+    for key, values in BUILT.items():
+        if config.get(key, values[0]) not in values:
+            here = " and ".join(values)
+            raise UserError(f"config.yaml: student.{key} {shorten(config[key])} is not built here, {here} is")
+    if "norm_layer" not in config:
+        state.assume("norm_eps")
+    return EPS[config.get("norm_layer", "layernormbf16")]
 
 
 def _masked(name: str, bias, mask):

@@ -9,6 +9,7 @@ import torch
 from ...pretrain.common.shapes import shapes_of, vit_card
 from ..checkpoints.stated import table_in
 from . import VIT_ROOTS, alone_vit, and_alone, below, drop, fits, is_vit, prefix_of, under
+from ._timm import told
 
 NETWORKS = {None: ("state_dict.", "model.", "")}
 HEAD = ("head.", "fc_norm.")
@@ -41,9 +42,8 @@ def convert(state, meta):
     head = HEAD if {prefix + n for n in NORMS} <= set(state) else HEAD[:1]
     dropped = drop(state, under(prefix, dict.fromkeys(head, "head")) | (EMA if prefix else {}))
     weights = {name: state[key] for name, key in state.below(prefix).items() if key not in dropped}
+    facts = told(state, meta, weights)
     weights = whole_positions(weights)
-    about = table_in(meta, "timm")
-    facts = {key: about[key] for key in ("norm_eps", "act") if key in about}  # weights do not show them
     return weights, vit_card(shapes_of(weights), **({"pos_resize": "timm"} | facts)), dropped
 
 

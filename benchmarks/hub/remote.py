@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from ...pretrain.common.errors import UserError, shorten
+from ..checkpoints.named import build, facts_of
 
 PREFIXES = ("timm:", "hf:")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -113,22 +114,10 @@ def _timm(tag: str, name: str) -> tuple[Path, dict]:
 
 
 def network_facts(tag: str) -> dict:
-    """What timm's network of that name is, beyond what weights show: num_heads, norm_eps and act, where it is a ViT."""
-    import timm
-    import torch
-
-    with torch.device("meta"):
-        model = timm.create_model(tag, pretrained=False)
-    blocks = getattr(model, "blocks", None)
-    if blocks is None or not hasattr(blocks[0], "attn") or not hasattr(blocks[0], "mlp"):
-        return {}
-    block = blocks[0]
-    facts = {"num_heads": int(block.attn.num_heads), "norm_eps": float(getattr(block.norm1, "eps", 1e-6))}
-    act = getattr(block.mlp, "act", None)
-    name = type(act).__name__  # timm has a GELU of its own beside torch's
-    name = "GELUTanh" if getattr(act, "approximate", "none") != "none" else name
-    facts["act"] = {"GELU": "gelu (erf)", "GELUTanh": "gelu (tanh)", "SiLU": "swiglu"}.get(name, name)
-    return facts
+    """What timm's network of that name is, beyond what weights show: num_heads, norm_eps, act and global_pool, where it
+    is a ViT."""
+    network = build(tag)
+    return {} if network is None else facts_of(network)
 
 
 def _known_to_timm(config: Path) -> dict:

@@ -469,7 +469,10 @@ def test_timm_model_by_its_name(hub):
 
 def test_timm_says_what_weights_do_not_show():
     """Heads, norm eps and activation of its networks; some of SigLIP's have another GELU, which no name shows."""
-    assert remote.network_facts("vit_tiny_patch16_224") == {"num_heads": 3, "norm_eps": 1e-6, "act": "gelu (erf)"}
+    assert remote.network_facts("vit_tiny_patch16_224") == {
+        **{"num_heads": 3, "norm_eps": 1e-6},
+        **{"act": "gelu (erf)", "global_pool": "token"},
+    }
     assert remote.network_facts("vit_base_patch32_siglip_256")["act"] == "gelu (tanh)"
     assert remote.network_facts("vit_giant_patch14_dinov2")["act"] == "swiglu"
     assert remote.network_facts("resnet18") == {}
