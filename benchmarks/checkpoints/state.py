@@ -3,7 +3,6 @@
 Whatever the source, a format sees a `State` (tensors by dotted name) and everything else as one table.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from mmap import mmap
@@ -15,6 +14,7 @@ from ...pretrain.common.errors import UserError, shorten
 from ...pretrain.common.reading.files import read_tree
 from ...pretrain.common.reading.flatten import flatten
 from ...pretrain.common.reading.tensors import TensorRef
+from .folders import check_whole, configs, is_name, locate, read_json
 
 # Segments that wrappers (DDP, torch.compile, FSDP, activation checkpointing, Lightning) put into names; they carry no
 # information.
@@ -28,12 +28,8 @@ TRAINING = {
     "random state": r"(?:\w+_)?rng(?:_states?)?|random(?:_states?)?",
     "training state": r"callbacks|loops|message_hub",
 }
-SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".pkl", ".tar", ".torch", ".ckpt")
 BARE = ("", "state_dict.", "model.")  # prefixes of names that say nothing of a network
 SAME = {"online": "student", "student": "online"}  # two words for the network that is trained by gradients
-MAX_TEXT = 1 << 26  # bytes of a JSON file
-MAX_YAML = 1 << 20
-RUN_FOLDERS = ("eval", "ckpt")  # of a run of DINOv3: NAME/ of it holds checkpoints, config.yaml lies beside it
 
 
 class Mismatch(UserError):
@@ -171,101 +167,24 @@ def _read_file(path: Path) -> tuple[State, dict]:
         refs[bare] = ref
     if not refs:
         raise UserError(f"{path}: holds no tensors, so it is no checkpoint")
-    return State(refs), dict(meta) | _configs(file)
+    return State(refs), dict(meta) | configs(file, path)
 
 
 def _read_one(file: Path) -> tuple[dict, dict]:
+    check_whole(file)
     tensors, meta = flatten(read_tree(file), str(file))
     return tensors, dict(meta) if isinstance(meta, Mapping) else {}
 
 
-def _configs(file: Path) -> dict:
-    """The configs beside a checkpoint file, or in a checkpoint folder, by what they are."""
-    folder = file if file.is_dir() else file.parent
-    found = {}
-    own = [] if file.is_dir() else [file.with_suffix(".config.json")]
-    run = folder.parent.parent if folder.parent.name in RUN_FOLDERS else folder
-    for name, places in (
-        ("config.json", [*own, folder / "config.json"]),
-        ("preprocessor_config.json", [folder / "preprocessor_config.json"]),
-        ("args.yaml", [folder / "args.yaml"]),
-        ("config.yaml", [folder / "config.yaml", run / "config.yaml"]),
-    ):
-        config = next((p for p in places if _is_name(p.name) and p.is_file()), None)
-        if config:
-            is_json = name.endswith(".json")
-            found[name] = _json(config, f"{config} beside the checkpoint") if is_json else _yaml(config)
-    return found
-
-
-def _json(path: Path, what: str):
-    try:
-        if path.stat().st_size > MAX_TEXT:
-            raise UserError(f"{what} is absurdly large")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{what} is not JSON: {shorten(error)}") from None
-
-
-def _yaml(path: Path) -> dict:
-    """The table of a YAML file; an empty one where it holds none, as other programs' `config.yaml` may be anything."""
-    import yaml
-
-    try:
-        if path.stat().st_size > MAX_YAML:
-            return {}
-        table = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return {}
-    return table if isinstance(table, dict) else {}
-
-
-def locate(folder: Path) -> Path:
-    """The checkpoint in a folder: a file, an index of shards, or the folder itself (torch.distributed.checkpoint's).
-
-    Raises UserError that lists the files if there are several, or says that there is none.
-    """
-    if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
-        from ...pretrain.export import export
-
-        return export(folder)
-    if (folder / ".metadata").is_file():
-        return folder
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        for file in (folder / name, folder / f"{name}.index.json"):
-            if file.is_file():
-                return file
-    last = folder / "last_checkpoint"  # mmengine and fvcore: the newest one's name
-    if last.is_file() and last.stat().st_size < 4096:
-        name = Path(last.read_text(encoding="utf-8", errors="replace").strip()).name
-        if _is_name(name) and (folder / name).is_file():
-            return folder / name
-    indices = sorted(folder.glob("*.index.json"))
-    files = indices or sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file())
-    if len(files) > 1 and (newest := folder / "checkpoint.pth") in files:
-        return newest  # DINO and its relatives: the newest, beside numbered ones
-    if len(files) != 1:
-        there = ", ".join(p.name for p in files[:8]) + (" ..." if len(files) > 8 else "")
-        found = f"several checkpoints ({there}): name one" if files else "no checkpoint"
-        raise UserError(f"{folder}: a folder with {found}")
-    return files[0]
-
-
-def _is_name(name: str) -> bool:
-    """Can it be the name of a file in a folder, at any length that file systems take?"""
-    long = len(name.encode("utf-8", "surrogatepass")) > 255
-    return not long and name not in ("", ".", "..") and Path(name).name == name and not set("\\\0") & set(name)
-
-
 def _read_shards(index: Path) -> tuple[dict, dict]:
     """Tensors of all files that a `weight_map` names. Raises UserError where files and index disagree."""
-    table = _json(index, str(index))
+    table = read_json(index, str(index))
     places = table.get("weight_map") if isinstance(table, dict) else None
     if not isinstance(places, dict) or not places or any(type(v) is not str for v in places.values()):
         raise UserError(f"{index}: no index of shards (it lacks a weight_map)")
     tensors, files = {}, sorted(set(places.values()))
     for name in files:
-        if not _is_name(name):
+        if not is_name(name):
             raise UserError(f"{index}: names the shard {shorten(name)}, which is not a file beside it")
         if not (index.parent / name).is_file():
             raise UserError(f"{index}: its shard {shorten(name)} is missing: download it again")

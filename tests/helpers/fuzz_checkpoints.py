@@ -118,7 +118,7 @@ def examples(folder: Path, only: list[str] | None) -> dict[str, tuple[Path, dict
     """format -> (its example file, card overrides); of a folder of Hugging Face's, the file in it."""
     from format_examples import format_example
     from selfpatch_bench.benchmarks.checkpoints import FORMATS
-    from selfpatch_bench.benchmarks.checkpoints.state import locate
+    from selfpatch_bench.benchmarks.checkpoints.folders import locate
 
     found = {}
     for name in FORMATS.scan():
