@@ -15,7 +15,7 @@ from ...pretrain.common.card import Card
 from ...pretrain.common.errors import UserError, shorten
 from ...pretrain.common.plugins import Plugin
 from ...pretrain.common.weights import names
-from . import FORMATS, completeness, parts
+from . import FORMATS, completeness, foreign, parts
 from .state import SAME, Mismatch, State
 
 MAX_WRAPPING = 8  # nested dicts around a network
@@ -95,21 +95,27 @@ def readings(path: Path, state: State, meta: dict, format: str | None, given: Ma
                 by_values = [r for r in found if getattr(candidates[r.format].module, "BY_VALUES", False)]
                 return by_values or found
             if damaged := [error for error in errors if not isinstance(error, Mismatch)]:
-                raise damaged[0]
+                raise _called(damaged[0], state)
             refusal = refusal or errors[0]
     if refusal:
-        raise refusal
+        raise _called(refusal, state)
     if format:  # the user insists: the format reads it, or says what it misses
         return [_insisted(candidates[format], whole, meta, path, given)]
 
     def knowing(network: State) -> list[str]:
         return next(([p.name for p in claims] for claims in _claims(candidates, network, meta, {})), [])
 
-    firsts = {k.partition(".")[0]: k for k in sorted(state, reverse=True)}  # a name of each part of the file
-    shown = names(firsts.values() if len(firsts) > 1 else state, 5)
+    shown = shorten(", ".join(foreign.telling(state)), LONGEST)
     failed = "".join(f"; {text}" for text in broken.values())
-    what = parts.described(whole, knowing) or "`selfpatch ls formats` lists those that are known"
+    what = foreign.described(state, meta) or parts.described(whole, knowing)
+    what = what or "`selfpatch ls formats` lists those that are known"
     raise UserError(f"{path}: no format knows these {len(state)} tensors ({shown}); {what}{failed}")
+
+
+def _called(error: UserError, state: State) -> UserError:
+    """A format's refusal, with what the network is where another one than it reads has such names."""
+    text = foreign.described(state, {})
+    return type(error)(f"{error}; {text}") if text else error
 
 
 def _levels(whole: State) -> Iterator[State]:
@@ -150,9 +156,11 @@ def _claims(candidates: Mapping[str, Plugin], state: State, meta: dict, broken: 
     """Those with a claim above 0 by claim, the highest first. One that fails to look at the file hinders nobody, and is
     added to `broken`: name -> what to say of it."""
     claims: dict[int, list] = {}
+    kind = foreign.model_type(meta)
     for plugin in candidates.values():
         try:
-            claims.setdefault(int(plugin.module.claims(state.shapes, meta)), []).append(plugin)
+            if not kind or kind in getattr(plugin.module, "MODEL_TYPES", (kind,)):
+                claims.setdefault(int(plugin.module.claims(state.shapes, meta)), []).append(plugin)
         except Exception as error:
             if plugin.ours and isinstance(error, UserError):  # ours must import
                 raise

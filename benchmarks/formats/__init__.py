@@ -22,9 +22,10 @@ and may define `BY_VALUES = True` (its `convert` knows the network by its values
 the names); `ALWAYS` and `USUAL`, fields of the card -> their value in every network of this code base (another is
 refused, unless the user gives it), or in nearly every one (another is said); `ASSUMED`, fields of the card that no file
 of the format says, which are printed and recorded as assumed (where only some files say them, `convert` calls
-`state.assume(field, ...)` instead); and a plug-in of a user's `example(folder) -> (path, card overrides)`, a tiny file
-(those of the built-in formats: tests/helpers/format_examples). Modules whose name begins with an underscore are shared
-helpers.
+`state.assume(field, ...)` instead); `MODEL_TYPES`, transformers' words for its networks (a config.json beside the file
+with another `model_type` speaks against the format); and a plug-in of a user's `example(folder) -> (path, card
+overrides)`, a tiny file (those of the built-in formats: tests/helpers/format_examples). Modules whose name begins with
+an underscore are shared helpers.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -16,6 +16,7 @@ from ._transformers import facts_of, read, root_of
 
 HUB = "embeddings.patch_embeddings.weight"
 TIMM = {"reg_token", "cls_token", "patch_embed.proj.weight", "blocks.0.gamma_1", "blocks.0.attn.qkv.weight"}
+MODEL_TYPES = ("dinov3_vit",)
 ALWAYS = {"layer_scale": True, "final_norm": True}
 USUAL = {"registers": 4}
 BIASES = (".attn.q_bias", ".attn.k_bias", ".attn.v_bias")

@@ -10,6 +10,7 @@ from ..checkpoints.stated import normalisation_from
 from . import IMAGENET
 from ._transformers import facts_of, read, root_of
 
+MODEL_TYPES = ("dinov2", "dinov2_with_registers")
 ALWAYS = {"class_token": True, "final_norm": True, "layer_scale": True}
 USUAL = {"qkv_bias": True}
 

@@ -9,6 +9,7 @@ from ...pretrain.common.shapes import shapes_of, vit_card
 from ..checkpoints.stated import normalisation_from
 from ._transformers import facts_of, read, root_of
 
+MODEL_TYPES = ("vit", "vit_mae", "vit_msn", "deit", "ijepa")
 ALWAYS = {"class_token": True, "final_norm": True}
 USUAL = {"qkv_bias": True}
 

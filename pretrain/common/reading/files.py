@@ -34,6 +34,7 @@ _FOREIGN = [
     (b"\x89HDF", "an HDF5 file (Keras, TensorFlow): not a torch checkpoint"),
     (b"\x93NUMPY", "one NumPy array (.npy): not a checkpoint"),
     (b"PK\x05\x06", "an empty zip archive"),
+    (b"GGUF", "a GGUF file (llama.cpp), of quantised weights: give the file that it was converted from"),
 ]
 _SAFETENSORS = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
@@ -81,6 +82,10 @@ def _read(source: Source):
         raise BadFile("a tar archive: unpack it first (if torch 0.1 wrote it: load and save it with an old torch)")
     if head[:1] == b"\x80" or head.startswith(b"L%d" % MAGIC) or _decodes_as_pickle(mapped):
         return _read_pickle(source)
+    if _is_onnx(head):
+        raise BadFile(
+            "an ONNX graph, whose weights have lost their names: give the checkpoint that it was exported from"
+        )
     text = head.decode("utf-8-sig", "replace").rstrip("\ufffd").strip()
     if text.lower().startswith(("<!doctype html", "<html", "<head", "<?xml")):
         raise BadFile(
@@ -89,6 +94,11 @@ def _read(source: Source):
     if all(c.isprintable() or c.isspace() for c in text):
         raise BadFile(f"a text file; {WANTED}")
     raise BadFile(f"not a checkpoint file (its content is of no known kind); {WANTED}")
+
+
+def _is_onnx(head: bytes) -> bool:
+    """An ONNX file is a protobuf without magic: its version (field 1), then who made it (field 2) or the graph (7)."""
+    return head[:1] == b"\x08" and 0 < head[1] < 32 and head[2:3] in (b"\x12", b"\x1a", b"\x3a")
 
 
 def _decodes_as_pickle(mapped: mmap.mmap) -> bool:

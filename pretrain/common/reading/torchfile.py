@@ -98,8 +98,6 @@ def read_bytes(data: bytes, path: str):
 def read_zip(source: Source, stream):
     """The tree of a zip file of torch; stream: its bytes once more, as a file. Raises BadFile, UserError."""
     records = _records(source.buffer, stream)
-    if any("/code/" in n or n.endswith("constants.pkl") for n in records):
-        raise BadFile("a TorchScript archive (torch.jit.save), which holds code: save the state_dict with torch.save")
     if any(n.endswith(".npy") for n in records):
         raise BadFile("a NumPy archive (.npz): not a checkpoint")
     pickles = [n for n in records if n.endswith("/data.pkl") and n.count("/") == 1]
@@ -150,6 +148,7 @@ def _records(buffer, stream) -> dict[str, tuple[int, int, int | None]]:
         entries = zipfile.ZipFile(stream).infolist()
     except Exception as error:  # BadZipFile, struct.error, UnicodeDecodeError, NotImplementedError, ...
         raise BadFile(f"damaged zip file: its table of contents ({shorten(error)})") from error
+    _refuse_code([entry.orig_filename for entry in entries])
     records, before, previous = {}, 0, ""
     for entry in sorted(entries, key=lambda e: e.header_offset):
         name, begin = entry.orig_filename, entry.header_offset
@@ -168,6 +167,17 @@ def _records(buffer, stream) -> dict[str, tuple[int, int, int | None]]:
     if before > start or len(records) != count:
         raise BadFile(f"damaged zip file: {len(records)} records of {count}, the last of which ends at {before}")
     return records
+
+
+def _refuse_code(names: list[str]) -> None:
+    """Raise BadFile for torch's archives of programs, whose records of code may be compressed."""
+    if any("/code/" in n or n.endswith("constants.pkl") for n in names):
+        raise BadFile(
+            "a TorchScript archive (torch.jit.save), which holds code. If you trust it as you trust a program: "
+            "`selfpatch convert FILE OUT.safetensors --trust-pickle` takes its tensors out"
+        )
+    if any(n.endswith("/archive_format") or n.endswith("models/model.json") for n in names):
+        raise BadFile("a torch.export program (.pt2): save the state_dict of its network with torch.save")
 
 
 def _table_of_contents(buffer) -> tuple[int, int]:

@@ -11,6 +11,7 @@ limited.
 """
 
 import pickle
+import sys
 from collections.abc import Callable, Iterable
 from struct import unpack
 
@@ -75,6 +76,13 @@ class Unpickler(pickle._Unpickler):
     # -- bounds and refusal
 
     def refuse(self, what: str):
+        package, name = what.partition(".")[0], what.rpartition(".")[2]
+        if name[:1].isupper() and package not in sys.stdlib_module_names:  # a class: a module, a config, a dataset
+            raise UserError(
+                f"{self.path}: refuses to unpickle {shorten(what)}, an object that its own code makes; nothing in it "
+                "was run. If you trust it as you trust a program: `selfpatch convert FILE OUT.safetensors "
+                "--trust-pickle` takes its tensors out"
+            )
         raise UserError(
             f"{self.path}: refuses to unpickle {shorten(what)}: "
             "not a tensor file, or an unsafe one; nothing in it was run"
