@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ...pretrain.common.card import Card
 from ...pretrain.common.errors import UserError
-from ...pretrain.common.positions import resize_positions, rule_for
+from ...pretrain.common.positions import relative_bias, resize_positions, rule_for
 from ...pretrain.model.readout import readout_of
 from ...pretrain.model.vit import timm_vit
 from .base import FrozenEncoder
@@ -22,6 +22,22 @@ def rotary_embedding(periods: Tensor, grid: tuple[int, int]) -> Tensor:
     rows, columns = (2 * (torch.arange(0.5, n, device=periods.device, dtype=torch.float32) / n) - 1 for n in grid)
     places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).flatten(0, 1)
     angles = (2 * math.pi * places[:, :, None] / periods.float()).flatten(1).tile(2)
+    return torch.cat([angles.sin(), angles.cos()], -1)
+
+
+def stored_rotation(frequencies: Tensor, grid: tuple[int, int], registers: int) -> Tensor:
+    """frequencies [2, d] of rows and columns (d: channels of a head), grid (h, w) -> sines and cosines of the registers
+    and patches [registers + h*w, 2*d], for timm.
+
+    Patches count 0 to 1 along each axis, from the first to the last one. Registers lie evenly on the border that runs
+    around them, from the first patch down, then right (facebookresearch/capi 98b4fa1, model.py).
+    """
+    rows, columns = (torch.linspace(0, 1, n, device=frequencies.device) for n in grid)
+    side = torch.arange(registers // 4, device=frequencies.device) / max(registers // 4, 1)
+    zero, one = torch.zeros_like(side), torch.ones_like(side)
+    border = ((side, zero), (one, side), (1 - side, one), (zero, 1 - side))
+    border = torch.cat([torch.stack(edge, -1) for edge in border]) * torch.stack([rows.max(), columns.max()])
+    angles = torch.cat([border, torch.cartesian_prod(rows, columns)]) @ frequencies
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 
@@ -63,20 +79,33 @@ class Encoder(FrozenEncoder):
         grid = tuple(x.shape[-2:])
         x = x.flatten(2).transpose(1, 2)
         own, token = int(self.card.class_token), self.vit.cls_token
-        if self.card.pos == "rotary":
-            rope = rotary_embedding(self.rope_periods, grid)
-            for block in self.vit.blocks:
-                block.attn.rope = rope
-        else:
+        if self.card.absolute:
             stored = self.vit.pos_embed
             x = x + resize_positions(stored[:, own:], grid, self.card.pos_resize, self.stored_grid)
             token = token + stored[:, :own] if own else None
+        else:
+            self._place(grid)
         before = []
         if self.card.class_token:
             before.append(token.expand(len(x), -1, -1))
         if self.card.registers:
             before.append(self.vit.reg_token.expand(len(x), -1, -1))
         return torch.cat([*before, x], 1)
+
+    def _place(self, grid: tuple[int, int]) -> None:
+        """Tell the attention of each block where the patches lie, where positions are not added to them."""
+        if self.card.pos == "rotary":
+            rope = rotary_embedding(self.rope_periods, grid)
+        shared = getattr(self.vit, "rel_pos_bias", None)
+        if shared is not None:
+            shared = relative_bias(shared.relative_position_bias_table, grid)
+        for block in self.vit.blocks:
+            if self.card.pos == "rotary":
+                block.attn.rope = rope
+            elif self.card.pos == "rotary, stored":
+                block.attn.rope = stored_rotation(block.attn.rope_freqs, grid, self.card.registers)
+            else:
+                block.attn.grid, block.attn.shared = grid, shared
 
     def tokens(self, images: Tensor, blocks: list[int]) -> dict[int, Tensor]:
         """Raw outputs [B, prefix + h*w, D] of the given blocks (0-based)."""

@@ -141,8 +141,8 @@ def _network(cfg: Config, recipe: Recipe, card: Card, own: dict, export: str) ->
     if recipe.family == "vit":
         blocks = own.get("blocks") or blocks_of(recipe.blocks or BLOCKS, card.depth)
         net.blocks = check_blocks(blocks, card.depth)
-        # rotary positions follow from the picture's size, no rule resizes them
-        net.pos_resize = None if card.pos == "rotary" else own.get("pos_resize", recipe.pos_resize)
+        # rotary positions follow from the picture's size, and tables of relative ones have a rule of their own
+        net.pos_resize = own.get("pos_resize", recipe.pos_resize if card.absolute else None)
         _set_strides(model, strides(card, net.get("rescale", True)))
     channels = list(widths(card))
     for part in (model.get("neck"), model.get("decode_head")):

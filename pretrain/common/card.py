@@ -23,7 +23,11 @@ POSITION_RULES = {
     "square": "bicubic to (h, w) for square grids; else as dino (assumed)",
     "stored": "the stored grid only; else as dino (assumed)",
     "rotary": "no stored positions: queries and keys are rotated by the place of their patch in the image",
+    # Of tables of relative positions: (2G-1) x (2G-1) biases of the attention, and three of the class token.
+    "bilinear": "the table bilinear to (2h-1, 2w-1); the stored one is left as it is",
+    "window": "the stored grid only; else as bilinear (assumed)",
 }
+RELATIVE_RULES = ("bilinear", "window")
 # Widths and heads of the names that `args.arch` uses; a name counts only if its width is that of the weights.
 ARCHITECTURES = {
     "tiny": (192, 3),
@@ -41,7 +45,7 @@ SIZE_RULES = {"padded": "zeros at the bottom and right, to whole patches and in 
 FAMILIES = {
     "vit": (
         *("patch", "dim", "depth", "heads", "class_token", "final_norm", "registers", "layer_scale", "pos"),
-        *("pos_resize", "norm_eps", "mlp_ratio", "qkv_bias", "act", "readout"),
+        *("pos_resize", "norm_eps", "mlp_ratio", "qkv_bias", "act", "readout", "norm", "proj_bias"),
     ),
     "resnet": ("block", "blocks", "stem_channels", "widths", "groups", "base_width", "bn_eps"),
     "swin": (
@@ -50,6 +54,7 @@ FAMILIES = {
     ),
 }
 MAY_LACK = {"heads", "mean", "std", "groups", "base_width"}  # what a card can be made without
+UNSAID = {"groups": None, "base_width": None, "norm": "layer", "proj_bias": True}  # left out of dicts where it is so
 # Largest sizes taken from a card: far above any network, far below what would keep a machine busy.
 MAX_WIDTH, MAX_BLOCKS, MAX_WINDOW = 65536, 1000, 32
 
@@ -58,10 +63,12 @@ MAX_WIDTH, MAX_BLOCKS, MAX_WINDOW = 65536, 1000, 32
 class Card:
     """The facts of a network. None: unknown; a task refuses to run while heads, mean or std are.
 
-    patch, dim, depth, heads: pixels, width, blocks, attention heads. pos: kind and stored grid, `learned 14x14`, or
-    `rotary`. pos_resize: a key of POSITION_RULES. act: of the MLP. readout: what the image vector is: the normed class
-    token, SelfPatch's class attention, the mean of the normed patches, or the norm of their mean. mean, std: of RGB in
-    0..1, per channel.
+    patch, dim, depth, heads: pixels, width, blocks, attention heads. pos: kind and stored grid, `learned 14x14`, or of
+    relative positions `relative 14x14` (a table in each block; with `, shared` one for all), or `rotary` (with
+    `, stored` by frequencies that each block stores). pos_resize: a key of POSITION_RULES. norm: LayerNorm or RMSNorm.
+    proj_bias: have the attention's projection and the MLP biases? act: of the MLP. readout: what the image vector is:
+    the normed class token, SelfPatch's class attention, the mean of the normed patches, or the norm of their mean.
+    mean, std: of RGB in 0..1, per channel.
 
     Swin: dim is the width of the first stage; depths and heads of each stage; window: its side in tokens. ResNet:
     block: one of BLOCKS; blocks and widths (channels of the output) of each stage; groups and base_width of the 3x3
@@ -88,6 +95,8 @@ class Card:
     mean: tuple[float, ...] | None = bounded(None, at_least=0, at_most=1)
     std: tuple[float, ...] | None = bounded(None, above=0, at_most=1)
     readout: str = one_of("token", "class_attention", "mean", "mean_norm")
+    norm: str = one_of("layer", "rms")
+    proj_bias: bool = True
     window: int | None = bounded(None, at_least=1, at_most=MAX_WINDOW)
     depths: tuple[int, ...] | None = bounded(None, at_least=1, at_most=MAX_BLOCKS)
     patch_norm: bool | None = None
@@ -106,6 +115,8 @@ class Card:
             object.__setattr__(self, "class_token", False)
         if self.family == "vit" and not isinstance(self.heads, int | None):
             raise UserError(f"heads={self.heads}: a ViT has one number of heads")
+        if self.family == "vit" and self.pos.startswith("relative") != (self.pos_resize in RELATIVE_RULES):
+            raise UserError(f"pos_resize={self.pos_resize} is no rule for positions that are {self.pos}")
         own = FAMILIES.get(self.family, ())
         if lacking := [key for key in own if key not in MAY_LACK and getattr(self, key) is None]:
             raise UserError(f"a card of family {self.family} lacks {', '.join(lacking)}")
@@ -124,10 +135,15 @@ class Card:
         found = re.search(r"\d+x(\d+)", self.pos)
         return int(found[1]) if found else 0
 
+    @property
+    def absolute(self) -> bool:
+        """Are positions vectors that are added to a ViT's patches, and not part of its attention?"""
+        return not self.pos.startswith(("rotary", "relative"))
+
     def as_dict(self) -> dict:
         """Plain types, for JSON: the fields of the card's family."""
         keep = {"family", "mean", "std", *FAMILIES[self.family]}
-        keep -= {key for key in ("groups", "base_width") if getattr(self, key) is None}
+        keep -= {key for key, value in UNSAID.items() if getattr(self, key) == value}
         keep |= {"readout"} if self.readout == "class_attention" else set()  # else a Swin's: the mean of the last map
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if k in keep}
 
@@ -179,7 +195,7 @@ def _convert(key: str, value):
     else:
         cls = next(cls for cls in (bool, int, float, str) if cls.__name__ in wanted)
         parsed = WORDS[str(value).lower()] if cls is bool else cls(value if cls is float else str(value))
-        valid = key != "pos" or re.fullmatch(r"rotary|\w+ (\d{1,4})x\1(, stored)?", parsed)
+        valid = key != "pos" or re.fullmatch(r"rotary(, stored)?|\w+ (\d{1,4})x\2(, stored|, shared)?", parsed)
     if not valid:
         raise ValueError
     return parsed

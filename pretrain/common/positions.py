@@ -14,10 +14,12 @@ ASSUMED = "dino (assumed)"
 def rule_for(rule: str, side: int, grid: tuple[int, int]) -> str:
     """The rule that makes the positions of `grid` from a stored side x side: `rule`, or DINO's where it has no answer.
 
-    The official code of some formats takes the stored grid only, or square ones: for others DINO's rule is assumed.
+    The official code of some formats takes the stored grid only, or square ones: for others DINO's rule is assumed, and
+    for relative positions that of transformers.
     """
-    answers = grid == (side, side) or rule not in ("stored", "square") or (rule == "square" and grid[0] == grid[1])
-    return rule if answers else ASSUMED
+    square = rule == "square" and grid[0] == grid[1]
+    answers = grid == (side, side) or rule not in ("stored", "square", "window") or square
+    return rule if answers else "bilinear (assumed)" if rule == "window" else ASSUMED
 
 
 def resize_positions(
@@ -65,3 +67,25 @@ def resizing(stored: tuple[int, int], grid: tuple[int, int], rule: str, device: 
     with torch.no_grad():
         single = torch.eye(rows * columns, device=device).view(1, rows * columns, rows, columns)
         return interpolated(single, grid, rule).flatten(2)[0].t().double()
+
+
+def relative_bias(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """A table of relative positions [(2G-1)^2 + 3, heads] -> what is added to the attention's logits of a class token
+    and h x w patches, [1, heads, 1 + h*w, 1 + h*w].
+
+    The entry of two patches is that of the difference of their places, query less key, rows first; the last three are
+    of the class token's to a patch, a patch's to it, and its own (microsoft/unilm, beit/modeling_finetune.py). At
+    another grid than the stored one the table is resized bilinearly (huggingface/transformers 5, modeling_beit.py).
+    """
+    (h, w), heads = grid, table.shape[1]
+    side = math.isqrt(len(table) - 3)
+    places = table[:-3].t().reshape(1, heads, side, side)
+    if (side, side) != (2 * h - 1, 2 * w - 1):
+        places = F.interpolate(places, size=(2 * h - 1, 2 * w - 1), mode="bilinear")
+    steps = (torch.arange(n, device=table.device) for n in grid)
+    down, right = (at[:, None] - at + len(at) - 1 for at in steps)
+    index = (down[:, None, :, None] * (2 * w - 1) + right[None, :, None, :]).view(h * w, h * w)
+    bias = F.pad(places.flatten(2)[0][:, index], (1, 0, 1, 0))
+    to_patch, to_token, own = table[-3:, :, None]
+    bias[:, 0, :], bias[:, :, 0], bias[:, 0, 0] = to_patch, to_token, own[:, 0]
+    return bias[None]

@@ -22,8 +22,8 @@ def vit_card(shapes: Mapping[str, tuple], **known) -> Card:
         dim, channels, patch, patch_w = shapes["patch_embed.proj.weight"]
         hidden = shapes["blocks.0.mlp.fc1.weight"][0]
         gated = hidden == 2 * shapes["blocks.0.mlp.fc2.weight"][1]
-        rotary = "rope_periods" in shapes
-        positions = 0 if rotary else shapes["pos_embed"][1]
+        rotary, pos = "rope_periods" in shapes, _positions_in_attention(shapes)
+        positions = 0 if rotary or pos else shapes["pos_embed"][1]
         registers = shapes["reg_token"][1] if "reg_token" in shapes else 0
         per_head = 4 * shapes["rope_periods"][0] if rotary else 0
         depth = _count(shapes, r"blocks\.(\d{1,9})\.")
@@ -31,7 +31,7 @@ def vit_card(shapes: Mapping[str, tuple], **known) -> Card:
         raise UserError(f"not a ViT: no usable {error}") from None
     class_token = "cls_token" in shapes
     grid = math.isqrt(max(positions - class_token, 0))
-    wrong = not rotary and positions != grid * grid + class_token
+    wrong = not rotary and not pos and positions != grid * grid + class_token
     if channels != 3 or patch != patch_w or wrong or (rotary and (per_head == 0 or dim % per_head)):
         embedding = f"{dim}x{channels}x{patch}x{patch_w}"
         raise UserError(f"not a square ViT on RGB: patch embedding {embedding}, {positions} positions")
@@ -44,14 +44,34 @@ def vit_card(shapes: Mapping[str, tuple], **known) -> Card:
         "final_norm": "norm.weight" in shapes,
         "registers": registers,
         "layer_scale": "blocks.0.ls1.gamma" in shapes,
-        "pos": "rotary" if rotary else f"learned {grid}x{grid}",
+        "pos": pos.get("pos") or ("rotary" if rotary else f"learned {grid}x{grid}"),
         "mlp_ratio": _ratio(hidden, dim),
         "qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
         "act": "swiglu" if gated else "gelu (erf)",
         "readout": _readout(shapes, class_token),
     }
     facts |= {"pos_resize": "rotary", "heads": dim // per_head} if rotary else {}
-    return Card(**(facts | known))
+    return Card(**(facts | pos | known))
+
+
+TABLE, SHARED_TABLE = "blocks.0.attn.relative_position_bias_table", "rel_pos_bias.relative_position_bias_table"
+
+
+def _positions_in_attention(shapes: Mapping[str, tuple]) -> dict:
+    """Fields of a ViT's card by its tables of relative positions or stored rotary frequencies; {} where there are
+    none."""
+    if (frequencies := shapes.get("blocks.0.attn.rope_freqs")) is not None:
+        return {"pos": "rotary, stored", "pos_resize": "rotary", "heads": shapes["norm.weight"][0] // frequencies[1]}
+    if not (tables := [name for name in (TABLE, SHARED_TABLE) if name in shapes]):
+        return {}
+    rows, heads = shapes[tables[0]]
+    grid = (math.isqrt(max(rows - 3, 0)) + 1) // 2
+    if len(tables) > 1 or "pos_embed" in shapes:
+        raise UserError("it has positions of two kinds: added ones and tables of relative ones, or two sorts of tables")
+    if (2 * grid - 1) ** 2 + 3 != rows or "cls_token" not in shapes:
+        raise UserError(f"{tables[0]} is {rows}x{heads}, not of a square grid and a class token")
+    shared = ", shared" if tables[0] == SHARED_TABLE else ""
+    return {"pos": f"relative {grid}x{grid}{shared}", "pos_resize": "window", "heads": heads}
 
 
 def _readout(shapes: Mapping, class_token: bool) -> str:

@@ -3,12 +3,13 @@
 from functools import partial
 
 import torch
-from timm.layers import AttentionRope, SwiGLUPacked
+from timm.layers import Attention, AttentionRope, SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..common.card import Card
 from ..common.errors import UserError
+from ..common.positions import relative_bias
 
 
 def timm_vit(card: Card, **kwargs) -> VisionTransformer:
@@ -24,7 +25,7 @@ def timm_vit(card: Card, **kwargs) -> VisionTransformer:
     acts = {"gelu (erf)": nn.GELU, "gelu (tanh)": partial(nn.GELU, approximate="tanh"), "swiglu": nn.SiLU}
     if card.act not in acts:
         raise UserError(f"card act={card.act}: it is one of {', '.join(acts)}")
-    rotary = card.pos == "rotary"
+    rotary, relative = (card.pos.startswith(kind) for kind in ("rotary", "relative"))
     options = {"act_layer": acts[card.act]}
     if card.act == "swiglu":
         options["mlp_layer"] = SwiGLUPacked
@@ -36,28 +37,61 @@ def timm_vit(card: Card, **kwargs) -> VisionTransformer:
         num_heads=card.heads,
         mlp_ratio=card.mlp_ratio,
         qkv_bias=card.qkv_bias,
+        proj_bias=card.proj_bias,
         init_values=1.0 if card.layer_scale else None,
         class_token=card.class_token,
-        pos_embed="none" if rotary else "learn",
+        pos_embed="learn" if card.absolute else "none",
         reg_tokens=card.registers,
         global_pool="token" if card.class_token else "avg",
         fc_norm=False,
         final_norm=card.final_norm,
-        norm_layer=partial(nn.LayerNorm, eps=card.norm_eps),
+        norm_layer=partial(nn.RMSNorm if card.norm == "rms" else nn.LayerNorm, eps=card.norm_eps),
+        attn_layer=RelativeAttention if relative else Attention,
         num_classes=0,
         **(options | kwargs),
     )
-    for block in vit.blocks if rotary else ():
-        block.attn = RotaryAttention(
-            card.dim,
-            card.heads,
-            qkv_bias=card.qkv_bias,
-            num_prefix_tokens=int(card.class_token) + card.registers,
-            rotate_half=True,
-        )
-    if card.registers and not rotary:  # registers have no positions of their own
+    if rotary:
+        _rotate(vit, card)
+    if relative:
+        _relate(vit, card)
+    if card.registers and card.absolute:  # registers have no positions of their own
         vit.pos_embed = nn.Parameter(torch.zeros(1, int(card.class_token) + card.grid**2, card.dim))
     return vit
+
+
+def _rotate(vit: VisionTransformer, card: Card) -> None:
+    """Rotary attention in all blocks. With stored frequencies (radians a unit of place, [2, d]) registers have places
+    too, so that the rotation is of all tokens."""
+    stored = card.pos == "rotary, stored"
+    own = 0 if stored else int(card.class_token) + card.registers
+    facts = {"qkv_bias": card.qkv_bias, "proj_bias": card.proj_bias, "num_prefix_tokens": own, "rotate_half": True}
+    for block in vit.blocks:
+        block.attn = RotaryAttention(card.dim, card.heads, **facts)
+        if stored:
+            block.attn.rope_freqs = nn.Parameter(torch.zeros(2, card.dim // card.heads))
+
+
+def _relate(vit: VisionTransformer, card: Card) -> None:
+    """Tables of relative positions, of each block's or of one that all share."""
+    holders, rows = [block.attn for block in vit.blocks], (2 * card.grid - 1) ** 2 + 3
+    if card.pos.endswith("shared"):
+        vit.rel_pos_bias = nn.Module()
+        holders = [vit.rel_pos_bias]
+    for holder in holders:
+        holder.relative_position_bias_table = nn.Parameter(torch.zeros(rows, card.heads))
+
+
+class RelativeAttention(Attention):
+    """timm's attention, to whose logits a bias of its table is added; `grid` is set before each pass, and `shared`
+    where the bias is that of all blocks."""
+
+    grid: tuple[int, int] | None = None
+    shared: Tensor | None = None
+
+    def forward(self, x: Tensor, attn_mask=None, is_causal: bool = False) -> Tensor:
+        """x [B, 1 + h*w, D] -> the same shape"""
+        bias = self.shared if self.shared is not None else relative_bias(self.relative_position_bias_table, self.grid)
+        return super().forward(x, attn_mask=bias.to(x.dtype), is_causal=is_causal)
 
 
 class RotaryAttention(AttentionRope):

@@ -92,7 +92,7 @@ class TimmViT(Backbone):
     ):
         super().__init__(card, with_cp)
         if pos_resize:
-            if not self.card.grid:
+            if not self.card.absolute:
                 raise UserError(f"pos_resize={pos_resize}: this network's positions are {self.card.pos}, not resized")
             self.card = self.card.override({"pos_resize": pos_resize})
         self.encoder = Encoder(self.card)
@@ -106,7 +106,7 @@ class TimmViT(Backbone):
             self.load(self.encoder, weights, unused, prefix="vit.")
         if pos_resize == "size":
             self._store_positions(-(-img_size // self.card.patch))
-        elif store_size and self.card.grid:
+        elif store_size and self.card.absolute:
             self.encoder.stored_grid = grid = tuple(side // self.card.patch for side in store_size)
             self._resize_stored(grid)
         if out_norm and not self.card.final_norm:
