@@ -1,0 +1,54 @@
+"""Hugging Face BEiT and Data2Vec-vision: folder or file of the backbone, with or without a head.
+
+Source: huggingface/transformers 5, models/beit/modeling_beit.py, models/data2vec/modeling_data2vec_vision.py, in the
+names of its files and in those that version 5 has in memory. Relative positions are tables of each layer's or of one
+for all, resized bilinearly for other sizes. The image vector is the class token of `last_hidden_state`, which a network
+with mean pooling leaves without a norm (that is the pooler's). Heads, norm eps and activation are in config.json.
+"""
+
+import re
+
+from ...pretrain.common.shapes import shapes_of, vit_card
+from ..checkpoints.stated import normalisation_from
+from . import drop
+from ._relative import INDEX, TABLE, check_index
+from ._transformers import facts_of, read, root_of
+
+LAMBDA = re.compile(r"(?:encoder\.)?layers?\.(\d+)\.lambda_([12])")
+OWN_TABLE = re.compile(
+    rf"(?:encoder\.)?layers?\.(\d+)\.(?:attention\.(?:attention\.)?)?relative_position_bias\.{TABLE}"
+)
+SHARED_TABLE = re.compile(rf"(?:encoder\.relative_position_bias|shared_position_bias)\.{TABLE}")
+HEADS = dict.fromkeys(("lm_head.", "decode_head.", "auxiliary_head.", "fpn", "bottleneck."), "head")
+ALWAYS = {"class_token": True}
+USUAL = {"layer_scale": True, "qkv_bias": True}
+
+
+def claims(shapes, meta) -> int:
+    if (root := root_of(shapes)) is None or not any(k.endswith(".0.layernorm_before.weight") for k in shapes):
+        return 0
+    names = [k.removeprefix(root) for k in shapes]
+    marked = any(LAMBDA.fullmatch(n) or n.endswith(f".{TABLE}") for n in names)
+    return 3 if marked or (names and not any(re.search(r"\.(key|k_proj)\.bias$", n) for n in names)) else 0
+
+
+def convert(state, meta):
+    root = root_of(state) or ""
+    weights, dropped = read(state, root, keyless=True)
+    dropped |= drop(state, HEADS) if root else {}
+    for name, key in state.below(root).items():
+        if match := LAMBDA.fullmatch(name):
+            weights[f"blocks.{int(match[1])}.ls{match[2]}.gamma"] = state[key]
+        elif match := OWN_TABLE.fullmatch(name):
+            weights[f"blocks.{int(match[1])}.attn.{TABLE}"] = state[key]
+        elif SHARED_TABLE.fullmatch(name):
+            weights[f"rel_pos_bias.{TABLE}"] = state[key]
+        elif name.endswith(f".{INDEX}"):
+            check_index(name, state[key])
+            dropped[key] = "rebuilt"
+    outer = {f"norm.{p}": f"layernorm.{p}" for p in ("weight", "bias")}
+    if root and "norm.weight" not in weights:  # a model of masked pretraining keeps the last norm beside the network
+        weights |= {name: state[key] for name, key in outer.items() if key in state.shapes}
+    tables = any(name.endswith(f".{TABLE}") for name in weights)
+    facts = {"pos_resize": "bilinear" if tables else "size"} | facts_of(meta, 1e-12) | normalisation_from(meta)
+    return weights, vit_card(shapes_of(weights), **facts), dropped

@@ -1,0 +1,92 @@
+"""A tiny random file of every format of a network whose positions or blocks are not an ordinary ViT's or ResNet's."""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from .ports import example_names
+from .vit import Example, example_vit, save_example
+
+RELATIVE = {"pos": "relative 4x4", "pos_resize": "window", "layer_scale": True}
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def torchvision_vit(folder: Path) -> Example:
+    """A tiny flat state dict with a classifier."""
+    names = (("patch_embed.proj.", "conv_proj."), ("cls_token", "class_token"), ("pos_embed", "encoder.pos_embedding"))
+    names += ((r"^norm\.", "encoder.ln."), (r"^blocks\.(\d+)\.", r"encoder.layers.encoder_layer_\1."))
+    names += ((r"\.norm([12])\.", r".ln_\1."), (r"\.attn\.qkv\.", ".self_attention.in_proj_"))
+    names += ((r"\.attn\.proj\.", ".self_attention.out_proj."), (r"\.fc1\.", ".0."), (r"\.fc2\.", ".3."))
+    state = {}
+    for name, value in example_vit().items():
+        for old, new in names:
+            name = re.sub(old, new, name)
+        state[name] = value
+    return save_example(folder / "torchvision_vit.pth", state | {"heads.head.weight": torch.ones(3, 24)}, heads=2)
+
+
+def beit_names(weights: dict) -> dict:
+    """A ViT's weights with relative positions, from timm's VisionTransformer's names to BEiT's."""
+    state = {}
+    for name, value in weights.items():
+        name = re.sub(r"\.ls([12])\.gamma", r".gamma_\1", name)
+        if name.endswith(".attn.qkv.bias"):
+            state |= {name.replace("qkv.bias", f"{n}_bias"): v for n, v in zip("qv", value.chunk(3)[::2], strict=True)}
+        else:
+            state[name] = value
+    return state
+
+
+def beit(folder: Path) -> Example:
+    """A tiny pretraining checkpoint."""
+    model = beit_names(example_vit(**RELATIVE | {"pos": "relative 4x4, shared"})) | {"mask_token": torch.ones(1, 1, 24)}
+    model |= {"lm_head.weight": torch.ones(5, 24), "lm_head.bias": torch.ones(5)}
+    args = argparse.Namespace(model="beit_base_patch16_224_8k_vocab", imagenet_default_mean_and_std=False)
+    return save_example(folder / "beit.pth", {"model": model, "optimizer": {}, "epoch": 1, "args": args})
+
+
+def hf_beit(folder: Path) -> Example:
+    """A tiny folder as `save_pretrained` leaves a classifier."""
+    vit = example_vit(**RELATIVE)
+    own = {k: vit.pop(k) for k in list(vit) if ".ls" in k or k.endswith("_table")}
+    parts = {"norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.output.dense"}
+    parts |= {"mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}
+    split = tuple(f"attention.attention.{n}" for n in ("query", "key", "value"))
+    tree = example_names(vit, "encoder.layer", parts, split)
+    for name, value in own.items():
+        name = re.sub(r"^blocks\.(\d+)\.ls([12])\.gamma", r"encoder.layer.\1.lambda_\2", name)
+        name = re.sub(r"^blocks\.(\d+)\.attn\.", r"encoder.layer.\1.attention.attention.relative_position_bias.", name)
+        tree[name] = value
+    tree = {f"beit.{k}": v for k, v in tree.items() if not k.endswith(".key.bias")}
+    tree |= {"classifier.weight": torch.ones(3, 24), "classifier.bias": torch.ones(3)}
+    folder = folder / "beit-tiny"
+    folder.mkdir()
+    save_file({k: v.contiguous() for k, v in tree.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    config = {"model_type": "beit", "num_attention_heads": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-12}
+    (folder / "config.json").write_text(json.dumps(config))
+    pixels = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(pixels))
+    return folder, {}
+
+
+def capi(folder: Path) -> Example:
+    """A tiny backbone with its decoder."""
+    facts = {"pos": "rotary, stored", "pos_resize": "rotary", "norm": "rms", "proj_bias": False, "qkv_bias": False}
+    vit = example_vit(class_token=False, registers=4, readout="mean", **facts)
+    names = (("norm1.", "residual1.norm."), ("norm2.", "residual2.norm."), ("mlp.", "residual2.fn."))
+    names += (("attn.rope_freqs", "residual1.fn.rope.freqs"), ("attn.proj.", "residual1.fn.proj."))
+    names += (("blocks.", "encoder.blocks."), ("reg_token", "registers"), ("patch_embed.proj.", "patch_embed."))
+    state = {"mask_token": torch.ones(1, 24), "decoder.blocks.0.residual1.norm.weight": torch.ones(24)}
+    for name, value in vit.items():
+        if name.endswith(".qkv.weight"):
+            home = f"encoder.{name.removesuffix('attn.qkv.weight')}residual1.fn."
+            state |= {f"{home}{n}_proj.weight": v.clone() for n, v in zip("qkv", value.chunk(3), strict=True)}
+        elif name != "norm.weight":
+            for new, old in names:
+                name = name.replace(new, old)
+            state[name] = value
+    return save_example(folder / "capi.pth", {f"backbone.{k}": v for k, v in state.items()})
