@@ -7,16 +7,26 @@ from torch import Tensor, nn
 
 from ...pretrain.common.card import Card
 from .conv import ConvEncoder
+from .convnext import ConvNextEncoder
 from .encoder import Encoder
+from .xcit import XcitEncoder
+
+ENCODERS = {
+    "vit": Encoder,
+    "resnet": ConvEncoder,
+    "swin": ConvEncoder,
+    "xcit": XcitEncoder,
+    "convnext": ConvNextEncoder,
+}
 
 
 def encoder_for(card: Card) -> nn.Module:
-    """The empty network of a card: `Encoder` for a ViT, `ConvEncoder` for a ResNet or Swin.
+    """The empty network of a card: `Encoder` for a ViT, `ConvEncoder` for a ResNet or Swin, and so on.
 
-    Both have `card`, `fingerprint`, `name`, `accounting`, `assign(weights)`, `named_shapes()`, `normalise(images)` and
+    All have `card`, `fingerprint`, `name`, `accounting`, `assign(weights)`, `named_shapes()`, `normalise(images)` and
     `forward(images, blocks, norm) -> Features`.
     """
-    return Encoder(card) if card.family == "vit" else ConvEncoder(card)
+    return ENCODERS[card.family](card)
 
 
 def encoder_with(card: Card, weights: Mapping[str, Tensor]) -> nn.Module:

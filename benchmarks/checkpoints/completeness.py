@@ -32,12 +32,16 @@ MAX_BLOCKS = 128  # in all stages together: EVA's largest has 64, ResNet-269 has
 MAX_OTHERS = 8  # networks of a file that are looked at
 MATRIX = re.compile(r"(.*(?:blocks|layer\d)\.\d+)\.(?:mlp\.fc1|conv2)\.weight")  # one of each block
 COMPARED = 1 << 16  # values of it
-BLOCK = {"vit": r"blocks\.(\d+)\.", "resnet": r"layer{}\.(\d+)\.", "swin": r"layers\.{}\.blocks\.(\d+)\."}
+BLOCK = {
+    **dict.fromkeys(("vit", "xcit"), r"blocks\.(\d+)\."),
+    **{"resnet": r"layer{}\.(\d+)\.", "swin": r"layers\.{}\.blocks\.(\d+)\."},
+    "convnext": r"stages\.{}\.blocks\.(\d+)\.",
+}
 # Fields that a network's tensors alone decide.
 STRUCTURE = (
     *("patch", "dim", "depth", "class_token", "final_norm", "registers", "layer_scale", "pos", "mlp_ratio"),
     *("qkv_bias", "act", "readout", "window", "depths", "patch_norm", "absolute_pos", "block", "blocks"),
-    *("stem_channels", "widths", "groups", "base_width"),
+    *("stem_channels", "widths", "groups", "base_width", "cls_depth", "response_norm"),
 )
 
 

@@ -18,7 +18,13 @@ NAMED_SWINS = {  # name -> width of the first stage, blocks of each
     "large": (192, (2, 2, 18, 2)),
 }
 GIVEN = "--heads"  # the place of what the user gave, for formats that need it to read a file
-COUNTED = {"vit": "depth", "resnet": "blocks", "swin": "depths"}  # family -> its field of numbers of blocks
+COUNTED = {
+    "vit": "depth",
+    "resnet": "blocks",
+    "swin": "depths",
+    "xcit": "depth",
+    "convnext": "depths",
+}  # family -> its field of numbers of blocks
 
 
 def heads_from(meta: Mapping, dim: int) -> tuple[int | None, str]:
@@ -88,6 +94,8 @@ def stated(meta: Mapping, card: Card) -> Iterator[tuple[str, str, object]]:
     if card.family == "vit" and config.get("hidden_size") == card.dim:
         keys = {"num_hidden_layers": "depth", "qkv_bias": "qkv_bias", "num_register_tokens": "registers"}
         tables.append(("config.json", config, keys))
+    if card.family == "convnext" and config.get("hidden_sizes") == list(card.widths):
+        tables.append(("config.json", config, {"depths": "depths"}))
     if card.family == "swin" and swin.get("EMBED_DIM") == card.dim:
         keys = {"DEPTHS": "depths", "QKV_BIAS": "qkv_bias", "PATCH_NORM": "patch_norm"}
         tables.append(("config: MODEL.SWIN", swin, keys))
@@ -99,7 +107,8 @@ def stated(meta: Mapping, card: Card) -> Iterator[tuple[str, str, object]]:
                 stated_already.add(key)
                 yield f"{where}: {name} {text_of(value)}", key, value
     size = config.get("image_size")
-    if type(size) is int and config.get("hidden_size") == card.dim and card.grid and size > 0:
+    own = card.family == "vit" and config.get("hidden_size") == card.dim
+    if type(size) is int and own and card.grid and size > 0:
         grid = size // card.patch
         yield f"config.json: image_size {size}", "pos", re.sub(r"\d+x\d+", f"{grid}x{grid}", card.pos)
     key = COUNTED.get(card.family)

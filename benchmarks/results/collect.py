@@ -226,4 +226,11 @@ def backbone_name(card: Mapping) -> str:
         if card.get("groups") or card.get("base_width"):
             name += f" {card.get('groups') or 1}x{card.get('base_width') or 64}d"
         return name if widths[-1] == (512 if basic else 2048) else f"{name}, {widths[-1]} wide"
+    if family == "xcit":
+        size = {128: "N", 192: "T", 384: "S", 512: "M", 768: "L"}.get(dim, str(dim))
+        return f"XCiT-{size}{card.get('depth')}/{card.get('patch')}"
+    if family == "convnext":
+        deep = {(3, 3, 9, 3): {96: "T"}, (3, 3, 27, 3): {96: "S", 128: "B", 192: "L"}}
+        first = (card.get("widths") or [0])[0]
+        return f"ConvNeXt-{deep.get(tuple(card.get('depths') or ()), {}).get(first, first)}"
     return str(family or "")

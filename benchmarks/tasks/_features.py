@@ -64,7 +64,7 @@ def effective(encoder, crop: int) -> dict:
     mean and std; pos_rule: how a ViT's positions are made; size_rule: how a ResNet or Swin takes that size.
     """
     facts = {"mean": list(encoder.card.mean), "std": list(encoder.card.std)}
-    if encoder.card.family == "vit":
+    if not encoder.card.staged:
         return facts | {"pos_rule": encoder.pos_rule((crop, crop))}
     return facts | {"size_rule": encoder.size_rule((crop, crop))}
 

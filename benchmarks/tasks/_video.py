@@ -24,7 +24,7 @@ AHEAD = 4  # frames that are read while the network is busy
 
 def feature_map(encoder, block: int) -> tuple[int, int]:
     """The protocol's `block` -> (number of the block or stage, stride of its map)."""
-    if encoder.card.family == "vit":
+    if not encoder.card.staged:
         return encoder.resolve([block])[0], encoder.card.patch
     stage = encoder.resolve([STAGE if block == -1 else block])[0]
     return stage, encoder.strides[stage]
@@ -99,14 +99,14 @@ def in_force(encoder, cfg: TaskConfig, protocol_id: str) -> dict:
     block, patch = feature_map(encoder, cfg.protocol.block)
     sizes = {frame_size(s.size, cfg.protocol, patch) for s in cfg.data.content.sequences}
     facts = {"id": protocol_id, "mean": mean, "std": std, "void": "background"}
-    if card.family == "vit":
+    if not card.staged:
         rules = sorted({encoder.pos_rule(size) for size, _ in sizes})
         facts |= {"pos_rule": ", ".join(rules), "norm": card.final_norm, "map": f"block {block} of {card.depth}"}
     else:
         rules = sorted({encoder.size_rule(size) for size, _ in sizes})
         last = block == len(encoder.stages) - 1
         facts["id"] += f"-{encoder.stages[block]}"
-        facts |= {"size_rule": ", ".join(rules), "norm": last and card.family == "swin" and card.final_norm}
+        facts |= {"size_rule": ", ".join(rules), "norm": last and card.family != "resnet" and card.final_norm}
         facts["map"] = f"{encoder.stages[block]}, stride {patch}"
     facts["id"] += f"-p{patch}" if any(smaller for _, smaller in sizes) else ""
     return facts

@@ -70,7 +70,7 @@ class Davis(Task):
     def check_card(self, values: Protocol, card: dict) -> None:
         """A block that the network has, and frames of at least a patch."""
         card, block = Card.from_dict(card), values.block
-        unit, count = ("block", card.depth) if card.family == "vit" else ("stage", len(card.depths or card.blocks))
+        unit, count = ("block", card.depth) if not card.staged else ("stage", len(card.depths or card.blocks))
         if not -count <= block < count:
             near = min(max(block, -count), count - 1)
             raise UserError(
@@ -135,7 +135,7 @@ class Davis(Task):
 
 def _patch(card: Card, block: int) -> int:
     """The stride in pixels of the map that `block` names."""
-    if card.family == "vit":
+    if not card.staged:
         return card.patch
     from ._video import STAGE
 

@@ -52,6 +52,11 @@ FAMILIES = {
         *("patch", "window", "dim", "depths", "heads", "final_norm", "class_token", "patch_norm", "absolute_pos"),
         *("mlp_ratio", "qkv_bias", "norm_eps", "act", "sizes"),
     ),
+    "xcit": (
+        *("patch", "dim", "depth", "heads", "cls_depth", "tokens_norm", "class_token", "final_norm", "mlp_ratio"),
+        *("qkv_bias", "norm_eps", "act"),
+    ),
+    "convnext": ("patch", "depths", "widths", "layer_scale", "response_norm", "final_norm", "norm_eps", "act"),
 }
 MAY_LACK = {"heads", "mean", "std", "groups", "base_width"}  # what a card can be made without
 UNSAID = {"groups": None, "base_width": None, "norm": "layer", "proj_bias": True}  # left out of dicts where it is so
@@ -73,6 +78,9 @@ class Card:
     Swin: dim is the width of the first stage; depths and heads of each stage; window: its side in tokens. ResNet:
     block: one of BLOCKS; blocks and widths (channels of the output) of each stage; groups and base_width of the 3x3
     convolutions where they are not 1 and 64 (ResNeXt, wide ResNet). sizes: a key of SIZE_RULES.
+
+    XCiT: cls_depth: blocks of class attention; tokens_norm: do they norm the patches too? ConvNeXt: depths and widths
+    of each stage; response_norm: has it ConvNeXt V2's global response norms?
 
     Raises UserError for a family without all that it needs.
     """
@@ -109,9 +117,12 @@ class Card:
     groups: int | None = bounded(None, at_least=1, at_most=MAX_WIDTH)
     base_width: int | None = bounded(None, at_least=1, at_most=MAX_WIDTH)
     bn_eps: float | None = bounded(None, above=0)
+    cls_depth: int | None = bounded(None, at_least=0, at_most=MAX_BLOCKS)
+    tokens_norm: bool | None = None
+    response_norm: bool | None = None
 
     def __post_init__(self):
-        if self.family == "resnet":  # none of these has one, and their cards do not speak of it
+        if self.family in ("resnet", "convnext"):  # none of these has one, and their cards do not speak of it
             object.__setattr__(self, "class_token", False)
         if self.family == "vit" and not isinstance(self.heads, int | None):
             raise UserError(f"heads={self.heads}: a ViT has one number of heads")
@@ -124,7 +135,8 @@ class Card:
     @property
     def size(self) -> str:
         """The network's size in a few words, for messages."""
-        stages = {"resnet": (self.blocks, self.widths), "swin": (self.depths, (self.dim,))}.get(self.family)
+        stages = {"resnet": (self.blocks, self.widths), "swin": (self.depths, (self.dim,))}
+        stages = (stages | {"convnext": (self.depths, self.widths)}).get(self.family)
         if stages is None:
             return f"{self.dim} wide, {self.depth} blocks"
         return f"{self.family} of {'/'.join(map(str, stages[0]))} blocks, {'/'.join(map(str, stages[1]))} wide"
@@ -134,6 +146,11 @@ class Card:
         """Side G of the stored position grid; 0 where none is stored."""
         found = re.search(r"\d+x(\d+)", self.pos)
         return int(found[1]) if found else 0
+
+    @property
+    def staged(self) -> bool:
+        """Are its maps those of stages, each coarser and wider than the one before, and not all of one size?"""
+        return self.family not in ("vit", "xcit")
 
     @property
     def absolute(self) -> bool:

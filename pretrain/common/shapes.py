@@ -149,6 +149,48 @@ def swin_card(shapes: Mapping[str, tuple], **known) -> Card:
     return Card("swin", **(facts | known))
 
 
+def xcit_card(shapes: Mapping[str, tuple], **known) -> Card:
+    """An XCiT's card from the shapes of its timm-named weights; `known` are the facts that the format knows.
+
+    Raises UserError (without the file's name) when the shapes cannot be an XCiT's.
+    """
+    _no_empty(shapes)
+    try:
+        dim, heads = shapes["cls_token"][2], shapes["blocks.0.attn.temperature"][0]
+        depth, cls_depth = _count(shapes, r"blocks\.(\d{1,9})\."), _count(shapes, r"cls_attn_blocks\.(\d{1,9})\.")
+        layers = {name.split(".")[2] for name in shapes if name.startswith("patch_embed.proj.")}
+        patch = {("0", "2", "4"): 8, ("0", "2", "4", "6"): 16}[tuple(sorted(layers))]
+        hidden = shapes["blocks.0.mlp.fc1.weight"][0]
+    except (KeyError, ValueError, IndexError) as error:
+        raise UserError(f"not an XCiT: no usable {error}") from None
+    if dim % heads or (patch == 16 and dim % 8):
+        raise UserError(f"not an XCiT: {heads} heads and patches of {patch}, {dim} wide")
+    facts = {"patch": patch, "dim": dim, "depth": depth, "heads": heads, "cls_depth": cls_depth, "tokens_norm": False}
+    facts |= {"mlp_ratio": _ratio(hidden, dim), "qkv_bias": "blocks.0.attn.qkv.bias" in shapes, "norm_eps": 1e-6}
+    return Card("xcit", **(facts | known))
+
+
+def convnext_card(shapes: Mapping[str, tuple], **known) -> Card:
+    """A ConvNeXt's card from the shapes of its timm-named weights; `known` are the facts that the format knows.
+
+    Raises UserError (without the file's name) when the shapes cannot be a ConvNeXt's.
+    """
+    _no_empty(shapes)
+    try:
+        stem = shapes["stem.0.weight"]
+        depths = tuple(_count(shapes, rf"stages\.{i}\.blocks\.(\d{{1,9}})\.") for i in range(4))
+        widths = tuple(shapes[f"stages.{i}.blocks.0.conv_dw.weight"][0] for i in range(4))
+        kernel = shapes["stages.0.blocks.0.conv_dw.weight"][2:]
+    except (KeyError, ValueError, IndexError) as error:
+        raise UserError(f"not a ConvNeXt: no usable {error}") from None
+    if len(stem) != 4 or stem[1] != 3 or stem[2] != stem[3] or kernel != (7, 7):
+        raise UserError(f"not a ConvNeXt on RGB with kernels of 7: stem {list(stem)}, kernel {list(kernel)}")
+    first = "stages.0.blocks.0."
+    facts = {"patch": stem[2], "depths": depths, "widths": widths, "layer_scale": f"{first}gamma" in shapes}
+    facts |= {"response_norm": f"{first}mlp.grn.weight" in shapes, "final_norm": "head.norm.weight" in shapes}
+    return Card("convnext", **(facts | {"norm_eps": 1e-6} | known))
+
+
 def _count(shapes: Iterable[str], pattern: str) -> int:
     """How many numbered members there are. Raises ValueError unless they are numbered 0, 1, 2 ... (1000 at most)."""
     numbers = {int(m[1]) for k in shapes if (m := re.match(pattern, k))}
