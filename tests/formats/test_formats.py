@@ -142,7 +142,9 @@ def test_every_tensor_is_accounted_for(example, monkeypatch):
     state, meta = read_file(path)
     dropped = open_checkpoint(path, format=name, card=facts).reading.dropped
     assert set(dropped) < set(state)
-    victim = next(k for k in sorted(set(state) - set(dropped)) if re.search(r"[.](layer)?(norm|ln)\w*[.](bias|weight)$", k))
+    victim = next(
+        k for k in sorted(set(state) - set(dropped)) if re.search(r"[.](layer)?(norm|ln)\w*[.](bias|weight)$", k)
+    )
     for change, words in (
         ({f"{victim.rpartition('.')[0]}.mystery": Other(torch.ones(2))}, ".mystery"),
         ({victim: None}, "missing"),

@@ -8,11 +8,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from selfpatch_bench.benchmarks.backbones.build import encoder_for
+from selfpatch_bench.pretrain.common.card import Card
+
 from .ports import example_names
 from .vit import Example, example_vit, save_example
 
 RELATIVE = {"pos": "relative 4x4", "pos_resize": "window", "layer_scale": True}
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+XCIT = Card("xcit", patch=8, dim=24, depth=2, heads=2, cls_depth=2, tokens_norm=False)
+CONVNEXT = Card("convnext", patch=4, depths=(1, 1, 2, 1), widths=(8, 16, 16, 24), layer_scale=True, response_norm=False)
 
 
 def torchvision_vit(folder: Path) -> Example:
@@ -90,3 +94,38 @@ def capi(folder: Path) -> Example:
                 name = name.replace(new, old)
             state[name] = value
     return save_example(folder / "capi.pth", {f"backbone.{k}": v for k, v in state.items()})
+
+
+def tiny_weights(card: Card) -> dict:
+    """Random weights of a card's network in timm's names, batch norm's counters included."""
+    encoder = encoder_for(card)
+    state = {k.removeprefix(f"{encoder.network}."): v for k, v in encoder.state_dict().items()}
+    state = {k: v + 0.1 * torch.rand_like(v) if v.is_floating_point() else v for k, v in state.items()}
+    return state | {k: v.clamp(min=0.5) for k, v in state.items() if k.endswith("running_var")}
+
+
+def xcit(folder: Path) -> Example:
+    """A tiny released backbone in the official names."""
+    state, weights = {}, tiny_weights(XCIT)
+    for name, value in weights.items():
+        name = name.replace("pos_embed.", "pos_embeder.")
+        if match := re.fullmatch(r"(cls_attn_blocks\.\d+\.attn)\.q\.(weight|bias)", name):
+            parts = [weights[f"{match[1]}.{n}.{match[2]}"] for n in "kv"]
+            state[f"{match[1]}.qkv.{match[2]}"] = torch.cat([value, *parts])
+        elif not re.fullmatch(r"cls_attn_blocks\.\d+\.attn\.[kv]\.(weight|bias)", name):
+            state[name] = value
+    return save_example(folder / "xcit.pth", state)
+
+
+def convnext(folder: Path) -> Example:
+    """A tiny released backbone in DINOv3's names, where the last of `norms` is the final norm once more."""
+    names = ((r"^stem\.", "downsample_layers.0."), (r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1."))
+    names += ((r"\.blocks\.", "."), (r"\.conv_dw\.", ".dwconv."), (r"\.mlp\.fc([12])\.", r".pwconv\1."))
+    names += ((r"^head\.norm\.", "norm."),)
+    state = {}
+    for name, value in tiny_weights(CONVNEXT).items():
+        for old, new in names:
+            name = re.sub(old, new, name)
+        state[name] = value
+    copies = {f"norms.3.{p}": state[f"norm.{p}"] for p in ("weight", "bias")}
+    return save_example(folder / "convnext.pth", state | copies)
