@@ -33,7 +33,10 @@ def root_of(keys) -> str | None:
 
 
 def claims(shapes, meta) -> int:
-    return 0 if root_of(shapes) is None else 3
+    if (prefix := root_of(shapes)) is None:
+        return 0
+    names = below(shapes, prefix)
+    return 3 if any(n.startswith(("mask_token", "lm_head.", LATE)) or n.endswith(INDEX) for n in names) else 1
 
 
 def convert(state, meta):

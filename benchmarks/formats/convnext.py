@@ -58,7 +58,9 @@ def networks(keys) -> dict:
 
 
 def claims(shapes, meta) -> int:
-    return 3 if prefix_of(shapes, networks(shapes), is_convnext) is not None else 0
+    if (prefix := prefix_of(shapes, networks(shapes), is_convnext)) is None:
+        return 0
+    return 1 if f"{prefix}stem.0.weight" in shapes else 3  # timm's
 
 
 def convert(state, meta):
@@ -71,8 +73,11 @@ def convert(state, meta):
         own = prefix.removesuffix("backbone.")
         reasons |= under(own, HEADS) | {side: side.rstrip(".") for side in SIDES if side != own} | LOSSES
     dropped = drop(state, reasons)
-    weights = {}
-    for name, key in state.below(prefix).items():
+    names, weights = state.below(prefix), {}
+    if prefix.endswith("model."):  # transformers 5 keeps the final norm beside the stages
+        outer = state.below(prefix.removesuffix("model."))
+        names |= {name: key for name, key in outer.items() if name.startswith("layer_norm.")}
+    for name, key in names.items():
         if key in dropped:
             continue
         for old, new in NAMES:

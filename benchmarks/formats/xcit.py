@@ -26,7 +26,9 @@ def networks(keys) -> dict:
 
 
 def claims(shapes, meta) -> int:
-    return 3 if prefix_of(shapes, networks(shapes), MARKS.issubset) is not None else 0
+    if (prefix := prefix_of(shapes, networks(shapes), MARKS.issubset)) is None:
+        return 0
+    return 3 if f"{prefix}cls_attn_blocks.0.attn.qkv.weight" in shapes else 1  # timm's
 
 
 def convert(state, meta):

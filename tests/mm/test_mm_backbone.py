@@ -172,9 +172,11 @@ def test_maps_are_those_of_a_plain_vit_and_plain_rescaling(tmp_path, patch, own,
         {"class_token": True, "registers": 3, "layer_scale": True, "act": "swiglu", "readout": "token"},
         {"class_token": True, "registers": 2, "pos": "rotary", "pos_resize": "rotary", "readout": "token"},
         {"readout": "mean_norm", "pos_resize": "stored", "qkv_bias": False},
+        {"class_token": True, "pos": "relative 4x4, shared", "pos_resize": "window", "readout": "token"},
+        {"registers": 4, "pos": "rotary, stored", "pos_resize": "rotary", "norm": "rms", "proj_bias": False},
         {"readout": "class_attention", "patch": 8, "pos_resize": "timm"},
     ],
-    ids=lambda facts: facts["readout"] + facts.get("pos", ""),
+    ids=lambda facts: facts.get("readout", "") + facts.get("pos", ""),
 )
 def test_every_kind_of_vit_gives_the_encoders_maps(tmp_path, facts):
     card = vit_card(**facts)

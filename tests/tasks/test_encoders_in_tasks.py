@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from conftest import SHARED, shared_cases
 from format_examples import format_example
-from mm_building import CARDS, build, configured, mm
+from mm_building import CARDS, CONFIGS, build, configured, mm
 from selfpatch_bench.benchmarks import UserError
 from selfpatch_bench.benchmarks.backbones.build import encoder_for
 from selfpatch_bench.benchmarks.checkpoints import FORMATS
@@ -27,6 +27,7 @@ from selfpatch_bench.benchmarks.checkpoints import open as loading
 from selfpatch_bench.benchmarks.cli.app import app
 from selfpatch_bench.benchmarks.datasets.imagenet import open_classes
 from selfpatch_bench.benchmarks.hub.open import open_checkpoint
+from selfpatch_bench.benchmarks.mm.recipe import check_family, read
 from selfpatch_bench.benchmarks.results import record
 from selfpatch_bench.benchmarks.run.models import Entry
 from selfpatch_bench.benchmarks.run.runner import Options, plan, run
@@ -112,15 +113,20 @@ def classes(tmp_path_factory) -> Path:
     return root
 
 
+ASSUMED = {"stored": "dino (assumed)", "window": "bilinear (assumed)"}  # rules that know the stored grid only
+
+
 def rule_of(card: Card) -> tuple[str, str]:
     """How a SIDE x SIDE picture is taken: the entry of the record, from the card alone."""
-    if card.family == "resnet":
+    if card.family in ("resnet", "convnext"):
         return "size_rule", "any"
+    if card.family == "xcit":
+        return "pos_rule", "computed"
     if card.family == "swin":  # the official code takes whole windows at the last stage only
         whole = SIDE % (card.window * card.patch << len(card.depths) - 1) == 0
         return "size_rule", "official" if whole else f"{card.sizes} (assumed)"
-    stored = card.pos_resize == "stored" and card.grid != SIDE // card.patch
-    return "pos_rule", "dino (assumed)" if stored else card.pos_resize
+    same = card.grid == SIDE // card.patch
+    return "pos_rule", card.pos_resize if same else ASSUMED.get(card.pos_resize, card.pos_resize)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -204,8 +210,8 @@ def test_davis_on_the_formats_that_no_other_file_runs(example_of, tmp_path):
         effective = one.protocol.effective
         if card.family == "vit":
             assert effective["map"] == f"block {card.depth - 1} of {card.depth}"
-            assumed = card.pos_resize in ("stored", "square")  # the picture is 96 x 128
-            assert effective["pos_rule"] == ("dino (assumed)" if assumed else card.pos_resize)
+            assumed = ASSUMED | {"square": "dino (assumed)"}  # the picture is 96 x 128
+            assert effective["pos_rule"] == assumed.get(card.pos_resize, card.pos_resize)
         else:
             stage = {"swin": "stage3", "resnet": "layer3"}[card.family]
             assert effective["map"].startswith(f"{stage}, stride ")
@@ -284,8 +290,13 @@ def check_backbone(recipe: str, card: Card, weights: dict, export: Path) -> None
 @mm
 @pytest.mark.parametrize("name", NAMES)
 def test_mm_backbone(name, example_of, tmp_path):
-    """One step forward and back in a COCO and an ADE20K recipe of its family, with BN in the place of SyncBN."""
+    """One step forward and back in a COCO and an ADE20K recipe of its family, with BN in the place of SyncBN; a family
+    without a recipe is refused."""
     example = example_of(name)
+    if example.card.family not in RECIPES:
+        with pytest.raises(UserError, match=f"takes a vit, .* is a {example.card.family}: there is no coco recipe for"):
+            check_family(read(CONFIGS / "coco_maskrcnn_1x.py"), example.card)
+        return
     weights, card = example.checkpoint.reading.weights, example.card
     save_weights(tmp_path / "backbone.safetensors", weights, card, {})  # as the task does
     for recipe in RECIPES[card.family]:
