@@ -12,7 +12,7 @@ from .state import State
 
 # How the first weight of a network is called, below its prefix.
 STEM = re.compile(
-    r"(?:^|(?<=\.))(?:patch_embed\.proj(?:ection)?(?:\.\d+)*|embeddings\.patch_embeddings(?:\.projection)?|conv_proj"
+    r"(?:^|(?<=\.))(?:patch_embed(?:\.proj(?:ection)?(?:\.\d+)*)?|embeddings\.patch_embeddings(?:\.projection)?|conv_proj"
     r"|conv1(?:\.\d+)?|stem(?:\.\w+)*|features\.0\.0|downsample_layers\.0\.0|stages\.0\.downsample_layers\.0"
     r"|patch_embedding|patch_embedder|embedder\.embedder\.convolution)\.weight$"
 )

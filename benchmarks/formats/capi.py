@@ -10,12 +10,11 @@ import torch
 
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.shapes import shapes_of, vit_card
-from . import IMAGENET, alone, below, drop, prefix_of, under
+from . import IMAGENET, alone, and_alone, below, drop, prefix_of, under
 
 NETWORKS = {
     "teacher": ("model.student_ema.backbone.", "student_ema.backbone.", "model.teacher.backbone.", "teacher.backbone."),
     "student": ("model.student.backbone.", "student.backbone."),
-    None: ("backbone.", ""),
 }
 MARKS = {"registers", "patch_embed.weight", "encoder.blocks.0.residual1.fn.rope.freqs"}
 NAMES = (
@@ -28,14 +27,16 @@ NAMES = (
     ("patch_embed.", "patch_embed.proj."),
     ("registers", "reg_token"),
 )
+HEADS = ("head.last_layer.", "head.layer.")  # of student and teacher
 BESIDE = {"decoder.": "decoder", "mask_token": "mask token"}
 ALWAYS = {"class_token": False, "norm": "rms", "proj_bias": False}
 USUAL = {"registers": 16}
 
 
 def networks(keys) -> dict:
-    prefix = alone(keys, "encoder.blocks.0.residual1.fn.rope.freqs")
-    return NETWORKS if prefix is None else {**NETWORKS, None: (*NETWORKS[None], prefix)}
+    """Those of the training, or the one of a file beside which nothing else lies than its head."""
+    own = [k for k in keys if not k.startswith(HEADS)]
+    return and_alone(NETWORKS, alone(own, "encoder.blocks.0.residual1.fn.rope.freqs"))
 
 
 def claims(shapes, meta) -> int:

@@ -17,7 +17,6 @@ from .timm import of_hub
 NETWORKS = {
     "teacher": ("teacher.backbone.", "teacher_ema.backbone.", "model_ema.backbone."),
     "student": ("student.backbone.",),
-    None: ("backbone.", "model.", ""),
 }
 MARKS = {  # a weight of the stem -> (another's pattern, the names of the rest)
     "downsample_layers.0.0.weight": "stages.0.0.dwconv.weight",
@@ -53,7 +52,10 @@ def is_convnext(keys) -> bool:
 
 
 def networks(keys) -> dict:
-    found = (alone(keys, mark) for mark in MARKS)
+    """DINOv3's two, or the one of a file beside which nothing else lies than its averaged copy."""
+    own = [k for k in keys if not k.startswith("model_ema.") or "model_ema.backbone." in k]
+    own = [k for k in own if not k.endswith(("layer_norm.weight", "layer_norm.bias"))]  # beside `model.`, see below
+    found = (alone(own, mark) for mark in MARKS)
     return and_alone(NETWORKS, next((p for p in found if p is not None), None))
 
 

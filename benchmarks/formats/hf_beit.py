@@ -10,7 +10,7 @@ import re
 
 from ...pretrain.common.shapes import shapes_of, vit_card
 from ..checkpoints.stated import normalisation_from
-from . import drop
+from . import drop, under
 from ._relative import INDEX, TABLE, check_index
 from ._transformers import facts_of, read, root_of
 
@@ -20,14 +20,22 @@ OWN_TABLE = re.compile(
 )
 SHARED_TABLE = re.compile(rf"(?:encoder\.relative_position_bias|shared_position_bias)\.{TABLE}")
 HEADS = dict.fromkeys(("lm_head.", "decode_head.", "auxiliary_head.", "fpn", "bottleneck."), "head")
+ALL_HEADS = (*HEADS, "classifier.", "layernorm.")
 ALWAYS = {"class_token": True}
 USUAL = {"layer_scale": True, "qkv_bias": True}
+
+
+def around(root: str) -> str:
+    """The prefix of what lies beside the network: its heads."""
+    return root.removesuffix(".").rpartition(".")[0] + "." * (root.count(".") > 1)
 
 
 def claims(shapes, meta) -> int:
     if (root := root_of(shapes)) is None or not any(k.endswith(".0.layernorm_before.weight") for k in shapes):
         return 0
-    names = [k.removeprefix(root) for k in shapes]
+    names = [k.removeprefix(root) for k in shapes if k.startswith(root)]
+    if not all(k.startswith((root, *(around(root) + head for head in ALL_HEADS))) for k in shapes):
+        return 0  # another's trainer keeps it beside something else
     marked = any(LAMBDA.fullmatch(n) or n.endswith(f".{TABLE}") for n in names)
     return 3 if marked or (names and not any(re.search(r"\.(key|k_proj)\.bias$", n) for n in names)) else 0
 
@@ -35,7 +43,7 @@ def claims(shapes, meta) -> int:
 def convert(state, meta):
     root = root_of(state) or ""
     weights, dropped = read(state, root, keyless=True)
-    dropped |= drop(state, HEADS) if root else {}
+    dropped |= drop(state, under(around(root), HEADS)) if root else {}
     for name, key in state.below(root).items():
         if match := LAMBDA.fullmatch(name):
             weights[f"blocks.{int(match[1])}.ls{match[2]}.gamma"] = state[key]
@@ -46,7 +54,7 @@ def convert(state, meta):
         elif name.endswith(f".{INDEX}"):
             check_index(name, state[key])
             dropped[key] = "rebuilt"
-    outer = {f"norm.{p}": f"layernorm.{p}" for p in ("weight", "bias")}
+    outer = {f"norm.{p}": f"{around(root)}layernorm.{p}" for p in ("weight", "bias")}
     if root and "norm.weight" not in weights:  # a model of masked pretraining keeps the last norm beside the network
         weights |= {name: state[key] for name, key in outer.items() if key in state.shapes}
     tables = any(name.endswith(f".{TABLE}") for name in weights)

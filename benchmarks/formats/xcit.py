@@ -21,8 +21,9 @@ USUAL = {"cls_depth": 2, "qkv_bias": True}
 
 
 def networks(keys) -> dict:
-    networks = {**NETWORKS, None: ("model.", *NETWORKS[None])}
-    return and_alone(networks, alone(keys, "blocks.0.attn.temperature"))
+    """DINO's two, or the one of a file beside which nothing else lies than its averaged copy."""
+    own = [k for k in keys if not k.startswith("model_ema.")]
+    return and_alone({**NETWORKS, None: ()}, alone(own, "blocks.0.attn.temperature"))
 
 
 def claims(shapes, meta) -> int:
