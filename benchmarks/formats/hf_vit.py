@@ -15,7 +15,8 @@ USUAL = {"qkv_bias": True}
 
 
 def claims(shapes, meta) -> int:
-    if root_of(shapes) is None or any(".layer_scale1." in k for k in shapes):
+    others = (".layer_scale1.", ".lambda_1", ".relative_position_bias_table")  # of DINOv2 and BEiT
+    if root_of(shapes) is None or any(other in k for k in shapes for other in others):
         return 0
     return 3 if any(k.endswith(".0.layernorm_before.weight") for k in shapes) else 0
 
