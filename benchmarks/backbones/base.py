@@ -18,15 +18,27 @@ class Features(NamedTuple):
     patches: list[Tensor]
 
 
+def make_buffers(network: nn.Module, device: torch.device) -> None:
+    """Make what timm computes and does not store, of a network that was built without memory."""
+    for module in network.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.is_meta:
+                setattr(module, name, torch.empty_like(buffer, device=device))
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
+
+
 class FrozenEncoder(nn.Module):
     """A frozen network with its card; `Encoder` is a ViT, `ConvEncoder` a ResNet or Swin.
 
     `encoder(images)`: images float [B, 3, H, W], RGB, normalised by `card.mean` and `card.std` (see `normalise`), any
-    size of at least one patch -> Features. Subclasses say `network`, the attribute that is timm's module; `unit`, what
-    a number of `blocks` counts, and how many there are; and define `outputs`, `image_vector` and `patch_map`.
+    size of at least one patch -> Features. Subclasses say `network`, the attribute that is timm's module, and `beside`,
+    how weights begin that are not its; `unit`, what a number of `blocks` counts, and how many there are; and define
+    `outputs`, `image_vector` and `patch_map`.
     """
 
     network: str
+    beside = OWN
     unit = "block"
     count: int
 
@@ -39,7 +51,7 @@ class FrozenEncoder(nn.Module):
 
     def assign(self, weights: dict[str, Tensor]) -> None:
         """Take over timm-named weights (and `readout.*`) strictly; the caller has checked names and shapes."""
-        named = {key if key.startswith(OWN) else f"{self.network}.{key}": value for key, value in weights.items()}
+        named = {key if key.startswith(self.beside) else f"{self.network}.{key}": v for key, v in weights.items()}
         self.load_state_dict(named, strict=True, assign=True)
         self.eval().requires_grad_(False)
 

@@ -9,6 +9,7 @@ from ...pretrain.common.card import Card
 from .conv import ConvEncoder
 from .convnext import ConvNextEncoder
 from .encoder import Encoder
+from .eva import EvaEncoder
 from .xcit import XcitEncoder
 
 ENCODERS = {
@@ -16,6 +17,7 @@ ENCODERS = {
     "resnet": ConvEncoder,
     "swin": ConvEncoder,
     "xcit": XcitEncoder,
+    "eva": EvaEncoder,
     "convnext": ConvNextEncoder,
 }
 

@@ -33,7 +33,7 @@ MAX_OTHERS = 8  # networks of a file that are looked at
 MATRIX = re.compile(r"(.*(?:blocks|layer\d)\.\d+)\.(?:mlp\.fc1|conv2)\.weight")  # one of each block
 COMPARED = 1 << 16  # values of it
 BLOCK = {
-    **dict.fromkeys(("vit", "xcit"), r"blocks\.(\d+)\."),
+    **dict.fromkeys(("vit", "xcit", "eva"), r"blocks\.(\d+)\."),
     **{"resnet": r"layer{}\.(\d+)\.", "swin": r"layers\.{}\.blocks\.(\d+)\."},
     "convnext": r"stages\.{}\.blocks\.(\d+)\.",
 }
@@ -41,7 +41,7 @@ BLOCK = {
 STRUCTURE = (
     *("patch", "dim", "depth", "class_token", "final_norm", "registers", "layer_scale", "pos", "mlp_ratio"),
     *("qkv_bias", "act", "readout", "window", "depths", "patch_norm", "absolute_pos", "block", "blocks"),
-    *("stem_channels", "widths", "groups", "base_width", "cls_depth", "response_norm"),
+    *("stem_channels", "widths", "groups", "base_width", "cls_depth", "response_norm", "inner_norms"),
 )
 
 

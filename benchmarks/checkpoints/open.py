@@ -127,7 +127,7 @@ def _complete(reading: Reading, meta: dict, known: dict, overrides: dict) -> tup
     for key, value in known.items():
         if key not in ("format", "row", "name") and key not in facts:
             found[key], facts[key] = value, "zoo"
-    given = {k: v for k, v in overrides.items() if k != "heads" or own.family == "vit"}
+    given = {k: v for k, v in overrides.items() if k != "heads" or own.family == "vit" or v == own.heads}
     if doubts := _doubts(own.override(found), facts, given):
         facts["warnings"] = "; ".join([*filter(None, [facts.get("warnings")]), *doubts])
     return own.override(found).override(given), facts | dict.fromkeys(given, "given"), why
@@ -192,7 +192,7 @@ def open_file(
     warnings = [*first.odd, *completeness.unusual(first.card)]
     said = "; ".join(warnings)  # of a converted file those of before come again
     warnings += [part for part in facts.pop("warnings", "").split("; ") if part not in said]
-    if full.family != "vit" and "heads" in overrides:
+    if full.family != "vit" and overrides.get("heads", full.heads) != full.heads:
         kept = f"those of the weights are used: {full.heads}" if full.heads else "it has none"
         warnings.append(f"--heads {overrides.pop('heads')} is not for a {full.family}; {kept}")
     if full.family == "vit" and full.heads and full.dim % full.heads:

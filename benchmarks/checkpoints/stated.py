@@ -23,6 +23,7 @@ COUNTED = {
     "resnet": "blocks",
     "swin": "depths",
     "xcit": "depth",
+    "eva": "depth",
     "convnext": "depths",
 }  # family -> its field of numbers of blocks
 

@@ -39,9 +39,10 @@ IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
 def is_vit(keys: Iterable[str]) -> bool:
-    """Do the names hold a ViT in timm's naming?"""
+    """Do the names hold a ViT in timm's naming? (BEiT and EVA keep the biases of query and value apart.)"""
     keys = set(keys)
-    return {"pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= keys
+    found = {"pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= keys
+    return found and "blocks.0.attn.q_bias" not in keys
 
 
 def fits(keys: Iterable[str], also: Iterable[str] = ()) -> bool:

@@ -226,6 +226,9 @@ def backbone_name(card: Mapping) -> str:
         if card.get("groups") or card.get("base_width"):
             name += f" {card.get('groups') or 1}x{card.get('base_width') or 64}d"
         return name if widths[-1] == (512 if basic else 2048) else f"{name}, {widths[-1]} wide"
+    if family == "eva":
+        size = {192: "Ti", 384: "S", 768: "B", 1024: "L"}.get(dim, str(dim))
+        return f"EVA02-{size}/{card.get('patch')}"
     if family == "xcit":
         size = {128: "N", 192: "T", 384: "S", 512: "M", 768: "L"}.get(dim, str(dim))
         return f"XCiT-{size}{card.get('depth')}/{card.get('patch')}"

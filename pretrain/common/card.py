@@ -56,6 +56,10 @@ FAMILIES = {
         *("patch", "dim", "depth", "heads", "cls_depth", "tokens_norm", "class_token", "final_norm", "mlp_ratio"),
         *("qkv_bias", "norm_eps", "act"),
     ),
+    "eva": (
+        *("patch", "dim", "depth", "heads", "class_token", "final_norm", "layer_scale", "pos", "pos_resize"),
+        *("norm_eps", "mlp_ratio", "qkv_bias", "act", "readout", "inner_norms", "rope_grid"),
+    ),
     "convnext": ("patch", "depths", "widths", "layer_scale", "response_norm", "final_norm", "norm_eps", "act"),
 }
 MAY_LACK = {"heads", "mean", "std", "groups", "base_width"}  # what a card can be made without
@@ -79,6 +83,7 @@ class Card:
     block: one of BLOCKS; blocks and widths (channels of the output) of each stage; groups and base_width of the 3x3
     convolutions where they are not 1 and 64 (ResNeXt, wide ResNet). sizes: a key of SIZE_RULES.
 
+    EVA-02: inner_norms: LayerNorms inside a block's parts; rope_grid: side of the grid whose places the rotation has.
     XCiT: cls_depth: blocks of class attention; tokens_norm: do they norm the patches too? ConvNeXt: depths and widths
     of each stage; response_norm: has it ConvNeXt V2's global response norms?
 
@@ -120,6 +125,8 @@ class Card:
     cls_depth: int | None = bounded(None, at_least=0, at_most=MAX_BLOCKS)
     tokens_norm: bool | None = None
     response_norm: bool | None = None
+    inner_norms: str | None = one_of(None, "none", "mlp", "attention", "mlp and attention")
+    rope_grid: int | None = bounded(None, at_least=1, at_most=1024)
 
     def __post_init__(self):
         if self.family in ("resnet", "convnext"):  # none of these has one, and their cards do not speak of it
@@ -150,7 +157,7 @@ class Card:
     @property
     def staged(self) -> bool:
         """Are its maps those of stages, each coarser and wider than the one before, and not all of one size?"""
-        return self.family not in ("vit", "xcit")
+        return self.family not in ("vit", "xcit", "eva")
 
     @property
     def absolute(self) -> bool:

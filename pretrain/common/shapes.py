@@ -170,6 +170,29 @@ def xcit_card(shapes: Mapping[str, tuple], **known) -> Card:
     return Card("xcit", **(facts | known))
 
 
+def eva_card(shapes: Mapping[str, tuple], **known) -> Card:
+    """The card of an EVA-02 from the shapes of its timm-named weights; `known` are the facts that the format knows.
+
+    Raises UserError (without the file's name) when the shapes cannot be an EVA-02's.
+    """
+    _no_empty(shapes)
+    try:
+        dim, channels, patch, patch_w = shapes["patch_embed.proj.weight"]
+        positions, hidden = shapes["pos_embed"][1], shapes["blocks.0.mlp.fc2.weight"][1]
+        depth = _count(shapes, r"blocks\.(\d{1,9})\.")
+    except (KeyError, ValueError, IndexError) as error:
+        raise UserError(f"not an EVA-02: no usable {error}") from None
+    grid = math.isqrt(max(positions - 1, 0))
+    if channels != 3 or patch != patch_w or positions != grid * grid + 1:
+        raise UserError(f"not a square EVA-02 on RGB: {positions} positions and patches of {patch}x{patch_w}")
+    norms = [part for part, name in (("mlp", "mlp"), ("attention", "attn")) if f"blocks.0.{name}.norm.weight" in shapes]
+    facts = {"patch": patch, "dim": dim, "depth": depth, "final_norm": "norm.weight" in shapes, "act": "swiglu"}
+    facts |= {"layer_scale": "blocks.0.gamma_1" in shapes, "pos": f"learned {grid}x{grid}", "pos_resize": "timm"}
+    facts |= {"mlp_ratio": _ratio(hidden, dim), "qkv_bias": "blocks.0.attn.q_bias" in shapes, "norm_eps": 1e-6}
+    facts |= {"inner_norms": " and ".join(norms) or "none", "readout": _readout(shapes, True), "rope_grid": 16}
+    return Card("eva", **(facts | known))
+
+
 def convnext_card(shapes: Mapping[str, tuple], **known) -> Card:
     """A ConvNeXt's card from the shapes of its timm-named weights; `known` are the facts that the format knows.
 

@@ -367,16 +367,17 @@ def test_davis(name, videos, tmp_path):
     found = davis_record(path, videos, tmp_path / "out")
     effective = found.protocol.effective
     family = found.model.card["family"]
-    if family == "xcit":  # all of its maps are of one size, and the last one is taken
+    if family in ("xcit", "eva"):  # all of its maps are of one size, and the last one is taken
         assert found.protocol.id == "davis2017-dino-v1"
-        assert (effective["map"], effective["pos_rule"], effective["norm"]) == ("block 1 of 2", "computed", True)
+        assert effective["map"] == "block 1 of 2"
+        assert effective["pos_rule"] == {"xcit": "computed", "eva": "timm"}[family]
     else:
         stage = "layer3" if family == "resnet" else "stage3"
         assert found.protocol.id == f"davis2017-dino-v1-{stage}"
         assert effective["map"].endswith("stride 16")
         assert effective["size_rule"] == ("padded (assumed)" if family == "swin" else "any")
         assert effective["norm"] is False
-    assert effective["std"][0] == 0.228
+    assert effective["std"][0] == (0.228 if family != "eva" else found.model.card["std"][0])
     assert 0 <= found.metrics["JF_m"] <= 100
 
 

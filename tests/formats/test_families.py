@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from timm.models.beit import Beit
 from timm.models.convnext import ConvNeXt
+from timm.models.eva import Eva
 from timm.models.xcit import Xcit
 from torch import nn
 from torchvision.models import VisionTransformer
@@ -232,6 +233,38 @@ def test_capi(tmp_path):
         load(saved(state | {"registers": torch.ones(1, 6, 24)}, tmp_path))
 
 
+# --- EVA-02
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"qkv_fused": True, "scale_mlp": False, "global_pool": "avg"},
+        {"qkv_fused": False, "scale_mlp": True, "global_pool": "avg"},
+        {"qkv_fused": False, "scale_mlp": True, "scale_attn_inner": True, "global_pool": "token"},
+    ],
+    ids=["small", "base", "clip"],
+)
+def test_eva02(facts, tmp_path):
+    """timm's forward at any size; what no file says is assumed, and heads are asked for."""
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_ratio": 8 / 3}
+    rotary = {"swiglu_mlp": True, "use_rot_pos_emb": True, "ref_feat_shape": (16, 16), "dynamic_img_size": True}
+    network = perturbed(Eva(**sizes, **rotary, **facts, num_classes=3))
+    path = saved(network.state_dict(), tmp_path)
+    with pytest.raises(UserError, match=r"need the number of heads: .* give --heads N"):
+        open_checkpoint(path)
+    found = open_checkpoint(path, card={"heads": 3})
+    assert (found.overrides, found.facts["heads"], found.warnings) == ({"heads": 3}, "given", [])
+    assert "rope_grid 16 (assumed)" in found.assumed
+    assert "mean 0.48145466" in found.assumed
+    encoder = load(path, heads=3)
+    for size in ((32, 32), (24, 40)):
+        x = torch.randn(2, 3, *size)
+        found, tokens = encoder(x), network.forward_features(x)
+        assert relative(found.image, network.forward_head(tokens, pre_logits=True)) < PARITY
+        assert relative(found.patches[0].flatten(2).transpose(1, 2), tokens[:, 1:]) < PARITY
+
+
 # --- XCiT and ConvNeXt
 
 
@@ -305,7 +338,7 @@ def test_convnext(second, tmp_path):
         encoder(torch.zeros(1, 3, 24, 64))
 
 
-@pytest.mark.parametrize("name", ["torchvision_vit", "beit", "hf_beit", "capi", "xcit", "convnext"])
+@pytest.mark.parametrize("name", ["torchvision_vit", "beit", "hf_beit", "capi", "xcit", "timm_eva", "convnext"])
 def test_an_export_is_the_same_network(name, tmp_path):
     """What `convert` writes: timm's names with a card beside them, which is then the whole of the evidence."""
     path, facts = format_example(name, tmp_path)

@@ -125,6 +125,8 @@ def rule_of(card: Card) -> tuple[str, str]:
     if card.family == "swin":  # the official code takes whole windows at the last stage only
         whole = SIDE % (card.window * card.patch << len(card.depths) - 1) == 0
         return "size_rule", "official" if whole else f"{card.sizes} (assumed)"
+    if card.family == "eva":
+        return "pos_rule", card.pos_resize
     same = card.grid == SIDE // card.patch
     return "pos_rule", card.pos_resize if same else ASSUMED.get(card.pos_resize, card.pos_resize)
 

@@ -16,6 +16,10 @@ from .vit import Example, example_vit, save_example
 
 RELATIVE = {"pos": "relative 4x4", "pos_resize": "window", "layer_scale": True}
 XCIT = Card("xcit", patch=8, dim=24, depth=2, heads=2, cls_depth=2, tokens_norm=False)
+EVA = Card(
+    "eva", patch=8, dim=24, depth=2, heads=2, pos="learned 4x4", pos_resize="timm", mlp_ratio=2.0, act="swiglu",
+    final_norm=False, readout="mean_norm", inner_norms="mlp", rope_grid=16,
+)  # fmt: skip
 CONVNEXT = Card("convnext", patch=4, depths=(1, 1, 2, 1), widths=(8, 16, 16, 24), layer_scale=True, response_norm=False)
 
 
@@ -115,6 +119,19 @@ def xcit(folder: Path) -> Example:
         elif not re.fullmatch(r"cls_attn_blocks\.\d+\.attn\.[kv]\.(weight|bias)", name):
             state[name] = value
     return save_example(folder / "xcit.pth", state)
+
+
+def timm_eva(folder: Path) -> Example:
+    """A tiny EVA-02 of timm with a classifier, whose query, key and value come apart; a config beside it has heads."""
+    (folder / "eva.config.json").write_text(json.dumps({"num_heads": 2}))
+    state, weights = {"head.weight": torch.ones(3, 24), "head.bias": torch.ones(3)}, tiny_weights(EVA)
+    for name, value in weights.items():
+        if name.endswith(".attn.qkv.weight"):
+            home = name.removesuffix("qkv.weight")
+            state |= {f"{home}{n}_proj.weight": v.clone() for n, v in zip("qkv", value.chunk(3), strict=True)}
+        else:
+            state[re.sub(r"\.([qv])_bias$", r".\1_proj.bias", name)] = value
+    return save_example(folder / "eva.pth", state, heads=2)
 
 
 def convnext(folder: Path) -> Example:
