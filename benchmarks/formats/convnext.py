@@ -8,6 +8,7 @@ are ImageNet's unless a config says others; of timm's files alone they are assum
 
 import re
 
+from ...pretrain.common.errors import UserError
 from ...pretrain.common.shapes import convnext_card, shapes_of
 from ..checkpoints.stated import normalisation_from, table_in
 from . import IMAGENET, alone, and_alone, drop, prefix_of, under
@@ -90,4 +91,7 @@ def convert(state, meta):
     normalisation = normalisation_from(meta)
     if timm and not normalisation and not of_hub(meta):
         state.assume("mean", "std")
-    return weights, convnext_card(shapes_of(weights), **facts, **(normalisation or IMAGENET)), dropped
+    card = convnext_card(shapes_of(weights), **facts, **(normalisation or IMAGENET))
+    if not card.layer_scale and not card.response_norm:
+        raise UserError("it has neither ConvNeXt's layer scale nor V2's response norms: part of it was lost?")
+    return weights, card, dropped
