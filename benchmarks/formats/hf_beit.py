@@ -54,9 +54,13 @@ def convert(state, meta):
         elif name.endswith(f".{INDEX}"):
             check_index(name, state[key])
             dropped[key] = "rebuilt"
-    outer = {f"norm.{p}": f"{around(root)}layernorm.{p}" for p in ("weight", "bias")}
-    if root and "norm.weight" not in weights:  # a model of masked pretraining keeps the last norm beside the network
-        weights |= {name: state[key] for name, key in outer.items() if key in state.shapes}
+    # A model of masked pretraining keeps a norm beside the network: its last one, where the network has none itself.
+    outer = {f"norm.{p}": f"{around(root)}layernorm.{p}" for p in ("weight", "bias")} if root else {}
+    outer = {name: key for name, key in outer.items() if key in state.shapes}
+    if "norm.weight" in weights:
+        dropped |= dict.fromkeys(outer.values(), "head")
+    else:
+        weights |= {name: state[key] for name, key in outer.items()}
     tables = any(name.endswith(f".{TABLE}") for name in weights)
     facts = {"pos_resize": "bilinear" if tables else "size"} | facts_of(meta, 1e-12) | normalisation_from(meta)
     return weights, vit_card(shapes_of(weights), **facts), dropped

@@ -148,6 +148,13 @@ def test_hugging_face_beit_is_the_same_network(tmp_path):
         state = {k.replace(old, new): v for k, v in state.items()}
     again = load(saved(state, tmp_path), norm_eps=1e-12, mean=0.5, std=0.5)
     assert again.fingerprint == encoder.fingerprint
+    own = {f"layernorm.{p}": state[f"beit.layernorm.{p}"] for p in ("weight", "bias")}
+    rest = {
+        k: v for k, v in state.items() if k.removeprefix("beit.") not in own
+    }  # masked pretraining: the norm beside it
+    for pretrained in (rest | own, state | {k: v + 1 for k, v in own.items()}):
+        masked = open_checkpoint(saved(pretrained | {"lm_head.weight": torch.ones(5, 24)}, tmp_path, "mim.pth"))
+        assert masked.fingerprint == encoder.fingerprint
     assert encoder.pos_rule((24, 40)) == encoder.pos_rule((32, 32)) == "bilinear"
     weights = families.beit_names(dict(encoder.vit.state_dict()))
     other, x = beit(False, False, (3, 5)).eval(), torch.randn(1, 3, 24, 40)
