@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...pretrain.model.vit import RelativeAttention
 from ..backbones.encoder import Encoder
 
 GAP = 4  # pixels between the parts of a picture
@@ -36,7 +37,10 @@ def attention(encoder, images: Tensor) -> Tensor | None:
     attn = block.attn
     q, k, _ = attn.qkv(block.norm1(x)).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
     q, k = attn.q_norm(q[:, :, :1]), attn.k_norm(k)
-    weights = (q * attn.scale @ k.transpose(-2, -1)).softmax(-1)[:, :, 0, encoder.prefix :]
+    logits = q * attn.scale @ k.transpose(-2, -1)
+    if isinstance(attn, RelativeAttention):
+        logits = logits + attn.bias()[:, :, :1]
+    weights = logits.softmax(-1)[:, :, 0, encoder.prefix :]
     h, w = (side // encoder.card.patch for side in images.shape[-2:])
     return weights.unflatten(-1, (h, w))
 

@@ -88,10 +88,13 @@ class RelativeAttention(Attention):
     grid: tuple[int, int] | None = None
     shared: Tensor | None = None
 
+    def bias(self) -> Tensor:
+        """What is added to the logits, [1, heads, 1 + h*w, 1 + h*w]"""
+        return relative_bias(self.relative_position_bias_table, self.grid) if self.shared is None else self.shared
+
     def forward(self, x: Tensor, attn_mask=None, is_causal: bool = False) -> Tensor:
         """x [B, 1 + h*w, D] -> the same shape"""
-        bias = self.shared if self.shared is not None else relative_bias(self.relative_position_bias_table, self.grid)
-        return super().forward(x, attn_mask=bias.to(x.dtype), is_causal=is_causal)
+        return super().forward(x, attn_mask=self.bias().to(x.dtype), is_causal=is_causal)
 
 
 class RotaryAttention(AttentionRope):

@@ -15,7 +15,9 @@ from torchvision.models import VisionTransformer
 from format_examples import families, format_example
 from layouts import PARITY, relative
 from selfpatch_bench.benchmarks import UserError, load
+from selfpatch_bench.benchmarks.backbones.build import encoder_for
 from selfpatch_bench.benchmarks.hub.open import open_checkpoint
+from selfpatch_bench.benchmarks.pictures.maps import attention
 from selfpatch_bench.benchmarks.results.collect import backbone_name
 from selfpatch_bench.pretrain.common.card import Card
 from selfpatch_bench.pretrain.common.weights import save_weights
@@ -113,6 +115,23 @@ def test_beit(shared, pooled, tmp_path):
     official[f"{homes[-1]}.relative_position_index"] = index.flip(0)
     with pytest.raises(UserError, match="orders relative positions in another way"):
         open_checkpoint(saved({"model": state | official}, tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["relative 4x4", "relative 4x4, shared"])
+def test_what_a_class_token_attends_to(kind):
+    """The map of its attention has the bias of relative positions: by the values that the attention itself weighs."""
+    card = Card("vit", 8, 24, 1, 2, pos=kind, pos_resize="window")
+    encoder, x = encoder_for(card), torch.randn(1, 3, 24, 40)
+    perturbed(encoder)
+    seen = {}
+    attn = encoder.vit.blocks[0].attn
+    attn.proj.register_forward_pre_hook(lambda module, inputs: seen.update(out=inputs[0]))
+    tokens = encoder.vit.blocks[0].norm1(encoder.embed(x))
+    attn(tokens)
+    values = attn.qkv(tokens).unflatten(-1, (3, 2, 12))[0, :, 2]
+    to_patches = attention(encoder, x).flatten(2)[0]
+    whole = torch.cat([1 - to_patches.sum(-1, keepdim=True), to_patches], -1)
+    assert relative(torch.einsum("hn,nhd->hd", whole, values).flatten(), seen["out"][0, 0]) < PARITY
 
 
 @pytest.mark.parametrize(
