@@ -307,15 +307,12 @@ def test_xcit(dim, patch, tmp_path):
     head = {"head.mlp.0.weight": torch.ones(2, dim)}
     tree = {"teacher": {f"backbone.{k}": v for k, v in state.items()} | head}
     tree["student"] = {f"module.backbone.{k}": v + 1 for k, v in state.items()} | head
-    for path in (
-        saved(state, tmp_path),
-        saved(tree, tmp_path, "full.pth"),
-        saved(network.state_dict(), tmp_path, "timm.pth"),
-    ):
+    trees = [state] if dim == 192 else [state, tree, network.state_dict()]
+    for path in [saved(tree, tmp_path, f"{i}.pth") for i, tree in enumerate(trees)]:
         encoder = load(path)
         assert encoder.card.tokens_norm == (dim == 192)
         for size in ((64, 64), (40, 72)):
-            x = torch.randn(2, 3, *size)
+            x = torch.randn(1, 3, *size)
             tokens = network.forward_features(x)
             found = encoder(x)
             assert relative(found.image, tokens[:, 0]) < PARITY
