@@ -1,11 +1,12 @@
-"""Checkpoint -> numbers -> tables. `load(path, **overrides)` gives an encoder.
+"""Checkpoint -> numbers -> tables. `load(path, **overrides)` gives an encoder, and so does `wrap(module, ...)`, of a
+network of one's own; `evaluate(encoder, tasks, data=...)` runs tasks.
 
 A task or format of one's own imports what it needs from here: Task, Metric, Flag, Data, Card, UserError.
 """
 
 from ..pretrain.common.moved import keep
 
-__all__ = ["Card", "Data", "Flag", "Metric", "Task", "UserError", "load"]
+__all__ = ["Card", "Data", "Flag", "Metric", "Task", "UserError", "evaluate", "load", "wrap"]
 
 
 def __getattr__(name):  # torch takes seconds to import, and the command line's help must not wait for it
@@ -13,6 +14,10 @@ def __getattr__(name):  # torch takes seconds to import, and the command line's 
         from . import tasks as home
     elif name == "load":
         from .hub import open as home
+    elif name == "wrap":
+        from .backbones import own as home
+    elif name == "evaluate":
+        from .run import in_memory as home
     elif name == "Data":
         from .datasets import base as home
     elif name == "Card":

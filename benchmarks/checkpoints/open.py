@@ -13,7 +13,7 @@ from ...pretrain.common.card import SIZE_RULES, Card, parse_field
 from ...pretrain.common.errors import UserError, naming, shorten
 from ...pretrain.common.shapes import shapes_of
 from ...pretrain.common.weights import check_fit, fingerprint
-from ..backbones.build import encoder_for, encoder_with
+from ..backbones.build import encoder_with, tried, wanted_shapes
 from ..backbones.encoder import Encoder
 from . import FORMATS, completeness, named, parts
 from .recognise import Reading, readings
@@ -94,8 +94,7 @@ def _check_shapes(path: Path, weights: Mapping[str, Tensor], card: Card) -> None
     """Names and shapes against the network that the card describes, which is built without memory."""
     try:
         completeness.check_blocks(card, weights)
-        with torch.device("meta"):
-            wanted = encoder_for(card).named_shapes()
+        wanted = wanted_shapes(card, weights)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # sizes that no layer can have
@@ -127,7 +126,7 @@ def _complete(reading: Reading, meta: dict, known: dict, overrides: dict) -> tup
     for key, value in known.items():
         if key not in ("format", "row", "name") and key not in facts:
             found[key], facts[key] = value, "zoo"
-    given = {k: v for k, v in overrides.items() if k != "heads" or own.family == "vit" or v == own.heads}
+    given = {k: v for k, v in overrides.items() if k != "heads" or own.family == "vit" or own.own or v == own.heads}
     if doubts := _doubts(own.override(found), facts, given):
         facts["warnings"] = "; ".join([*filter(None, [facts.get("warnings")]), *doubts])
     return own.override(found).override(given), facts | dict.fromkeys(given, "given"), why
@@ -192,7 +191,7 @@ def open_file(
     warnings = [*first.odd, *completeness.unusual(first.card)]
     said = "; ".join(warnings)  # of a converted file those of before come again
     warnings += [part for part in facts.pop("warnings", "").split("; ") if part not in said]
-    if full.family != "vit" and overrides.get("heads", full.heads) != full.heads:
+    if full.family != "vit" and not full.own and overrides.get("heads", full.heads) != full.heads:
         kept = f"those of the weights are used: {full.heads}" if full.heads else "it has none"
         warnings.append(f"--heads {overrides.pop('heads')} is not for a {full.family}; {kept}")
     if full.family == "vit" and full.heads and full.dim % full.heads:
@@ -200,6 +199,7 @@ def open_file(
     _check_shapes(path, first.weights, full if full.heads or full.family != "vit" else full.override({"heads": 1}))
     with naming(path):
         named.check_same(full, meta)
+        full = tried(full, first.weights)
     if first.network or weights == "ema":
         facts["weights"] = first.network or weights
     if part:

@@ -15,6 +15,7 @@ from ...pretrain.common.card import Card
 from ...pretrain.common.errors import UserError, shorten
 from ...pretrain.common.plugins import Plugin
 from ...pretrain.common.weights import names
+from ..backbones.networks import BACKBONES
 from . import FORMATS, completeness, foreign, parts
 from .state import SAME, Mismatch, State
 
@@ -109,6 +110,8 @@ def readings(path: Path, state: State, meta: dict, format: str | None, given: Ma
     failed = "".join(f"; {text}" for text in broken.values())
     what = foreign.described(state, meta) or parts.described(whole, knowing)
     what = what or "`selfpatch ls formats` lists those that are known"
+    if own := ", ".join(name for name, plugin in candidates.items() if plugin.kind is BACKBONES):
+        what += f"; is it a network of your own? give --format ({own})"
     raise UserError(f"{path}: no format knows these {len(state)} tensors ({shown}); {what}{failed}")
 
 

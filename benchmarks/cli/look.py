@@ -84,10 +84,10 @@ def zoo(
 
 
 def ls(
-    thing: Annotated[str, typer.Argument(metavar="tasks|formats|recipes|ablations|records|published")],
+    thing: Annotated[str, typer.Argument(metavar="tasks|formats|backbones|recipes|ablations|records|published")],
     out: Out = Path("results"),
 ):
-    """List tasks, checkpoint formats, pretraining recipes, records or published tables, and where each comes from.
+    """List tasks, checkpoint formats, networks of your own, recipes, records or published tables, and their places.
 
     Examples:
 

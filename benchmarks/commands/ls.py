@@ -6,10 +6,11 @@ from ...pretrain.ablations import ABLATIONS
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.plugins import Kind
 from ...pretrain.recipes import RECIPES
+from ..backbones.networks import BACKBONES
 from ..checkpoints import FORMATS
 from ..tasks import _registry
 
-PLUGINS = {"formats": FORMATS, "recipes": RECIPES, "ablations": ABLATIONS}
+PLUGINS = {"formats": FORMATS, "backbones": BACKBONES, "recipes": RECIPES, "ablations": ABLATIONS}
 THINGS = ("tasks", *PLUGINS, "records", "published")
 
 

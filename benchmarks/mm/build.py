@@ -23,7 +23,7 @@ from . import (
 )
 from .evaluation import metrics  # noqa: F401 (as above)
 from .keys import check_values, for_record, override, walk
-from .recipe import BLOCKS, Recipe, blocks_of, check_blocks, parse, read
+from .recipe import BLOCKS, STRIDES, Recipe, blocks_of, check_blocks, own_blocks, parse, read
 from .training import Training
 
 # mmengine looks for `mmseg::` in a distribution called mmsegmentation; the maintained fork's has another name.
@@ -48,9 +48,9 @@ KEPT = (
     *("default_scope", "find_unused_parameters"),
 )
 # mm's own evaluators round, or only print, what a record keeps: ours (evaluation/metrics.py) take their place.
+PATCHES = (8, 14, 16)  # strides whose maps are brought to 4 to 32 (backbones.vit.rescale_layers)
 EVALUATORS = {"CocoMetric": "coco", "FasterCocoMetric": "coco", "IoUMetric": "ade20k"}
 OURS = {"coco": "SelfpatchCocoMetric", "ade20k": "SelfpatchIoUMetric"}
-STRIDES = (4, 8, 16, 32)
 
 
 def config(training: Training, card: Card, world: int, device: str) -> tuple[Config, dict]:
@@ -98,6 +98,8 @@ def config(training: Training, card: Card, world: int, device: str) -> tuple[Con
         effective |= {"heads": card.heads, "pos_rule": _positions(cfg, card), "blocks": cfg.model.backbone.blocks}
     if warmup is not None:  # not the recipe's: shortened to the run
         effective["warmup"] = warmup
+    if card.own:
+        effective["blocks"] = cfg.model.backbone.blocks
     effective["config"] = protocol
     _finish(cfg, training)
     return cfg, json.loads(json.dumps(effective))
@@ -115,8 +117,10 @@ def _card(recipe: Recipe, card: Card) -> Card:
     return card
 
 
-def widths(card: Card) -> tuple[int, ...]:
-    """Channels of the backbone's four maps."""
+def widths(card: Card, blocks: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """Channels of the backbone's four maps. blocks: of a user's own network."""
+    if card.own:
+        return tuple(card.widths[block] for block in blocks)
     if card.family == "vit":
         return (card.dim,) * 4
     return tuple(card.dim << i for i in range(4)) if card.family == "swin" else tuple(card.widths)
@@ -132,19 +136,21 @@ def strides(card: Card, rescale: bool) -> tuple[float, ...]:
 
 def _network(cfg: Config, recipe: Recipe, card: Card, own: dict, export: str) -> None:
     """Card, weights, blocks and positions into the backbone; widths and strides of its maps into what follows it."""
+    if card.own:
+        _own_network(cfg, recipe, card, own)
     net, model = cfg.model.backbone, cfg.model
     net.card, net.weights = card.as_dict(), export
     net.with_cp = own.get("with_cp", net.get("with_cp", False))
     for key in ("blocks", "pos_resize"):
-        if key in own and recipe.family != "vit":
+        if key in own and recipe.family != "vit" and not (card.own and key == "blocks"):
             raise UserError(f"{key}={own[key]}: of a ViT only; {recipe.name} takes a {recipe.family}")
-    if recipe.family == "vit":
+    if recipe.family == "vit" and not card.own:
         blocks = own.get("blocks") or blocks_of(recipe.blocks or BLOCKS, card.depth)
         net.blocks = check_blocks(blocks, card.depth)
         # rotary positions follow from the picture's size, and tables of relative ones have a rule of their own
         net.pos_resize = own.get("pos_resize", recipe.pos_resize if card.absolute else None)
         _set_strides(model, strides(card, net.get("rescale", True)))
-    channels = list(widths(card))
+    channels = list(widths(card, net.get("blocks", ())))
     for part in (model.get("neck"), model.get("decode_head")):
         if part is not None and part.get("in_channels", 0) is None:
             part.in_channels = channels
@@ -153,6 +159,30 @@ def _network(cfg: Config, recipe: Recipe, card: Card, own: dict, export: str) ->
         auxiliary.in_channels = channels[auxiliary.in_index]
     model.data_preprocessor.mean = [round(255 * v, 6) for v in card.mean]
     model.data_preprocessor.std = [round(255 * v, 6) for v in card.std]
+
+
+def _own_network(cfg: Config, recipe: Recipe, card: Card, own: dict) -> None:
+    """A user's network in the place of the recipe's, whose settings (frozen stages, drop path) it does not have."""
+    if own.get("with_cp"):
+        raise UserError(f"with_cp=true: {card.family} is a network of your own, whose parts are not known here")
+    if "pos_resize" in own:
+        raise UserError(f"pos_resize={own['pos_resize']}: {card.family}, a network of your own, sees to its positions")
+    if cfg.optim_wrapper.get("constructor") == "LayerDecay":
+        raise UserError(
+            f"{recipe.name}: its learning rates go by a ViT's blocks; {card.family} is a network of your own"
+        )
+    blocks = own_blocks(recipe, card, own.get("blocks"))
+    if blocks is None:
+        have = ", ".join(f"{stride} (block {block})" for block, stride in enumerate(card.strides))
+        wanted = "one stride and width" if recipe.family == "vit" else "strides 4, 8, 16 and 32"
+        raise UserError(f"{recipe.name} takes four maps of {wanted}; those of {card.family}: {have}")
+    rescale = recipe.family == "vit" and cfg.model.backbone.get("rescale", True)
+    stride = card.strides[blocks[0]]
+    if rescale and stride not in PATCHES:
+        raise UserError(f"{recipe.name}: maps of stride {stride} are not rescaled; those of {PATCHES} are")
+    if rescale and stride not in (8, 16):
+        _set_strides(cfg.model, tuple(s * stride / 16 for s in STRIDES))
+    cfg.model.backbone = ConfigDict(type="OwnNetwork", blocks=blocks, rescale=rescale, norm_cfg={"type": "SyncBN"})
 
 
 def _set_strides(model: ConfigDict, found: tuple[float, ...]) -> None:

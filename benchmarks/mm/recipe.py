@@ -24,6 +24,7 @@ from ..tasks._registry import RECIPES
 FAMILIES = ("vit", "swin", "resnet")
 BLOCKS = (3, 5, 7, 11)  # of a ViT of 12, whose outputs the heads take where a recipe says nothing
 AMP = ("off", "fp16", "bf16")
+STRIDES = (4, 8, 16, 32)  # of the maps that the heads are made for
 # Of each kind of data set: what its evaluator gives, and so a recipe's metrics unless it names fewer.
 METRICS = {
     "coco": tuple(f"AP_{of}{end}" for of in ("bb", "mk") for end in ("", "_50", "_75", "_s", "_m", "_l")),
@@ -188,18 +189,41 @@ def check_blocks(blocks: Iterable[int], depth: int) -> tuple[int, ...]:
     return blocks
 
 
-def check_family(recipe: Recipe, card: Card) -> None:
-    """Raises UserError, naming the recipes for it, when the card is of another family than the recipe takes."""
-    if card.family == recipe.family:
+def check_family(recipe: Recipe, card: Card, blocks: tuple[int, ...] | None = None) -> None:
+    """Raises UserError, naming the recipes for it, when the card is of another family than the recipe takes. A user's
+    own network goes by the strides of its maps: of one, as a ViT; of 4, 8, 16 and 32, as a ResNet or Swin. blocks:
+    those given."""
+    if card.family == recipe.family or (card.own and own_blocks(recipe, card, blocks)):
         return
     others = []
     for plugin in RECIPES.scan().values():
         with contextlib.suppress(UserError):  # a broken recipe of the user's is no candidate
             others.append(read(plugin.path))
-    fit = [r.name for r in others if (r.family, r.dataset) == (card.family, recipe.dataset)]
+    others = [r for r in others if r.dataset == recipe.dataset]
+    fit = [r.name for r in others if (own_blocks(r, card) if card.own else r.family == card.family)]
     fit = get_close_matches(recipe.name, fit, len(fit) or 1, 0)  # the most alike first
     use = f"use --task {' or '.join(fit)}" if fit else f"there is no {recipe.dataset} recipe for it"
-    raise UserError(f"{recipe.name} takes a {recipe.family}, and this checkpoint is a {card.family}: {use}")
+    this = f"this checkpoint is a {card.family}"
+    this += f", with maps of strides {', '.join(map(str, card.strides))}" if card.own else ""
+    raise UserError(f"{recipe.name} takes a {recipe.family}, and {this}: {use}")
+
+
+def own_blocks(recipe: Recipe, card: Card, blocks: tuple[int, ...] | None = None) -> tuple[int, ...] | None:
+    """The blocks of a user's own network whose maps the recipe's heads take; None where they are none for them.
+
+    Of a recipe for a ResNet or Swin the last of each of strides 4, 8, 16 and 32; of one for a ViT the recipe's own, all
+    of one stride and width. blocks: those given; UserError for ones that it does not have.
+    """
+    count = len(card.strides)
+    if recipe.heads:  # is about attention heads
+        return None
+    if recipe.family == "vit":
+        blocks = check_blocks(blocks or blocks_of(recipe.blocks or BLOCKS, count), count)
+        return blocks if len({(card.strides[b], card.widths[b]) for b in blocks}) == 1 else None
+    last = {stride: block for block, stride in enumerate(card.strides)}
+    blocks = blocks or tuple(last[stride] for stride in STRIDES if stride in last)
+    fits = len(blocks) == 4 and [card.strides[b] for b in check_blocks(blocks, count)] == [*STRIDES]
+    return blocks if fits else None
 
 
 def parse(overrides: Iterable[str]) -> tuple[dict, dict]:

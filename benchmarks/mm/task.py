@@ -116,8 +116,8 @@ class MMTask(Task):
     def check_card(self, values: Protocol, card: dict) -> None:
         """A family that the recipe takes, and blocks that the network has."""
         card = Card.from_dict(card)
-        recipe.check_family(self.recipe, card)
         own, _ = recipe.parse(f"{k}={v}" for k, v in values.overrides.items())
+        recipe.check_family(self.recipe, card, own.get("blocks"))
         if card.family == "vit" and "blocks" in own:
             recipe.check_blocks(own["blocks"], card.depth)
 

@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Model:
-    """The network; of masks that were only scored: name, fingerprint and row alone, under the format `masks`."""
+    """The network; of masks that were only scored: name, fingerprint and row alone, under the format `masks`. That of
+    an encoder which Python handed in is `in memory`."""
 
     name: str
     fingerprint: str

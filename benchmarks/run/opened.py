@@ -1,9 +1,11 @@
 """The checkpoints of a command. Each is opened, recognised and hashed once, however many tasks and seeds it runs for.
+Or the network that Python hands in.
 
 The plan opens all of them, to know that each will run. Their weights stay in memory until they are evaluated, up to
 KEEP bytes in all; those beyond are freed, and their files opened once more for their evaluations.
 """
 
+import copy
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -77,6 +79,44 @@ class Opened:
         self.checkpoint = None
 
 
+class InMemory:
+    """An encoder that Python has already (`load`, `wrap`), in the place of an `Opened`, and of the entry of a list.
+
+    name: in tables; else the encoder's own. Its weights are hashed anew: they may be others than when it was made.
+    """
+
+    kept, where, nbytes = True, "", 0
+
+    def __init__(self, encoder, name: str | None = None, row: str | None = None):
+        from ...pretrain.common.weights import fingerprint
+        from ..checkpoints.open import look_untrained
+
+        self.encoder, self.asked = encoder, self
+        self.name = name or encoder.name or encoder.card.family
+        self.path, self.given = Path(self.name), given_labels(name, row)
+        own = {k.removeprefix(f"{encoder.network}."): v for k, v in encoder.state_dict().items()}
+        weights = {k: own[k] for k in encoder.named_shapes()}
+        untrained = look_untrained({k: v.cpu() for k, v in weights.items()})
+        self.doubts = [f"the weights look untrained: {untrained}"] if untrained else []
+        self.model = Model(
+            self.name,
+            fingerprint(weights),
+            encoder.card.as_dict(),
+            format="in memory",
+            row=row,
+            accounting=encoder.accounting,
+        )
+
+    def network(self, device: str):
+        """A copy of it, which a task may change."""
+        encoder = copy.deepcopy(self.encoder).eval().to(device)
+        encoder.fingerprint = self.model.fingerprint
+        return encoder
+
+    def let_go(self) -> None:
+        """The caller of Python has it."""
+
+
 def stamp(path: Path) -> tuple:
     """What changes with the content of a file, or of any file of a folder or beside an index of shards: inode, size and
     times. () for what is not there, and for a name of a hub."""
@@ -94,9 +134,11 @@ def given_labels(name: str | None, row: str | None) -> dict[str, str]:
     return {k: v for k, v in (("name", name), ("row", row)) if v}
 
 
-def describe(model: Path | Entry, options) -> Opened:
-    """Open a checkpoint. options: how, for one that was given by hand. Raises UserError, naming the entry, for one that
-    no task could run."""
+def describe(model: Path | Entry | InMemory, options) -> Opened | InMemory:
+    """Open a checkpoint, unless its network is in memory. options: how, for one that was given by hand. Raises
+    UserError, naming the entry, for one that no task could run."""
+    if isinstance(model, InMemory):
+        return model
     if not isinstance(model, Entry):
         model = Entry(
             model, options.name, options.format, options.card, options.weights, options.row, part=options.part

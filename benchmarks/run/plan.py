@@ -13,7 +13,7 @@ from ..tasks import Task, TaskConfig, make_key
 from ..tasks._registry import check_flags, get_task
 from ..tasks._registry import tasks as all_tasks
 from .models import Entry, read_models
-from .opened import Opened, describe, given_labels, hold
+from .opened import InMemory, Opened, describe, given_labels, hold
 from .options import Options
 
 
@@ -22,7 +22,7 @@ class Evaluation:
     """One result to be made. opened: None where masks are scored. given: name and row, as far as the user gave them."""
 
     model: Model
-    opened: Opened | None
+    opened: Opened | InMemory | None
     given: dict[str, str]
     task: Task
     cfg: TaskConfig
@@ -91,7 +91,7 @@ def expand(models: list[Path | Entry], every: int | None = None) -> list[Path | 
     """
     files, runs = [], 0
     for model in models:
-        path = model.path if isinstance(model, Entry) else model
+        path = model if isinstance(model, Path) else model.path
         if not ((path / "config.yaml").is_file() and (path / "checkpoints").is_dir()):
             files.append(model)
             continue
@@ -105,7 +105,9 @@ def expand(models: list[Path | Entry], every: int | None = None) -> list[Path | 
     return files
 
 
-def plan(models: list[Path | Entry], tasks: list[str], options: Options, here: bool = True) -> list[Evaluation]:
+def plan(
+    models: list[Path | Entry | InMemory], tasks: list[str], options: Options, here: bool = True
+) -> list[Evaluation]:
     """Every evaluation, after every check that can be made before the work. Raises UserError at the first thing wrong.
 
     here: the work is for this machine, not for one that Slurm will choose.
@@ -123,6 +125,7 @@ def plan(models: list[Path | Entry], tasks: list[str], options: Options, here: b
     if here:
         check_gpus(options.own.get("gpus", 1), options.device)
     protocols = parse(chosen, options)
+    _check_in_memory(models, chosen)
     models = expand(models, options.every)
     _check_alone(models, chosen, options)
     described = hold((describe(model, options) for model in models), options.rank)
@@ -187,6 +190,17 @@ def _masks(cfg: TaskConfig, options: Options) -> tuple[Model, None, dict[str, st
     name = options.name or f"{path.parent.name}/{path.name}"
     model = Model(name, cfg.data.content.results_fingerprint, row=options.row, format="masks")
     return model, None, given_labels(options.name, options.row)
+
+
+def _check_in_memory(models: list, tasks: Mapping[str, Task]) -> None:
+    """A network in memory cannot be handed to a task's own processes."""
+    alone = [task.title for task in tasks.values() if "encoder" not in task.takes]
+    for one in models if alone else ():
+        if isinstance(one, InMemory):
+            raise UserError(
+                f"{', '.join(alone)}: takes a checkpoint, which its processes read; of {one.name} make a plug-in "
+                f"(backbones/{one.encoder.card.family}.py) and give the file of its weights"
+            )
 
 
 def _check_alone(models: list[Path | Entry], tasks: Mapping, options: Options) -> None:

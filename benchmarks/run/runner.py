@@ -22,6 +22,7 @@ from ..environment import environment, peak_memory
 from ..results import labels, record
 from ..results.record import DataSet, Protocol, Record
 from ..tasks import Crash
+from .opened import InMemory
 from .options import Options
 from .plan import Evaluation, gather, plan, seeds_of
 
@@ -189,6 +190,8 @@ def _subject(evaluation: Evaluation, console: Console, last: bool):
         return None
     from ..checkpoints.open import build
 
+    if isinstance(evaluation.opened, InMemory):
+        return evaluation.opened.network(evaluation.cfg.device)
     name, checkpoint = evaluation.model.name, evaluation.opened.take(last)
     console.print(f"{name}: {checkpoint.reading.format}, {checkpoint.accounting}")
     if checkpoint.assumed:

@@ -22,11 +22,20 @@ STAGE = 2  # layer3 of a ResNet, stage 3 of a Swin: stride 16, like the patches 
 AHEAD = 4  # frames that are read while the network is busy
 
 
+def usual_stage(card) -> int:
+    """The stage whose map the protocol takes of a network with stages; of a user's own, the last map of a stride of at
+    most 16, or of the smallest it has."""
+    if not card.own:
+        return STAGE
+    most = max(16, min(card.strides))
+    return max(i for i, stride in enumerate(card.strides) if stride <= most)
+
+
 def feature_map(encoder, block: int) -> tuple[int, int]:
     """The protocol's `block` -> (number of the block or stage, stride of its map)."""
     if not encoder.card.staged:
         return encoder.resolve([block])[0], encoder.card.patch
-    stage = encoder.resolve([STAGE if block == -1 else block])[0]
+    stage = encoder.resolve([usual_stage(encoder.card) if block == -1 else block])[0]
     return stage, encoder.strides[stage]
 
 

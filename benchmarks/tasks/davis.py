@@ -38,7 +38,7 @@ class Protocol:
     size: shorter side in pixels; the longer one keeps the ratio, rounded down to a multiple of `multiple`.
     radius: of the square window, in patches; None: the whole frame. topk: context patches that count.
     temperature: of the cosine. context: previous frames beside the first. block: whose tokens, negative from the end;
-    of a ResNet or Swin the stage, 0 to 3, and -1 is the protocol's own.
+    of a ResNet or Swin the stage, 0 to 3, and -1 is the protocol's own (of a user's network, _video.usual_stage).
     mean, std: None: the card's (and red 0.228 for ImageNet's). bound: of F, part of the diagonal.
     frames: only the first so many of each sequence. precision: of the network, float32 or bf16.
     """
@@ -70,7 +70,7 @@ class Davis(Task):
     def check_card(self, values: Protocol, card: dict) -> None:
         """A block that the network has, and frames of at least a patch."""
         card, block = Card.from_dict(card), values.block
-        unit, count = ("block", card.depth) if not card.staged else ("stage", len(card.depths or card.blocks))
+        unit, count = ("block", card.depth) if not card.staged else ("stage", _stages(card))
         if not -count <= block < count:
             near = min(max(block, -count), count - 1)
             raise UserError(
@@ -137,9 +137,14 @@ def _patch(card: Card, block: int) -> int:
     """The stride in pixels of the map that `block` names."""
     if not card.staged:
         return card.patch
-    from ._video import STAGE
+    from ._video import usual_stage
 
-    return (card.patch or 4) << (STAGE if block == -1 else block % len(card.depths or card.blocks))
+    stage = usual_stage(card) if block == -1 else block % _stages(card)
+    return card.strides[stage] if card.own else (card.patch or 4) << stage
+
+
+def _stages(card: Card) -> int:
+    return len(card.strides if card.own else card.depths or card.blocks)
 
 
 def score(prediction: np.ndarray | Path, sequence: Sequence, i: int, bound: float) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ all of it, one field for every fact that changes a feature; it is stored in ever
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 from .errors import UserError, shorten
 from .ranges import bounded, check_value, one_of
@@ -41,6 +41,10 @@ BLOCKS = ("bottleneck, stride on the 3x3", "bottleneck, stride on the 1x1", "bas
 # What becomes of an image whose sides are not multiples of patch x window x 2^(stages - 1), 224 for Swin-T: the
 # official pretraining code refuses it, so the rule is not the format's but that of Swin's detection code (swin.py).
 SIZE_RULES = {"padded": "zeros at the bottom and right, to whole patches and in each block to whole windows (assumed)"}
+# Fields of a network of a user's own, whose family is its name (benchmarks/backbones/networks.py): those that it must
+# have, and those that it may have.
+OWN = ("strides", "widths")
+OWN_MORE = ("patch", "dim", "depth", "heads", "window", "depths", "blocks", "groups", "base_width", "probe")
 # Each family's fields beside family, mean and std.
 FAMILIES = {
     "vit": (
@@ -87,10 +91,13 @@ class Card:
     XCiT: cls_depth: blocks of class attention; tokens_norm: do they norm the patches too? ConvNeXt: depths and widths
     of each stage; response_norm: has it ConvNeXt V2's global response norms?
 
+    A network of a user's own: family is its name; strides (pixels) and widths (channels) are those of each block's map;
+    probe: hash of what it gives for a drawn picture, to two digits, so that with other code it is another network.
+
     Raises UserError for a family without all that it needs.
     """
 
-    family: str = field(metadata={"words": tuple(FAMILIES)})
+    family: str
     patch: int | None = bounded(None, at_least=1, at_most=1024)
     dim: int | None = bounded(None, at_least=1, at_most=MAX_WIDTH)
     depth: int | None = bounded(None, at_least=1, at_most=MAX_BLOCKS)
@@ -127,8 +134,18 @@ class Card:
     response_norm: bool | None = None
     inner_norms: str | None = one_of(None, "none", "mlp", "attention", "mlp and attention")
     rope_grid: int | None = bounded(None, at_least=1, at_most=1024)
+    strides: tuple[int, ...] | None = bounded(None, at_least=1, at_most=256)
+    probe: str | None = None
 
     def __post_init__(self):
+        if self.own:
+            for key in ("readout", "pos"):
+                object.__setattr__(self, key, "own")
+            object.__setattr__(self, "class_token", False)
+            if lacking := [key for key in OWN if getattr(self, key) is None]:
+                raise UserError(f"the card of {self.family} lacks {', '.join(lacking)}")
+            if len(self.strides) != len(self.widths):
+                raise UserError(f"{len(self.strides)} strides and {len(self.widths)} widths: one of each for a block")
         if self.family in ("resnet", "convnext"):  # none of these has one, and their cards do not speak of it
             object.__setattr__(self, "class_token", False)
         if self.family == "vit" and not isinstance(self.heads, int | None):
@@ -140,8 +157,15 @@ class Card:
             raise UserError(f"a card of family {self.family} lacks {', '.join(lacking)}")
 
     @property
+    def own(self) -> bool:
+        """Is it of a network of a user's own?"""
+        return self.family not in FAMILIES
+
+    @property
     def size(self) -> str:
         """The network's size in a few words, for messages."""
+        if self.own:
+            return f"{self.family}, maps {'/'.join(map(str, self.widths))} wide"
         stages = {"resnet": (self.blocks, self.widths), "swin": (self.depths, (self.dim,))}
         stages = (stages | {"convnext": (self.depths, self.widths)}).get(self.family)
         if stages is None:
@@ -166,6 +190,9 @@ class Card:
 
     def as_dict(self) -> dict:
         """Plain types, for JSON: the fields of the card's family."""
+        if self.own:
+            fields_of = (*("family", "mean", "std"), *OWN, *(k for k in OWN_MORE if getattr(self, k) is not None))
+            return {k: list(v) if isinstance(v := getattr(self, k), tuple) else v for k in fields_of}
         keep = {"family", "mean", "std", *FAMILIES[self.family]}
         keep -= {key for key, value in UNSAID.items() if getattr(self, key) == value}
         keep |= {"readout"} if self.readout == "class_attention" else set()  # else a Swin's: the mean of the last map
@@ -179,7 +206,7 @@ class Card:
 
     def override(self, values: Mapping[str, object]) -> "Card":
         """A card with some fields replaced; texts are converted. Raises UserError for a bad value or unknown field."""
-        own = (*FAMILIES[self.family], "mean", "std")
+        own = (*FAMILIES.get(self.family, (*OWN, *OWN_MORE)), "mean", "std")
         for key in values:
             if key in FIELDS and key not in own:
                 raise UserError(f"the card of a {self.family} has no field {key}; there are: {', '.join(own)}")
@@ -187,6 +214,7 @@ class Card:
 
 
 FIELDS = {f.name: f for f in fields(Card)}
+NAMES = {"family": r"[A-Za-z]\w{0,63}", "probe": r"[0-9a-f]{1,64}"}
 WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -215,12 +243,12 @@ def _convert(key: str, value):
         valid = len(parsed) == 3
     elif wanted.startswith("tuple") or (key == "heads" and isinstance(value, (list, tuple))):  # one for each stage
         parsed = tuple(int(str(v)) for v in _listed(value))
-        valid = 1 <= len(parsed) <= 16
+        valid = 1 <= len(parsed) <= (MAX_BLOCKS if key in OWN else 16)
     else:
         cls = next(cls for cls in (bool, int, float, str) if cls.__name__ in wanted)
         parsed = WORDS[str(value).lower()] if cls is bool else cls(value if cls is float else str(value))
         valid = key != "pos" or re.fullmatch(r"rotary(, stored)?|\w+ (\d{1,4})x\2(, stored|, shared)?", parsed)
-    if not valid:
+    if not valid or (key in NAMES and not re.fullmatch(NAMES[key], parsed)):
         raise ValueError
     return parsed
 

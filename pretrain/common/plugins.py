@@ -19,12 +19,12 @@ from .errors import UserError
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of plug-in. name: its sub-folder in a user's folder. folder: of our own files. package: the import
-    package that `folder` is; None for files that are not imported. suffix: of the files that count. read: what makes
-    `Plugin.module` of a file that is not to be imported."""
+    """One kind of plug-in. name: its sub-folder in a user's folder. folder: of our own files; None where all are
+    users'. package: the import package that `folder` is; None for files that are not imported. suffix: of the files
+    that count. read: what makes `Plugin.module` of a file, where that is not the imported module."""
 
     name: str
-    folder: Path
+    folder: Path | None
     package: str | None = None
     suffix: str = ".py"
     read: Callable[[Path], object] | None = None
@@ -33,7 +33,7 @@ class Kind:
         """All plug-ins of the kind by name, sorted. Raises UserError when two files share a name."""
         found: dict[str, Plugin] = {}
         for base in (self.folder, *(f / self.name for f in plugin_folders())):
-            for path in sorted(base.glob(f"*{self.suffix}")) if base.is_dir() else []:
+            for path in sorted(base.glob(f"*{self.suffix}")) if base and base.is_dir() else []:
                 if path.stem.startswith("_"):
                     continue
                 if path.stem in found:
@@ -71,7 +71,7 @@ class Plugin:
                 return self.kind.read(self.path)
             if self.ours:
                 return importlib.import_module(f"{self.kind.package}.{self.name}")
-            return _import_file(self.path, f"{self.kind.name}_{self.name}")
+            return import_file(self.path, f"{self.kind.name}_{self.name}")
         except Exception as error:
             if self.kind.read and isinstance(error, UserError):  # says more than that an import failed
                 raise
@@ -92,7 +92,7 @@ class Plugin:
         return "built in" if self.ours else str(self.path.parent)
 
 
-def _import_file(path: Path, name: str):
+def import_file(path: Path, name: str):
     """A user's file as a module of its own name, the same in every process."""
     label = f"{__package__.partition('.')[0]}.plugins_{name}_{zlib.crc32(os.fsencode(path)):x}"
     spec = importlib.util.spec_from_file_location(label, path)

@@ -22,12 +22,14 @@ import pytest
 import torch
 from rich.console import Console
 
+import own_network
 import warm
 from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.commands.demo_full import SMALL_ADE, SMALL_COCO, SMALL_FPN
 from selfpatch_bench.benchmarks.mm import processes, training
 from selfpatch_bench.benchmarks.mm import task as mm_task
 from selfpatch_bench.benchmarks.results import record
+from selfpatch_bench.benchmarks.run.models import Entry
 from selfpatch_bench.benchmarks.run.runner import Options, plan, run
 from selfpatch_bench.benchmarks.synthetic.small_sets import make_ade20k, make_coco
 from selfpatch_bench.benchmarks.tasks._registry import RECIPES
@@ -406,3 +408,22 @@ def test_killed_and_interrupted_it_goes_on_to_the_same_numbers(place, started):
     assert found.metrics == whole.metrics
     assert found.parts == whole.parts
     assert found.key == whole.key
+
+
+def test_a_network_of_a_users_own_is_trained_by_its_plug_in(place):
+    """The README's, in a recipe made for a ResNet: built in the training's process, all of its weights learn but those
+    after the last map."""
+    module = own_network.trained(own_network.plug_in(place / "plugins"))
+    file = own_network.save(module, place / "own.pth")
+    values = [v for v in FIT_ADE if not v.startswith(("warmup=", "model.backbone."))]
+    entry = Entry(file, name="own", format=own_network.NAME)
+    status, (job,) = go(place, ["ade20k_semfpn_r50_40k"], [*values, "iterations=2"], model=entry)
+    assert status == 0, record_errors(place)
+    effective = result(place, job).protocol.effective
+    assert effective["accounting"] == "34/34 tensors loaded, 2 not used by the maps and not trained"
+    assert (effective["blocks"], effective["norm"]) == ([0, 1, 2, 3], "BN")
+    assert effective["config"]["model"]["neck"]["in_channels"] == [16, 32, 64, 128]
+    found = weights_of(folder_of(place, job))["model"]
+    own = {k.removeprefix("backbone.module."): v for k, v in found.items() if k.startswith("backbone.module.")}
+    same = [k for k, v in module.state_dict().items() if torch.equal(v, own[k])]
+    assert same == ["norm.weight", "norm.bias"]

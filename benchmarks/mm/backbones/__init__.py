@@ -2,6 +2,7 @@
 
 from .base import Backbone
 from .conv import TimmResNet, TimmSwin
+from .own import OwnNetwork
 from .vit import TimmViT
 
-__all__ = ["Backbone", "TimmResNet", "TimmSwin", "TimmViT"]
+__all__ = ["Backbone", "OwnNetwork", "TimmResNet", "TimmSwin", "TimmViT"]
