@@ -46,20 +46,29 @@ def _resnet(card: Card, kwargs: dict) -> ResNet:
         channels=tuple(width // block.expansion for width in card.widths),
         cardinality=card.groups or 1,
         base_width=card.base_width or 64,
+        avg_down=bool(card.avg_down),
         **options,
     )
-    if card.stem_channels != 64:
-        _restem(net, card.stem_channels, options["norm_layer"])
+    if card.stem_channels != 64 or card.stem_widths:
+        _restem(net, card, options["norm_layer"])
     if card.block == "bottleneck, stride on the 1x1":
         for layer in (net.layer2, net.layer3, net.layer4):
             layer[0].conv1.stride, layer[0].conv2.stride = (2, 2), (1, 1)
     return net
 
 
-def _restem(net: ResNet, channels: int, norm_layer) -> None:
-    """Another width of the stem than timm's 64 (SwAV's wider ResNets): the layers that touch it are made anew."""
-    first = net.layer1[0]
+def _restem(net: ResNet, card: Card, norm_layer) -> None:
+    """Another stem than a 7x7 convolution of 64 channels: it and the layers that touch it are made anew. Raises
+    UserError for other than two widths of a deep one."""
+    first, channels = net.layer1[0], card.stem_channels
     net.conv1 = nn.Conv2d(3, channels, 7, 2, 3, bias=False)
+    if card.stem_widths:
+        if len(card.stem_widths) != 2:
+            raise UserError(f"stem_widths={card.stem_widths}: a deep stem has two before its last convolution")
+        one, two = card.stem_widths
+        layers = [nn.Conv2d(3, one, 3, 2, 1, bias=False), norm_layer(one), nn.ReLU(inplace=True)]
+        layers += [nn.Conv2d(one, two, 3, 1, 1, bias=False), norm_layer(two), nn.ReLU(inplace=True)]
+        net.conv1 = nn.Sequential(*layers, nn.Conv2d(two, channels, 3, 1, 1, bias=False))
     net.bn1 = norm_layer(channels)
     inner = first.conv1
     size, padding = inner.kernel_size, inner.padding
@@ -67,7 +76,8 @@ def _restem(net: ResNet, channels: int, norm_layer) -> None:
     out = (first.conv3 if isinstance(first, Bottleneck) else first.conv2).out_channels
     first.downsample = None
     if channels != out:
-        first.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, bias=False), norm_layer(out))
+        pool = [nn.Identity()] if card.avg_down else []
+        first.downsample = nn.Sequential(*pool, nn.Conv2d(channels, out, 1, bias=False), norm_layer(out))
 
 
 class ConvEncoder(FrozenEncoder):

@@ -42,6 +42,7 @@ STRUCTURE = (
     *("patch", "dim", "depth", "class_token", "final_norm", "registers", "layer_scale", "pos", "mlp_ratio"),
     *("qkv_bias", "act", "readout", "window", "depths", "patch_norm", "absolute_pos", "block", "blocks"),
     *("stem_channels", "widths", "groups", "base_width", "cls_depth", "response_norm", "inner_norms"),
+    *("stem_widths", "avg_down"),
 )
 
 

@@ -8,26 +8,32 @@ import torch
 
 from ...pretrain.common.card import MAX_WINDOW, Card
 from ...pretrain.common.errors import UserError
-from ...pretrain.common.shapes import resnet_card, shapes_of, swin_card
+from ...pretrain.common.shapes import DEEP_STEM, resnet_card, shapes_of, swin_card
 from ..checkpoints.state import BARE
 from . import IMAGENET, alone, and_alone, below, drop, prefix_of, under  # noqa: F401  (with the rest of what these formats need)
 
 RESNET = {"conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight", "layer4.0.conv1.weight"}
+DEEP_RESNET = {*DEEP_STEM, *RESNET} - {"conv1.weight"}  # timm's names of a stem of three convolutions
 SWIN = {
     "patch_embed.proj.weight",
     "layers.0.blocks.0.attn.relative_position_bias_table",
     "layers.1.blocks.0.mlp.fc1.bias",
 }
-is_resnet, is_swin = RESNET.issubset, SWIN.issubset  # do the names hold one?
+is_resnet, is_swin = RESNET.issubset, SWIN.issubset  # do the names hold one? a ResNet: of the plain stem
 RESNET_PARTS = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
 SWIN_PARTS = ("patch_embed.", "layers.", "norm.", "absolute_pos_embed")
 COUNTER = "num_batches_tracked"  # of batch norm: how many batches its statistics are of; only training looks at it
 ALONE = {None: BARE}  # a file of one network
 
 
-def alone_resnet(keys: Collection[str], also: tuple[str, ...] = ()) -> str | None:
+def is_any_resnet(keys: Collection[str]) -> bool:
+    """Do the names hold a ResNet in timm's names, of the plain stem or of three convolutions?"""
+    return is_resnet(keys) or DEEP_RESNET.issubset(keys)
+
+
+def alone_resnet(keys: Collection[str], also: tuple[str, ...] = (), test=is_resnet) -> str | None:
     """`alone` of a ResNet in torchvision's names, of whose tensors others begin with one of `also`."""
-    return _alone(keys, "layer1.0.conv1.weight", is_resnet, (*RESNET_PARTS, *also))
+    return _alone(keys, "layer1.0.conv1.weight", test, (*RESNET_PARTS, *also))
 
 
 def alone_swin(keys: Collection[str], also: tuple[str, ...] = ()) -> str | None:

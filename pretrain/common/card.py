@@ -51,7 +51,10 @@ FAMILIES = {
         *("patch", "dim", "depth", "heads", "class_token", "final_norm", "registers", "layer_scale", "pos"),
         *("pos_resize", "norm_eps", "mlp_ratio", "qkv_bias", "act", "readout", "norm", "proj_bias"),
     ),
-    "resnet": ("block", "blocks", "stem_channels", "widths", "groups", "base_width", "bn_eps"),
+    "resnet": (
+        *("block", "blocks", "stem_channels", "widths", "groups", "base_width", "bn_eps"),
+        *("stem_widths", "avg_down"),
+    ),
     "swin": (
         *("patch", "window", "dim", "depths", "heads", "final_norm", "class_token", "patch_norm", "absolute_pos"),
         *("mlp_ratio", "qkv_bias", "norm_eps", "act", "sizes"),
@@ -66,8 +69,9 @@ FAMILIES = {
     ),
     "convnext": ("patch", "depths", "widths", "layer_scale", "response_norm", "final_norm", "norm_eps", "act"),
 }
-MAY_LACK = {"heads", "mean", "std", "groups", "base_width"}  # what a card can be made without
-UNSAID = {"groups": None, "base_width": None, "norm": "layer", "proj_bias": True}  # left out of dicts where it is so
+PLAIN = ("groups", "base_width", "stem_widths", "avg_down")  # of a ResNet: None in a plain one
+UNSAID = {**dict.fromkeys(PLAIN), "norm": "layer", "proj_bias": True}  # what a card is silent of where it is so
+MAY_LACK = {"heads", "mean", "std", *PLAIN}  # what a card can be made without
 # Largest sizes taken from a card: far above any network, far below what would keep a machine busy.
 MAX_WIDTH, MAX_BLOCKS, MAX_WINDOW = 65536, 1000, 32
 
@@ -85,7 +89,9 @@ class Card:
 
     Swin: dim is the width of the first stage; depths and heads of each stage; window: its side in tokens. ResNet:
     block: one of BLOCKS; blocks and widths (channels of the output) of each stage; groups and base_width of the 3x3
-    convolutions where they are not 1 and 64 (ResNeXt, wide ResNet). sizes: a key of SIZE_RULES.
+    convolutions where they are not 1 and 64 (ResNeXt, wide ResNet); stem_widths: channels of the first two of three 3x3
+    convolutions that stand for the 7x7 one; avg_down: shortcuts halve by average pooling (both: ResNet-C, -D). sizes: a
+    key of SIZE_RULES.
 
     EVA-02: inner_norms: LayerNorms inside a block's parts; rope_grid: side of the grid whose places the rotation has.
     XCiT: cls_depth: blocks of class attention; tokens_norm: do they norm the patches too? ConvNeXt: depths and widths
@@ -136,6 +142,8 @@ class Card:
     rope_grid: int | None = bounded(None, at_least=1, at_most=1024)
     strides: tuple[int, ...] | None = bounded(None, at_least=1, at_most=256)
     probe: str | None = None
+    stem_widths: tuple[int, ...] | None = bounded(None, at_least=1, at_most=MAX_WIDTH)
+    avg_down: bool | None = None
 
     def __post_init__(self):
         if self.own:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from .card import MAX_BLOCKS, MAX_WINDOW, Card
 from .errors import UserError
 
+DEEP_STEM = ("conv1.0.weight", "conv1.3.weight", "conv1.6.weight")  # of a ResNet: three 3x3 convolutions
+
 
 def shapes_of(weights: Mapping) -> dict[str, tuple[int, ...]]:
     """Shapes of tensors by name."""
@@ -93,22 +95,28 @@ def resnet_card(shapes: Mapping[str, tuple], **known) -> Card:
     """
     _no_empty(shapes)
     try:
-        stem = shapes["conv1.weight"]
+        stem = [shapes[name] for name in (DEEP_STEM if DEEP_STEM[0] in shapes else ("conv1.weight",))]
         blocks = tuple(_count(shapes, rf"layer{i}\.(\d{{1,9}})\.") for i in (1, 2, 3, 4))
         last = "conv3" if "layer1.0.conv3.weight" in shapes else "conv2"
         widths = tuple(shapes[f"layer{i}.0.{last}.weight"][0] for i in (1, 2, 3, 4))
         inner, per_group = shapes["layer1.0.conv2.weight"][:2]
     except (KeyError, ValueError, IndexError) as error:
         raise UserError(f"not a ResNet: no usable {error}") from None
-    if len(stem) != 4 or stem[1:] != (3, 7, 7):
-        raise UserError(f"not a ResNet whose stem is one 7x7 convolution on RGB: conv1 is {list(stem)}")
+    side = 3 if len(stem) > 1 else 7
+    inputs = [3, *(shape[0] for shape in stem)]
+    if any(shape[1:] != (channels, side, side) for shape, channels in zip(stem, inputs, strict=False)):
+        found = ", ".join(str(list(shape)) for shape in stem)
+        raise UserError(f"not a ResNet whose stem is one 7x7 convolution on RGB, or three of 3x3: conv1 is {found}")
     facts = {"block": "bottleneck, stride on the 3x3" if last == "conv3" else "basic"}
     planes = widths[0] // 4
     if last == "conv3" and per_group and (inner, per_group) != (planes, planes):
         groups = max(inner // per_group, 1)
         base_width = round(inner / groups * 64 / max(planes, 1))
         facts |= {"groups": groups if groups > 1 else None, "base_width": base_width if base_width != 64 else None}
-    facts |= {"blocks": blocks, "stem_channels": stem[0], "widths": widths, "bn_eps": 1e-5}
+    facts |= {"blocks": blocks, "stem_channels": stem[-1][0], "widths": widths, "bn_eps": 1e-5}
+    facts |= {"stem_widths": (stem[0][0], stem[1][0])} if len(stem) > 1 else {}
+    pooled = (shapes.get(f"layer{i}.0.downsample.1.weight", ()) for i in (1, 2, 3, 4))  # a convolution, not its norm
+    facts |= {"avg_down": True} if any(len(shape) == 4 for shape in pooled) else {}
     return Card("resnet", **(facts | known))
 
 
