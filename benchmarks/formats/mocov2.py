@@ -11,7 +11,8 @@ NETWORKS = {"online": wrapped("encoder_q."), "teacher": wrapped("encoder_k.")}
 
 def claims(shapes, meta) -> int:
     prefix = prefix_of(shapes, NETWORKS, is_resnet)
-    return 0 if prefix is None or any(".fpn_" in k for k in shapes) else 3
+    others = any(".fpn_" in k or f".{k}".rpartition(".encoder.")[1] for k in shapes)  # ReSim's, PixPro's
+    return 0 if prefix is None or others else 3
 
 
 def convert(state, meta):

@@ -214,7 +214,11 @@ def test_densecl_full_checkpoint(tmp_path):
     assert teacher.fingerprint == load(tmp_path / "momentum.pth").fingerprint != full.fingerprint
 
 
-@pytest.mark.parametrize(("name", "other"), [("mocov2", "teacher"), ("moby", "teacher"), ("dino_resnet50", "student")])
+TWO_NETWORKS = [("mocov2", "teacher"), ("moby", "teacher"), ("dino_resnet50", "student"), ("pixpro", "teacher")]
+TWO_NETWORKS += [("mocov3_resnet", "teacher"), ("mmpretrain_resnet", "teacher")]
+
+
+@pytest.mark.parametrize(("name", "other"), TWO_NETWORKS)
 def test_the_other_network(name, other, tmp_path):
     path, _ = format_example(name, tmp_path)
     default, chosen = open_checkpoint(path), open_checkpoint(path, weights=other)

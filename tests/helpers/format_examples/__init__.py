@@ -4,10 +4,11 @@ from pathlib import Path
 
 from selfpatch_bench.benchmarks.checkpoints import FORMATS
 
-from . import conv, families, ports, vit
+from . import conv, families, libraries_conv, ports, vit
 from .vit import Example, example_vit
 
-__all__ = ["conv", "example_vit", "families", "format_example", "ports", "vit"]
+__all__ = ["conv", "example_vit", "families", "format_example", "libraries_conv", "ports", "vit"]
+MODULES = (vit, ports, conv, families, libraries_conv)
 
 
 def format_example(name: str, folder: Path) -> Example:
@@ -15,5 +16,5 @@ def format_example(name: str, folder: Path) -> Example:
 
     The functions have the formats' names; a plug-in of a user's brings its own `example`.
     """
-    built_in = next((f for module in (vit, ports, conv, families) if (f := getattr(module, name, None))), None)
+    built_in = next((f for module in MODULES if (f := getattr(module, name, None))), None)
     return (built_in or FORMATS.get(name).module.example)(folder)

@@ -14,16 +14,21 @@ from .vit import Example, save_example
 IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
-def resnet_weights(block: str = "bottleneck, stride on the 3x3") -> dict[str, torch.Tensor]:
+def resnet_weights(block: str = "bottleneck, stride on the 3x3", **fields) -> dict[str, torch.Tensor]:
     """A small ResNet's tensors with batch statistics, in torchvision's names (timm's are the same)."""
-    widths = (8, 8, 16, 32) if block != "basic" else (4, 4, 8, 8)
-    card = Card("resnet", block=block, blocks=(1, 2, 1, 1), stem_channels=64, widths=widths, bn_eps=1e-5, **IMAGENET)
+    sizes = {"widths": (8, 8, 16, 32) if block != "basic" else (4, 4, 8, 8), "stem_channels": 64} | fields
+    card = Card("resnet", block=block, blocks=(1, 2, 1, 1), bn_eps=1e-5, **IMAGENET, **sizes)
     network = timm_network(card)
     for name, value in network.named_parameters():
         if value.dim() == 1:  # batch norms; timm begins with 0 at the end of each block
             torch.nn.init.normal_(value, 1.0 if name.endswith("weight") else 0.0, 0.2)
     network.train()(torch.randn(2, 3, 64, 64))  # statistics that are not 0 and 1
     return {k: v.clone() for k, v in network.state_dict().items()}
+
+
+def deep_resnet_weights() -> dict[str, torch.Tensor]:
+    """A small ResNet-D's tensors in timm's names: three convolutions in the stem, pooled shortcuts."""
+    return resnet_weights(stem_channels=16, stem_widths=(4, 8), avg_down=True)
 
 
 def swin_weights(official: bool = False) -> dict[str, torch.Tensor]:
