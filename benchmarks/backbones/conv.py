@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...pretrain.common.card import BLOCKS, Card
 from ...pretrain.common.errors import UserError
 from ...pretrain.model.readout import readout_of
-from ...pretrain.model.swin import timm_swin
+from ...pretrain.model.swin import BUILT, timm_swin
 from .base import FrozenEncoder
 
 
@@ -119,8 +119,14 @@ class ConvEncoder(FrozenEncoder):
         """How an image of (H, W) pixels is taken: as the official code takes it, or by the rule that is assumed."""
         if self.card.family == "resnet":
             return "any"
-        whole = self.strides[-1] * self.card.window
-        return f"{self.card.sizes} (assumed)" if any(side % whole for side in size) else "official"
+        card, whole = self.card, self.strides[-1] * self.card.window
+        own = {
+            "padded": all(side % whole == 0 for side in size),
+            "padded_own": all(-(-min(size) // stride) >= card.window for stride in self.strides),
+            "padded_axes": all(side % card.patch == 0 for side in size),
+            "padded_fixed": size[0] == size[1] >= BUILT and size[0] % card.patch == 0,
+        }
+        return "official" if own[card.sizes] else f"{card.sizes} (assumed)"
 
     def outputs(self, images: Tensor, stages: list[int]) -> list[Tensor]:
         """Outputs of the first to the last of these stages, without final norm, [B, D, h, w] each"""

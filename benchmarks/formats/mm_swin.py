@@ -1,18 +1,20 @@
-"""mmdet's and mmseg's Swin: its backbone's names, alone or taken out of a fine-tuned model by `mm_finetuned`.
+"""open-mmlab's Swin: mmpretrain's (mmcls's) classifier or SimMIM, or the backbone of mmdet and mmseg alone.
 
-Source: open-mmlab/mmdetection, mmdet/models/backbones/swin.py, mmdet/models/layers/transformer/utils.py (PatchMerging,
-whose channels are in the order of torch's unfold). Verified against that network, not against a file of theirs. The
-norms `norm0` to `norm3` of the stages' outputs belong to the detector; there is no final norm.
+Source: open-mmlab/mmpretrain, mmpretrain/models/backbones/swin_transformer.py, models/utils/attention.py; open-mmlab/
+mmdetection, mmdet/models/backbones/swin.py, mmdet/models/layers/transformer/utils.py (PatchMerging, whose channels are
+in the order of torch's unfold). Verified against these networks, not against a file of mmdet. Each stage whose output
+is taken has a norm (`norm0` to `norm3`): a detector's four belong to it, mmpretrain's only one is the final norm.
 """
 
 import re
 
 from ...pretrain.common.errors import UserError
 from . import prefix_of
-from ._conv import IMAGENET, SWIN_PARTS, drop, swin, under
+from ._conv import SWIN_PARTS, drop, swin, under
+from ._mm import HOMES, beside, by_runner, images_of
 
 MARKS = {"patch_embed.projection.weight", "stages.0.blocks.0.attn.w_msa.relative_position_bias_table"}
-NETWORKS = {None: ("state_dict.", "")}
+NETWORKS = {None: (*HOMES, "state_dict.", "")}
 OUTPUT = {f"norm{i}.": "output norm" for i in range(4)}
 USUAL = {"qkv_bias": True, "patch_norm": True}
 NAMES = (
@@ -25,22 +27,34 @@ NAMES = (
 
 def claims(shapes, meta) -> int:
     prefix = prefix_of(shapes, NETWORKS, MARKS.issubset)
-    return 0 if prefix is None else 2 if prefix else 1
+    return 0 if prefix is None else 1 if not prefix else 3 if prefix in HOMES and by_runner(meta) else 2
 
 
 def convert(state, meta):
     prefix = state.pick(NETWORKS, MARKS.issubset)
-    dropped = drop(state, under(prefix, OUTPUT))
-    names = {official(name): key for name, key in state.below(prefix).items() if key not in dropped}
+    around = beside(prefix.removesuffix("backbone.")) if prefix in HOMES else {}
+    final = final_norm(state.below(prefix))
+    norms = {name: why for name, why in OUTPUT.items() if name != final}
+    dropped = drop(state, under(prefix, norms | {"mask_token": "mask token"}) | around)
+    names = {official(name, final): key for name, key in state.below(prefix).items() if key not in dropped}
     tensors = {name: in_order(name, state[key]) for name, key in names.items() if name.startswith(SWIN_PARTS)}
-    weights, card, rebuilt = swin(tensors, "", {}, **IMAGENET)
+    sizes = "padded_own" if prefix in HOMES else "padded"
+    weights, card, rebuilt = swin(tensors, "", {}, sizes=sizes, **images_of(meta))
     return weights, card, dropped | {names[name]: why for name, why in rebuilt.items()}
 
 
-def official(name: str) -> str:
-    """The official code's name of a tensor."""
+def final_norm(names) -> str:
+    """`norm3.` where the last of four stages alone has an output norm; '' where there is none, or there are several."""
+    stages = {int(found[1]) for name in names if (found := re.match(r"stages\.(\d{1,4})\.", name))}
+    norms = {found[0] for name in names if (found := re.match(r"norm\d{1,4}\.", name))}
+    return next(iter(norms)) if norms == {f"norm{max(stages)}."} else ""
+
+
+def official(name: str, final: str = "") -> str:
+    """The official code's name of a tensor; final: what its final norm is called, if not `norm.`."""
     for old, new in NAMES:
         name = name.replace(old, new)
+    name = f"norm.{name.removeprefix(final)}" if final and name.startswith(final) else name
     return re.sub(r"^stages\.", "layers.", name)
 
 

@@ -40,7 +40,13 @@ ARCHITECTURES = {
 BLOCKS = ("bottleneck, stride on the 3x3", "bottleneck, stride on the 1x1", "basic")
 # What becomes of an image whose sides are not multiples of patch x window x 2^(stages - 1), 224 for Swin-T: the
 # official pretraining code refuses it, so the rule is not the format's but that of Swin's detection code (swin.py).
-SIZE_RULES = {"padded": "zeros at the bottom and right, to whole patches and in each block to whole windows (assumed)"}
+# The other rules are those of the code that wrote the weights, where it takes such sizes at all.
+SIZE_RULES = {
+    "padded": "zeros at the bottom and right, to whole patches and in each block to whole windows (assumed)",
+    "padded_own": "as padded; sides of less than a window are assumed",
+    "padded_axes": "as padded; windows are shifted along each axis of more than one; of whole patches, else assumed",
+    "padded_fixed": "as padded; never shifted where 224 pixels are one window; squares of 224 and more, else assumed",
+}
 # Fields of a network of a user's own, whose family is its name (benchmarks/backbones/networks.py): those that it must
 # have, and those that it may have.
 OWN = ("strides", "widths")

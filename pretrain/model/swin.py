@@ -16,14 +16,18 @@ from ..common.errors import UserError
 
 SHORT_SWIN = {f"swin_{size}": f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base", "large")}
 # With always_partition the tables of positions keep the window's size where a stage's grid is smaller.
+BUILT = 224  # pixels of the pictures that official Swins are built for
 SWIN_OPTIONS = {"strict_img_size": False, "always_partition": True}
 
 
 class PaddedSwinBlock(SwinTransformerBlock):
     """timm's block, whose windows and shift follow the official code at every size; no weights of its own.
 
-    timm shifts each axis that is longer than a window, and shifts before it pads, so that its masks miss the seam.
+    timm shifts before it pads, so that its masks miss the seam. by_axis: an axis of one window is not shifted, and the
+    other one still is; else neither.
     """
+
+    by_axis = False
 
     def _attn(self, x: Tensor) -> Tensor:
         """x [B, H, W, C] -> [B, H, W, C]"""
@@ -31,15 +35,29 @@ class PaddedSwinBlock(SwinTransformerBlock):
         side = self.window_size[0]
         x = F.pad(x, (0, 0, 0, -w % side, 0, -h % side))
         padded = x.shape[1:3]
-        shift = self.shift_size[0] if min(padded) > side else 0
-        if shift:
-            x = torch.roll(x, (-shift, -shift), (1, 2))
+        lengths = padded if self.by_axis else (min(padded),) * 2
+        shift = tuple(s if length > side else 0 for s, length in zip(self.shift_size, lengths, strict=True))
+        if any(shift):
+            x = torch.roll(x, (-shift[0], -shift[1]), (1, 2))
         windows = window_partition(x, self.window_size).flatten(1, 2)
-        windows = self.attn(windows, mask=self.get_attn_mask(x) if shift else None)
+        windows = self.attn(windows, mask=shift_mask(x, self.window_size, shift) if any(shift) else None)
         x = window_reverse(windows.unflatten(1, self.window_size), self.window_size, *padded)
-        if shift:
-            x = torch.roll(x, (shift, shift), (1, 2))
+        if any(shift):
+            x = torch.roll(x, shift, (1, 2))
         return x[:, :h, :w]
+
+
+def shift_mask(x: Tensor, window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
+    """[windows, tokens, tokens] of 0 and -100: which tokens of a shifted map x [B, H, W, C] see each other."""
+    parts = []
+    for length, side, by in zip(x.shape[1:3], window, shift, strict=True):
+        at = torch.arange(length, device=x.device)
+        parts.append(
+            (at >= length - side).to(x.dtype) + (at >= length - by) if by else torch.zeros_like(at, dtype=x.dtype)
+        )
+    regions = 3 * parts[0][:, None] + parts[1]
+    regions = window_partition(regions[None, ..., None], window).flatten(1)
+    return (regions[:, None] != regions[:, :, None]).to(x.dtype) * -100
 
 
 class Swin(SwinTransformer):
@@ -104,7 +122,11 @@ def timm_swin(card: Card, **kwargs) -> SwinTransformer:
         net.patch_embed.norm = nn.Identity()
     if not card.final_norm:
         net.norm = nn.Identity()
-    for stage in net.layers:
+    for i, stage in enumerate(net.layers):
+        whole = BUILT // (card.patch << i) <= card.window
         for block in stage.blocks:
             block.__class__ = PaddedSwinBlock
+            block.by_axis = card.sizes == "padded_axes"
+            if card.sizes == "padded_fixed" and whole:
+                block.shift_size = (0, 0)
     return net

@@ -358,7 +358,7 @@ def davis_record(path: Path, videos: Path, out: Path, *values: str) -> record.Re
     return record.read(record.done(out, "davis", jobs[0].key)[-1])
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if not n.startswith(("timm_swin", "detco", "resim"))])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in conv.SAME_NETWORK and not n.endswith("_swin")])
 def test_davis(name, videos, tmp_path):
     """Every format runs; the map is in the protocol id, the size rule in the record."""
     path, facts = format_example(name, tmp_path)

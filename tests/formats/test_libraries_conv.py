@@ -1,10 +1,14 @@
 """ResNets and Swins of libraries and in whole training files: features by an independent forward, what is refused."""
 
+import re
+from functools import partial
+
 import pytest
 import torch
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.models.swin_transformer import SwinTransformer
 
-from format_examples import libraries_conv
+from format_examples import conv, libraries_conv
 from layouts import PARITY, relative
 from selfpatch_bench.benchmarks import UserError
 from selfpatch_bench.benchmarks.checkpoints.open import build
@@ -86,3 +90,96 @@ def test_vicregl_has_a_projector_of_maps(tmp_path):
     torch.save({"model": state | {f"module.{k}": torch.zeros(2, 2) for k in heads}}, tmp_path / "x.pth")
     reading = open_checkpoint(tmp_path / "x.pth").reading
     assert (reading.format, set(reading.dropped.values())) == ("vicreg", {"counter", "head", "classifier"})
+
+
+# -- Swins: torchvision's own network, and its tensors in the names of others
+
+
+def torchvision_network(window: int = 2, eps: float = 1e-5) -> SwinTransformer:
+    norm = partial(torch.nn.LayerNorm, eps=eps)
+    sizes = {"embed_dim": 8, "depths": [2, 2, 2], "num_heads": [1, 2, 4], "window_size": [window, window]}
+    return perturbed(SwinTransformer([4, 4], **sizes, num_classes=3, norm_layer=norm))
+
+
+def official_names(network: SwinTransformer) -> dict:
+    """The network's tensors in the official code's names, without classifier and buffers."""
+    found = {}
+    for key, value in network.state_dict().items():
+        key = re.sub(r"^features\.0\.([02])", lambda m: f"patch_embed.{'norm' if m[1] == '2' else 'proj'}", key)
+        key = re.sub(r"^features\.([135])\.", lambda m: f"layers.{int(m[1]) // 2}.blocks.", key)
+        key = re.sub(r"^features\.([24])\.", lambda m: f"layers.{int(m[1]) // 2 - 1}.downsample.", key)
+        found[key.replace(".mlp.0.", ".mlp.fc1.").replace(".mlp.3.", ".mlp.fc2.")] = value
+    return {k: v for k, v in found.items() if not k.startswith("head.") and not k.endswith("index")}
+
+
+def check_swin(path, network, format: str, sizes) -> None:
+    """Read as that format, with the maps and vectors of torchvision's network; sizes: (H, W) -> is the rule its own?"""
+    checkpoint = open_checkpoint(path)
+    assert (checkpoint.reading.format, checkpoint.rivals, checkpoint.lacking) == (format, [], [])
+    encoder = build(checkpoint)
+    for size, own in sizes.items():
+        images = torch.randn(1, 3, *size)
+        assert (encoder.size_rule(size) == "official") == own, size
+        with torch.inference_mode():
+            maps = network.norm(network.features(images)).permute(0, 3, 1, 2)
+            found = encoder(images)
+        assert relative(found.patches[0], maps) < PARITY, size
+        assert relative(found.image, maps.mean((2, 3))) < PARITY
+
+
+def test_torchvision_swin(tmp_path):
+    """A side of one window is not shifted, while the other one still is; the index is in the file."""
+    network = torchvision_network()
+    torch.save(network.state_dict(), tmp_path / "x.pth")
+    check_swin(tmp_path / "x.pth", network, "torchvision_swin", {(64, 64): True, (44, 92): True, (8, 96): True})
+
+
+@pytest.mark.parametrize("names", ["transformers 4", "transformers 5", "mmpretrain"])
+def test_swin_in_other_names(names, tmp_path):
+    """Bare and below a trainer's prefixes, at sizes of which all stages have more than one window."""
+    network = torchvision_network()
+    weights = official_names(network)
+    if names == "mmpretrain":
+        state = {re.sub(r"^norm\.", "norm2.", k): v for k, v in conv.mm_swin_names(weights).items()}
+        state = {f"backbone.{k}": v for k, v in state.items()}
+        tree = {"meta": {"mmengine_version": "0.10"}, "state_dict": state | {"head.fc.weight": torch.zeros(3, 32)}}
+    else:
+        state = libraries_conv.hf_swin_names(weights, int(names[-1]))
+        tree = {"state_dict": {f"model.swin.{k}": v for k, v in state.items()}} if names[-1] == "5" else state
+    torch.save(tree, tmp_path / "x.pth")
+    format = "mm_swin" if names == "mmpretrain" else "hf_swin"
+    check_swin(tmp_path / "x.pth", network, format, {(64, 64): True, (44, 92): True})
+    assert build(open_checkpoint(tmp_path / "x.pth")).size_rule((16, 64)) == "padded_own (assumed)"
+
+
+def test_ibot_swin(tmp_path):
+    """Its eps, and a last stage that is never shifted, since it is one window at 224 pixels."""
+    network = torchvision_network(window=14, eps=1e-6)
+    for block in network.features[5]:
+        block.attn.shift_size = [0, 0]
+    teacher = {f"backbone.{k}": v for k, v in official_names(network).items()}
+    student = teacher | {"backbone.masked_embed": torch.zeros(1, 8), "head.mlp.0.weight": torch.zeros(2, 32)}
+    torch.save({"student": student, "teacher": teacher, "epoch": 1}, tmp_path / "x.pth")
+    check_swin(tmp_path / "x.pth", network, "ibot_swin", {(256, 256): True, (240, 272): False})
+
+
+def test_hugging_face_swin_of_two_eps(tmp_path):
+    """Another eps in config.json is that of some norms only."""
+    path, _ = libraries_conv.hf_swin(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "swin", "layer_norm_eps": 1e-6}')
+    with pytest.raises(UserError, match="layer_norm_eps 1e-06 beside 1e-5"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [('{"downsample_in_bottleneck": true}', ""), ('{"hidden_act": "gelu"}', "hidden_act gelu")],
+)
+def test_what_a_hugging_face_resnet_s_config_says(config, words, tmp_path):
+    path, _ = libraries_conv.hf_resnet(tmp_path)
+    (tmp_path / "config.json").write_text(config)
+    if words:
+        with pytest.raises(UserError, match=words):
+            open_checkpoint(path)
+    else:
+        assert open_checkpoint(path).card.block == "bottleneck, stride on the 1x1"

@@ -12,6 +12,9 @@ from selfpatch_bench.pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD, Ca
 from .vit import Example, save_example
 
 IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+# Formats whose example has the card of that of `vicreg` or `moby`: what sees only card and weights need not run them.
+SAME_NETWORK = ("densecl", "detco", "dino_resnet50", "hf_resnet", "mocov2", "mocov3_resnet", "pixpro", "resim")
+SAME_NETWORK += ("timm_resnet", "timm_swin")
 
 
 def resnet_weights(block: str = "bottleneck, stride on the 3x3", **fields) -> dict[str, torch.Tensor]:
@@ -138,18 +141,23 @@ def timm_swin(folder: Path) -> Example:
     return save_example(folder / "timm_swin.pth", swin_weights() | {"head.fc.weight": torch.zeros(5, 64)})
 
 
-def mm_swin(folder: Path) -> Example:
-    """A tiny backbone in mm's names, with the norms of its outputs."""
+def mm_swin_names(weights: dict) -> dict[str, torch.Tensor]:
+    """Official names of a Swin as open-mmlab's, whose merging has its channels in unfold's order."""
     mm_names = {"patch_embed.proj.": "patch_embed.projection.", ".attn.": ".attn.w_msa."}
     mm_names |= {".mlp.fc1.": ".ffn.layers.0.0.", ".mlp.fc2.": ".ffn.layers.1."}
-    weights = {}
-    for name, value in swin_weights(official=True).items():
-        if name.startswith("norm.") or "attn_mask" in name:
-            continue
+    found = {}
+    for name, value in weights.items():
         if ".downsample." in name:
             value = value.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :].transpose(-1, -2).flatten(-2)
         for official, mm in mm_names.items():
             name = name.replace(official, mm)
-        weights[re.sub(r"^layers\.", "stages.", name)] = value
+        found[re.sub(r"^layers\.", "stages.", name)] = value
+    return found
+
+
+def mm_swin(folder: Path) -> Example:
+    """A tiny backbone in mm's names, with the norms of its outputs."""
+    names = swin_weights(official=True).items()
+    weights = mm_swin_names({k: v for k, v in names if "attn_mask" not in k and not k.startswith("norm.")})
     weights |= {f"norm{i}.weight": torch.ones(8 << i) for i in range(4)}
     return save_example(folder / "mm_swin.pth", weights)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from .conv import deep_resnet_weights, resnet_weights
+from .conv import deep_resnet_weights, resnet_weights, swin_weights
 from .vit import Example, save_example
 
 
@@ -61,3 +61,78 @@ def vicreg(folder: Path) -> Example:
     state = named("module.backbone.", resnet_weights()) | {"module.projector.0.weight": torch.zeros(8, 32)}
     state |= {"module.bn.running_mean": torch.zeros(8), "module.bn.num_batches_tracked": torch.tensor(3)}
     return save_example(folder / "barlow.pth", {"epoch": 3, "model": state, "optimizer": {"state": {}}})
+
+
+def hf_resnet(folder: Path) -> Example:
+    """A tiny classifier's state dict."""
+    state = {"classifier.1.weight": torch.zeros(5, 32), "classifier.1.bias": torch.zeros(5)}
+    for key, value in resnet_weights().items():
+        key = re.sub(
+            r"^(layer\d\.\d\.)?(conv|bn)(\d)\.", lambda m: f"{m[1] or 'stem.'}layer.{int(m[3]) - 1}.{m[2]}.", key
+        )
+        key = re.sub(r"^stem\.layer\.0\.", "embedder.embedder.", key)
+        key = re.sub(r"downsample\.([01])\.", lambda m: f"shortcut.{('conv', 'bn')[int(m[1])]}.", key)
+        key = re.sub(r"^layer(\d)\.(\d)\.", lambda m: f"encoder.stages.{int(m[1]) - 1}.layers.{m[2]}.", key)
+        state["resnet." + key.replace(".conv.", ".convolution.").replace(".bn.", ".normalization.")] = value
+    return save_example(folder / "hf_resnet.bin", state)
+
+
+HF_SWIN = {".norm1.": ".layernorm_before.", ".norm2.": ".layernorm_after.", "patch_embed.norm.": "embeddings.norm."}
+HF_SWIN |= {"patch_embed.proj.": "embeddings.patch_embeddings.projection."}
+HF_SWIN_4 = {
+    ".attn.proj.": ".attention.output.dense.",
+    ".attn.rel": ".attention.self.rel",
+    ".attn.": ".attention.self.",
+}
+HF_SWIN_4 |= {".mlp.fc1.": ".intermediate.dense.", ".mlp.fc2.": ".output.dense."}
+HF_SWIN_5 = {".attn.proj.": ".attention.o_proj.", ".attn.rel": ".attention.relative_position_bias.rel"}
+HF_SWIN_5 |= {".attn.": ".attention."}
+
+
+def hf_swin_names(weights: dict, version: int = 4) -> dict:
+    """Official names of a Swin as transformers', whose query, key and value are separate."""
+    found = {}
+    for key, value in weights.items():
+        key = re.sub(r"^norm\.", "layernorm.", re.sub(r"^layers\.", "encoder.layers.", key))
+        parts = {key: value}
+        if ".qkv." in key:
+            names = ("query", "key", "value") if version == 4 else ("q_proj", "k_proj", "v_proj")
+            parts = {key.replace("qkv", name): part for name, part in zip(names, value.chunk(3), strict=True)}
+        for name, part in parts.items():
+            for old, new in (HF_SWIN | (HF_SWIN_4 if version == 4 else HF_SWIN_5)).items():
+                name = name.replace(old, new)
+            found[name] = part
+    return found
+
+
+def hf_swin(folder: Path) -> Example:
+    """A tiny classifier's state dict, in the names of version 4, with the index as a buffer."""
+    weights = {k: v for k, v in swin_weights(official=True).items() if "attn_mask" not in k}
+    head = {"classifier.weight": torch.zeros(5, 64)}
+    return save_example(folder / "hf_swin.bin", named("swin.", hf_swin_names(weights)) | head)
+
+
+def torchvision_swin(folder: Path) -> Example:
+    """A tiny checkpoint of torchvision's training code, with an average."""
+    weights = {k: v for k, v in swin_weights(official=True).items() if "attn_mask" not in k}
+    state = {"head.weight": torch.zeros(5, 64)}
+    for key, value in weights.items():
+        key = re.sub(r"^patch_embed\.(proj|norm)", lambda m: f"features.0.{0 if m[1] == 'proj' else 2}", key)
+        key = re.sub(r"^layers\.(\d)\.blocks", lambda m: f"features.{2 * int(m[1]) + 1}", key)
+        key = re.sub(r"^layers\.(\d)\.downsample", lambda m: f"features.{2 * int(m[1]) + 2}", key)
+        key = key.replace(".mlp.fc1.", ".mlp.0.").replace(".mlp.fc2.", ".mlp.3.")
+        state[key] = value.flatten() if key.endswith("index") else value
+    average = {"n_averaged": torch.tensor(3)} | named("module.", state)
+    return save_example(folder / "tv_swin.pth", {"model": state, "model_ema": average, "epoch": 3, "optimizer": {}})
+
+
+def ibot_swin(folder: Path) -> Example:
+    """A tiny full checkpoint."""
+    head = {"head.mlp.0.weight": torch.zeros(8, 64), "head.last_layer.weight_g": torch.ones(4, 1)}
+    teacher, student = (
+        named("backbone.", {k: v for k, v in swin_weights(official=True).items() if "attn_mask" not in k}) | head
+        for _ in range(2)
+    )
+    student = named("module.", student, {"backbone.masked_embed": torch.zeros(1, 8)})
+    loss = {"center": torch.zeros(1, 4), "center2": torch.zeros(1, 1, 4)}
+    return save_example(folder / "ibot_swin.pth", {"student": student, "teacher": teacher, "ibot_loss": loss})
