@@ -31,8 +31,10 @@ def beside(root: str) -> dict[str, str]:
     return under(root, BESIDE | dict.fromkeys(AVERAGED, "teacher")) | {"ema_state_dict.": "EMA copy"}
 
 
-def images_of(meta: Mapping) -> dict:
-    """Mean and std by the config that the file holds, else ImageNet's. Raises UserError for BGR images."""
+def images_of(state, meta: Mapping) -> dict:
+    """Mean and std by the config that the file holds, else ImageNet's, assumed. Raises UserError for BGR images."""
     if re.search(r"\b(bgr_to_rgb|to_rgb)['\"]?\s*[=:]\s*False", config_of(meta)):
         raise UserError("its config feeds BGR images, which no encoder here takes")
-    return normalisation(meta) or IMAGENET
+    found = normalisation(meta)
+    state.assume(*(IMAGENET if not found else ()))
+    return found or IMAGENET

@@ -41,8 +41,10 @@ def convert(state, meta):
     for key, plain in (("hidden_act", "relu"), ("downsample_in_first_stage", False)):
         if (value := config.get(key, plain)) != plain:
             raise UserError(f"config.json: {key} {shorten(value)}, which no ResNet here has")
-    known = normalisation_from(meta) or IMAGENET
-    weights, card, more = resnet({name: state[key] for name, key in names.items()}, "", {}, **known)
+    known = normalisation_from(meta)
+    state.assume(*(() if known else IMAGENET), *(() if config else ("block",)))
+    tensors = {name: state[key] for name, key in names.items()}
+    weights, card, more = resnet(tensors, "", {}, **(known or IMAGENET))
     moved = config.get("downsample_in_bottleneck") and card.block != "basic"
     card = card.override({"block": BLOCKS[1]} if moved else {})
     return weights, card, dropped | {names[name]: why for name, why in more.items()}

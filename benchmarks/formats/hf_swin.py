@@ -64,7 +64,9 @@ def convert(state, meta):
         if sorted(parts) != [0, 1, 2] or len({part.shape for part in parts.values()}) != 1:
             raise UserError(f"{name}: of query, key and value one is missing, or of another shape")
         tensors[name] = torch.cat([parts[i] for i in range(3)])
-    facts = facts_of(meta, 1e-5) | (normalisation_from(meta) or IMAGENET)
+    known = normalisation_from(meta)
+    state.assume(*(() if known else IMAGENET), *(() if "config.json" in meta else ("norm_eps", "act")))
+    facts = facts_of(meta, 1e-5) | (known or IMAGENET)
     if facts["norm_eps"] != 1e-5:
         eps = facts["norm_eps"]
         raise UserError(

@@ -10,7 +10,7 @@ import re
 
 from ...pretrain.common.errors import UserError
 from . import prefix_of
-from ._conv import SWIN_PARTS, drop, swin, under
+from ._conv import IMAGENET, SWIN_PARTS, drop, swin, under
 from ._mm import HOMES, beside, by_runner, images_of
 
 MARKS = {"patch_embed.projection.weight", "stages.0.blocks.0.attn.w_msa.relative_position_bias_table"}
@@ -38,8 +38,8 @@ def convert(state, meta):
     dropped = drop(state, under(prefix, norms | {"mask_token": "mask token"}) | around)
     names = {official(name, final): key for name, key in state.below(prefix).items() if key not in dropped}
     tensors = {name: in_order(name, state[key]) for name, key in names.items() if name.startswith(SWIN_PARTS)}
-    sizes = "padded_own" if prefix in HOMES else "padded"
-    weights, card, rebuilt = swin(tensors, "", {}, sizes=sizes, **images_of(meta))
+    known = {"sizes": "padded_own"} | images_of(state, meta) if prefix in HOMES else IMAGENET
+    weights, card, rebuilt = swin(tensors, "", {}, **known)
     return weights, card, dropped | {names[name]: why for name, why in rebuilt.items()}
 
 

@@ -46,8 +46,9 @@ def convert(state, meta):
     config = config_of(meta)
     if re.search(r"\bdilations['\"]?\s*[=:]\s*[\[(][\d,\s]*[2-9]", config):
         raise UserError("its config dilates convolutions, which no ResNet here does")
+    state.assume(*(() if config else ("block",)))
     caffe = {"block": BLOCKS[1]} if re.search(r"\bstyle['\"]?\s*[=:]\s*['\"]caffe", config) else {}
-    weights, card, more = resnet(tensors, "", {}, **images_of(meta))
+    weights, card, more = resnet(tensors, "", {}, **images_of(state, meta))
     return (
         weights,
         card.override(caffe if card.block != "basic" else {}),

@@ -182,4 +182,6 @@ def test_what_a_hugging_face_resnet_s_config_says(config, words, tmp_path):
         with pytest.raises(UserError, match=words):
             open_checkpoint(path)
     else:
-        assert open_checkpoint(path).card.block == "bottleneck, stride on the 1x1"
+        checkpoint = open_checkpoint(path)
+        assert checkpoint.card.block == "bottleneck, stride on the 1x1"
+        assert ("std" in checkpoint.assumed, "block" in checkpoint.assumed) == (True, False)
