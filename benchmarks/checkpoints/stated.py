@@ -100,6 +100,10 @@ def stated(meta: Mapping, card: Card) -> Iterator[tuple[str, str, object]]:
     if card.family == "swin" and swin.get("EMBED_DIM") == card.dim:
         keys = {"DEPTHS": "depths", "QKV_BIAS": "qkv_bias", "PATCH_NORM": "patch_norm"}
         tables.append(("config: MODEL.SWIN", swin, keys))
+    if card.family == "swin" and config.get("embed_dim") == card.dim:  # Hugging Face's
+        tables.append(("config.json", config, {"depths": "depths", "num_heads": "heads", "window_size": "window"}))
+    if card.family == "resnet" and config.get("hidden_sizes") == list(card.widths):
+        tables.append(("config.json", config, {"depths": "blocks"}))
     stated_already = set()
     for where, table, keys in tables:
         for name, key in keys.items():
