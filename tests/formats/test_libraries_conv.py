@@ -185,3 +185,22 @@ def test_what_a_hugging_face_resnet_s_config_says(config, words, tmp_path):
         checkpoint = open_checkpoint(path)
         assert checkpoint.card.block == "bottleneck, stride on the 1x1"
         assert ("std" in checkpoint.assumed, "block" in checkpoint.assumed) == (True, False)
+
+
+def test_a_hugging_face_config_says_the_stages(tmp_path):
+    """A Swin of which blocks were lost is refused."""
+    path, _ = libraries_conv.hf_swin(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "swin", "embed_dim": 8, "depths": [1, 2, 2, 2]}')
+    with pytest.raises(UserError, match="depths 1,2,2,2 means depths=1,2,2,2, the weights have depths=1,2,1,2"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "net.backbone."])
+def test_numbered_children_of_a_resnet(prefix, tmp_path):
+    """A Sequential of torchvision's children, as many save it, below any prefix."""
+    tree = torch.load(libraries_conv.lightly_resnet(tmp_path)[0])["state_dict"]
+    mine = {k.removeprefix("backbone."): v for k, v in tree.items() if k.startswith("backbone.")}
+    torch.save({prefix + k: v for k, v in mine.items()}, tmp_path / "x.pth")
+    found, whole = (open_checkpoint(tmp_path / name) for name in ("x.pth", "lightly.ckpt"))
+    assert (found.reading.format, found.fingerprint) == ("lightly_resnet", whole.fingerprint)
+    assert "std 0.229,0.224,0.225 (assumed)" in found.assumed

@@ -136,3 +136,34 @@ def ibot_swin(folder: Path) -> Example:
     student = named("module.", student, {"backbone.masked_embed": torch.zeros(1, 8)})
     loss = {"center": torch.zeros(1, 4), "center2": torch.zeros(1, 1, 4)}
     return save_example(folder / "ibot_swin.pth", {"student": student, "teacher": teacher, "ibot_loss": loss})
+
+
+def solo_resnet(folder: Path) -> Example:
+    """A tiny Lightning checkpoint of BYOL."""
+    state = named("backbone.", resnet_weights()) | named("momentum_backbone.", resnet_weights())
+    heads = ("classifier", "projector.0", "momentum_projector.0", "predictor.0", "momentum_classifier")
+    tree = {"state_dict": state | {f"{k}.weight": torch.zeros(2, 2) for k in heads}, "epoch": 3}
+    return save_example(folder / "solo.ckpt", tree | {"hyper_parameters": {"method": "byol"}, "optimizer_states": []})
+
+
+def lightly_resnet(folder: Path) -> Example:
+    """A tiny Lightning checkpoint of MoCo, whose backbones are Sequentials of a ResNet's children."""
+    numbers = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
+    name = re.compile(rf"^({'|'.join(numbers)})\.")
+    online, other = (
+        {name.sub(lambda m: f"{numbers[m[1]]}.", k): v for k, v in resnet_weights().items()} for _ in range(2)
+    )
+    heads = ("projection_head", "projection_head_momentum")
+    state = named("backbone.", online) | named("backbone_momentum.", other)
+    state |= {f"{k}.layers.0.weight": torch.zeros(2, 2) for k in heads} | {"criterion.memory_bank.bank": torch.zeros(2)}
+    return save_example(folder / "lightly.ckpt", {"state_dict": state, "epoch": 3})
+
+
+def lightly_train_resnet(folder: Path) -> Example:
+    """A tiny Lightning checkpoint of DINO with torchvision's ResNet."""
+    state = {}
+    for side in ("student", "teacher"):
+        state |= named(f"{side}_embedding_model.wrapped_model._features.", resnet_weights())
+        state[f"{side}_projection_head.layers.0.weight"] = torch.zeros(2, 2)
+    said = {"normalize_args": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}}
+    return save_example(folder / "lightly_train.ckpt", {"state_dict": state, "lightly_train": said})
