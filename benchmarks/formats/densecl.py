@@ -21,6 +21,7 @@ def convert(state, meta):
     prefix = state.pick(and_alone(NETWORKS, alone_resnet(state)), is_resnet)
     root = prefix.removesuffix("backbone.").removesuffix("encoder_k.0.")
     if prefix == root or alone_resnet(state) is not None:
+        state.assume(*(() if meta.get("author") == "DenseCL" else ("block",)))
         return resnet(state, prefix, {}, **IMAGENET)
     others = {"backbone.": "online", "encoder_q.0.": "online", "encoder_k.0.": "teacher"}
     others |= {"encoder_q.0.": "same as backbone"} if prefix.endswith("backbone.") else {}

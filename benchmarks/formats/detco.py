@@ -23,4 +23,5 @@ def convert(state, meta):
     if (home := alone_resnet(state, HEADS)) is None:
         return read(state, HEADS)
     prefix = state.pick({None: (home,)}, is_resnet)
+    state.assume("block")
     return resnet(state, prefix, {prefix + head: "head" for head in HEADS}, **IMAGENET)

@@ -23,7 +23,9 @@ def claims(shapes, meta) -> int:
 
 
 def convert(state, meta):
-    prefix = state.pick(and_alone(NETWORKS, alone_resnet(state)), is_resnet)
+    home = alone_resnet(state)
+    prefix = state.pick(and_alone(NETWORKS, home), is_resnet)
+    state.assume(*(("block",) if home is not None else ()))
     mine = prefix.removesuffix("backbone.")
     reasons = {mine + head: "head" for head in HEADS if mine} | {"dino_loss.": "loss"} | OTHER.get(mine, {})
     return resnet(state, prefix, reasons, **IMAGENET)

@@ -10,12 +10,12 @@ import re
 
 import torch
 
-from . import drop, prefix_of, vit
+from . import drop, prefix_of, under, vit
 
 NETWORKS = {None: ("state_dict.backbone.", "backbone.", "state_dict.", "")}
 MARKS = {"patch_embed.projection.weight", "layers.0.ln1.weight", "pos_embed"}
 MMSEG = "layers.0.attn.attn.in_proj_weight"
-HEADS = ("head.", "neck.")
+HEADS = {"head.": "head", "neck.": "head", "momentum_encoder.": "teacher"}  # MoCo v3's, an average
 OTHERS = ("decode_head.", "auxiliary_head.", "rpn_head.", "roi_head.", "bbox_head.", "mask_head.", "panoptic_head.")
 USUAL = {"qkv_bias": True}
 NAMES = (
@@ -51,7 +51,7 @@ def claims(shapes, meta) -> int:
 def convert(state, meta):
     prefix = state.pick(NETWORKS, MARKS.issubset)
     around = prefix.removesuffix("backbone.")
-    dropped = drop(state, {around + name: "head" for name in HEADS} if around != prefix else {})
+    dropped = drop(state, under(around, HEADS) if around != prefix else {})
     known = {"pos_resize": "size"} | normalisation(meta)
     weights, card, dropped = vit(state, prefix, dropped, timm_name, **known)
     if prefix + MMSEG in state:  # mmseg's patch embedding has no bias without `patch_bias`

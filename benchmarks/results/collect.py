@@ -223,6 +223,8 @@ def backbone_name(card: Mapping) -> str:
     if family == "resnet":
         basic, widths = card.get("block") == "basic", card.get("widths") or [0]
         name = f"ResNet-{sum(card.get('blocks') or ()) * (2 if basic else 3) + 2}"
+        if stem := card.get("stem_widths"):  # names of timm: C; D with pooled shortcuts; T with a tiered stem too
+            name += "-C" if not card.get("avg_down") else "-D" if stem[0] == stem[-1] else "-T"
         if card.get("groups") or card.get("base_width"):
             name += f" {card.get('groups') or 1}x{card.get('base_width') or 64}d"
         return name if widths[-1] == (512 if basic else 2048) else f"{name}, {widths[-1]} wide"

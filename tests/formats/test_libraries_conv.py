@@ -8,7 +8,7 @@ import torch
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.models.swin_transformer import SwinTransformer
 
-from format_examples import conv, libraries_conv
+from format_examples import conv, format_example, libraries_conv
 from layouts import PARITY, relative
 from selfpatch_bench.benchmarks import UserError
 from selfpatch_bench.benchmarks.checkpoints.open import build
@@ -204,3 +204,27 @@ def test_numbered_children_of_a_resnet(prefix, tmp_path):
     found, whole = (open_checkpoint(tmp_path / name) for name in ("x.pth", "lightly.ckpt"))
     assert (found.reading.format, found.fingerprint) == ("lightly_resnet", whole.fingerprint)
     assert "std 0.229,0.224,0.225 (assumed)" in found.assumed
+
+
+def test_torchvision_s_training_code_keeps_an_average(tmp_path):
+    """Beside `model`: dropped with its count, and taken by `--weights ema`."""
+    online, average = libraries_conv.resnet_weights(), libraries_conv.resnet_weights()
+    ema = {"n_averaged": torch.tensor(3)} | {f"module.{k}": v for k, v in average.items()}
+    torch.save({"model": online, "model_ema": ema, "epoch": 3}, tmp_path / "x.pth")
+    torch.save(average, tmp_path / "average.pth")
+    found = open_checkpoint(tmp_path / "x.pth")
+    assert (found.reading.format, found.assumed) == ("torchvision_resnet", "")
+    assert found.fingerprint != open_checkpoint(tmp_path / "average.pth").fingerprint
+    assert "block bottleneck, stride on the 3x3 (assumed)" in open_checkpoint(tmp_path / "average.pth").assumed
+
+
+def test_mmpretrain_vit_of_moco_v3(tmp_path):
+    """Its average, neck and predictor lie beside the ViT; without them the file is the same."""
+    path, facts = format_example("mmpretrain_vit", tmp_path)
+    tree = torch.load(path, weights_only=False)
+    alone = open_checkpoint(path, card=facts)
+    state = {k: v for k, v in tree["state_dict"].items() if k.startswith("backbone.")}
+    more = {f"momentum_encoder.module.0.{k.removeprefix('backbone.')}": v + 1 for k, v in state.items()}
+    more |= {k: torch.zeros(2) for k in ("momentum_encoder.steps", "neck.fc0.weight", "head.predictor.fc0.weight")}
+    torch.save(tree | {"state_dict": state | more}, tmp_path / "x.pth")
+    assert open_checkpoint(tmp_path / "x.pth", card=facts).fingerprint == alone.fingerprint
