@@ -72,6 +72,12 @@ def resnet(state, prefix: str, reasons: Mapping[str, str], **known) -> tuple[dic
     return weights, resnet_card(shapes_of(weights), **known), dropped
 
 
+def assume_strides(state, names: Collection[str]) -> None:
+    """Where nothing says whether a bottleneck's stride is in its 1x1 or 3x3 convolution. names: torchvision's."""
+    if any(name.endswith("layer1.0.conv3.weight") for name in names):
+        state.assume("block")
+
+
 def swin_names(names: Iterable[str]) -> dict[str, str]:
     """timm's name -> official or timm's: merging opens timm's stages and closes the official ones."""
     names = list(names)

@@ -10,7 +10,7 @@ import re
 from ...pretrain.common.card import BLOCKS
 from ...pretrain.common.errors import UserError, shorten
 from ..checkpoints.stated import normalisation_from, table_in
-from ._conv import IMAGENET, drop, resnet
+from ._conv import IMAGENET, assume_strides, drop, resnet
 
 MARK = "embedder.embedder.convolution.weight"
 NAME = re.compile(
@@ -42,8 +42,10 @@ def convert(state, meta):
         if (value := config.get(key, plain)) != plain:
             raise UserError(f"config.json: {key} {shorten(value)}, which no ResNet here has")
     known = normalisation_from(meta)
-    state.assume(*(() if known else IMAGENET), *(() if config else ("block",)))
+    state.assume(*(() if known else IMAGENET))
     tensors = {name: state[key] for name, key in names.items()}
+    if not config:
+        assume_strides(state, tensors)
     weights, card, more = resnet(tensors, "", {}, **(known or IMAGENET))
     moved = config.get("downsample_in_bottleneck") and card.block != "basic"
     card = card.override({"block": BLOCKS[1]} if moved else {})

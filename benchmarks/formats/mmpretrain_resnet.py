@@ -11,7 +11,7 @@ import re
 from ...pretrain.common.card import BLOCKS
 from ...pretrain.common.errors import UserError
 from . import prefix_of
-from ._conv import RESNET, drop, resnet
+from ._conv import RESNET, assume_strides, drop, resnet
 from ._mm import HOMES, beside, by_runner, images_of, teachers
 from .mmpretrain_vit import config_of
 
@@ -46,7 +46,8 @@ def convert(state, meta):
     config = config_of(meta)
     if re.search(r"\bdilations['\"]?\s*[=:]\s*[\[(][\d,\s]*[2-9]", config):
         raise UserError("its config dilates convolutions, which no ResNet here does")
-    state.assume(*(() if config else ("block",)))
+    if not config:
+        assume_strides(state, tensors)
     caffe = {"block": BLOCKS[1]} if re.search(r"\bstyle['\"]?\s*[=:]\s*['\"]caffe", config) else {}
     weights, card, more = resnet(tensors, "", {}, **images_of(state, meta))
     return (

@@ -7,7 +7,18 @@ Unverified: no trained file of it was at hand (the network is timm's itself).
 """
 
 from ..checkpoints.stated import architectures, normalisation_from
-from ._conv import ALONE, IMAGENET, RESNET_PARTS, alone_resnet, and_alone, is_any_resnet, only, prefix_of, resnet
+from ._conv import (
+    ALONE,
+    IMAGENET,
+    RESNET_PARTS,
+    alone_resnet,
+    and_alone,
+    assume_strides,
+    is_any_resnet,
+    only,
+    prefix_of,
+    resnet,
+)
 from .timm import of_hub
 
 HEAD = ("fc.weight", "fc.bias")
@@ -24,7 +35,8 @@ def claims(shapes, meta) -> int:
 def convert(state, meta):
     prefix = state.pick(and_alone(ALONE, alone_resnet(state, HEAD, is_any_resnet)), is_any_resnet)
     reasons = {prefix + "fc.": "head"} | ({"state_dict_ema.": "EMA copy"} if prefix else {})
-    state.assume(*(() if any(architectures(meta)) else ("block",)))  # the weights of blurred ones have the same names
+    if not any(architectures(meta)):  # the weights of blurred ones have the same names
+        assume_strides(state, state)
     weights, card, dropped = resnet(state, prefix, reasons)
     known = normalisation_from(meta)
     if not known and not (card.block == "basic" and card.blocks == (3, 4, 6, 3)):

@@ -5,7 +5,18 @@ weights' transforms. Other code bases write the same bare names, and may have th
 trained file of it was at hand (the network is torchvision's, in the tests).
 """
 
-from ._conv import ALONE, IMAGENET, RESNET_PARTS, alone_resnet, and_alone, below, is_resnet, only, resnet
+from ._conv import (
+    ALONE,
+    IMAGENET,
+    RESNET_PARTS,
+    alone_resnet,
+    and_alone,
+    assume_strides,
+    below,
+    is_resnet,
+    only,
+    resnet,
+)
 
 HEAD = ("fc.weight", "fc.bias")
 AVERAGE = "model_ema."
@@ -21,6 +32,7 @@ def claims(shapes, meta) -> int:
 def convert(state, meta):
     home = alone_resnet(state, HEAD)
     prefix = state.pick(and_alone(ALONE, home), is_resnet)
-    state.assume(*(("block",) if home is not None else ()))
+    if home is not None:
+        assume_strides(state, state)
     reasons = {AVERAGE: "EMA copy"} if prefix == "model." else {}
     return resnet(state, prefix, reasons | {prefix + "fc.": "head"}, **IMAGENET)
