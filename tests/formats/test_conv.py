@@ -317,6 +317,9 @@ def test_stride_on_the_first_convolution(tmp_path):
         ({"block": "basic", "widths": (64, 128, 256, 512)}, "ResNet-34"),
         ({"groups": 32, "base_width": 4}, "ResNet-50 32x4d"),
         ({"widths": (16, 32, 64, 128)}, "ResNet-50, 128 wide"),
+        ({"stem_widths": (32, 32)}, "ResNet-50-C"),
+        ({"stem_widths": (32, 32), "avg_down": True}, "ResNet-50-D"),
+        ({"stem_widths": (24, 32), "avg_down": True}, "ResNet-50-T"),
     ],
 )
 def test_names_of_published_backbones(change, name):
