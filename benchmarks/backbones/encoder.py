@@ -43,7 +43,7 @@ def stored_rotation(frequencies: Tensor, grid: tuple[int, int], registers: int) 
 
 class Encoder(FrozenEncoder):
     """A ViT. Its image vector: the normed class token, SelfPatch's class attention, the mean of the final patch tokens,
-    or the norm of the mean of the raw ones."""
+    the norm of the mean of the raw ones, or the mean of the first two final tokens."""
 
     network = "vit"
 
@@ -134,4 +134,6 @@ class Encoder(FrozenEncoder):
         if self.card.readout == "mean_norm":
             return self.fc_norm(raw[:, self.prefix :].mean(1))
         final = self.vit.norm(raw)
+        if self.card.readout == "token_pair":
+            return final[:, :2].mean(1)
         return final[:, 0] if self.card.readout == "token" else final[:, self.prefix :].mean(1)

@@ -36,6 +36,7 @@ from ..checkpoints.state import Mismatch  # noqa: F401 (what a format raises)
 
 VIT_ROOTS = ("cls_token", "reg_token", "pos_embed", "patch_embed.proj.", "blocks.", "norm.")
 IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+CLASSIFIER = {"head.weight": "head", "head.bias": "head"}  # one layer, which many codes have inside the ViT
 
 
 def is_vit(keys: Iterable[str]) -> bool:

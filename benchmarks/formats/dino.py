@@ -5,7 +5,7 @@ Downstream uses the teacher. Copies of the released full file from before June 2
 head called `projection_head`; that form is supported by its description only.
 """
 
-from . import IMAGENET, alone_vit, and_alone, below, drop, fits, is_dino, prefix_of, under, vit
+from . import CLASSIFIER, IMAGENET, alone_vit, and_alone, below, drop, fits, is_dino, prefix_of, under, vit
 
 NETWORKS = {
     "teacher": ("teacher.backbone.", "teacher."),
@@ -18,8 +18,11 @@ ALWAYS = {"qkv_bias": True}
 
 
 def claims(shapes, meta) -> int:
-    if (home := alone_vit(shapes)) is not None and home not in WRAPPED:
+    plain, home = alone_vit(shapes), alone_vit(shapes, also=CLASSIFIER)
+    if plain is not None and plain not in WRAPPED:
         return 1
+    if plain is None and home is not None:  # a classifier: DINO's code saves none, trainers that took its ViT do
+        return int(home != "")
     prefix, centre = prefix_of(shapes, NETWORKS, is_dino), shapes.get("dino_loss.center")
     if not is_layout(shapes, prefix) or (centre and per_token(centre)):
         return 0
@@ -45,8 +48,9 @@ def convert(state, meta):
 def read(state, networks, own: dict[str, str], inner: dict[str, str] | None = None):
     """What `convert` returns for DINO's ViT. own: parts of a network beside its backbone -> reason to drop them;
     inner: parts of the backbone."""
-    prefix = state.pick(and_alone(networks, alone_vit(state, also=inner or ())), is_dino)
-    dropped = drop(state, under(prefix, inner or {})) | (beside(state, prefix, own) if prefix else {})
+    inner = CLASSIFIER | (inner or {})
+    prefix = state.pick(and_alone(networks, alone_vit(state, also=inner)), is_dino)
+    dropped = drop(state, under(prefix, inner)) | (beside(state, prefix, own) if prefix else {})
     return vit(state, prefix, dropped, pos_resize="dino", **IMAGENET)
 
 

@@ -1,18 +1,20 @@
 """timm's VisionTransformer: a flat state dict (.pth, .safetensors), timm's own training checkpoint, DeiT's file.
 
-Source: huggingface/pytorch-image-models 1.0.31, timm/models/vision_transformer.py, timm/utils/checkpoint_saver.py;
-facebookresearch/deit (`model`). The names say nothing about mean and std: 0.5 for AugReg, ImageNet's for DeiT and DINO.
+Source: huggingface/pytorch-image-models 1.0.31, timm/models/vision_transformer.py, deit.py, timm/utils/
+checkpoint_saver.py; facebookresearch/deit (`model`). The names say nothing about mean and std: 0.5 for AugReg,
+ImageNet's for DeiT and DINO. Of a distilled DeiT the image vector is the mean of class and distillation token, as timm
+evaluates it. A classifier says that timm wrote a flat file; under a prefix any trainer may have put it there.
 """
 
 import torch
 
 from ...pretrain.common.shapes import shapes_of, vit_card
 from ..checkpoints.stated import table_in
-from . import VIT_ROOTS, alone_vit, and_alone, below, drop, fits, is_vit, prefix_of, under
+from . import CLASSIFIER, VIT_ROOTS, alone_vit, and_alone, below, drop, fits, is_vit, prefix_of, under
 from ._timm import told
 
 NETWORKS = {None: ("state_dict.", "model.", "")}
-HEAD = ("head.", "fc_norm.")
+HEAD = ("head.", "fc_norm.", "dist_token", "head_dist.")
 NORMS = {"norm.weight", "fc_norm.weight"}
 EMA = {"state_dict_ema.": "EMA copy", "model_ema.": "EMA copy"}
 USUAL = {"qkv_bias": True, "class_token": True}
@@ -32,26 +34,33 @@ def claims(shapes, meta) -> int:
     trained = prefix_of(shapes, NETWORKS, is_timm) == "state_dict." and {"arch", "epoch"} <= meta.keys()
     if prefix is None:
         return 2 * trained
-    if of_hub(meta):
+    names = below(shapes, prefix)
+    if of_hub(meta) or "dist_token" in names:
         return 3
-    return 2 if trained or not fits(below(shapes, prefix)) else 1
+    return 2 if trained or not fits(names, () if prefix == "" else CLASSIFIER) else 1
 
 
 def convert(state, meta):
     prefix = state.pick(and_alone(NETWORKS, alone_vit(state, is_timm, HEAD)), is_timm)
-    head = HEAD if {prefix + n for n in NORMS} <= set(state) else HEAD[:1]
-    dropped = drop(state, under(prefix, dict.fromkeys(head, "head")) | (EMA if prefix else {}))
+    heads = ["head.", "head_dist.", *(["fc_norm."] if {prefix + n for n in NORMS} <= set(state) else [])]
+    dropped = drop(state, under(prefix, dict.fromkeys(heads, "head")) | (EMA if prefix else {}))
     weights = {name: state[key] for name, key in state.below(prefix).items() if key not in dropped}
-    facts = told(state, meta, weights)
+    facts = {"pos_resize": "timm"} | told(state, meta, weights)
+    if "dist_token" in weights:
+        facts["readout"] = "token_pair"
+        state.assumed.discard("readout")
     weights = whole_positions(weights)
-    return weights, vit_card(shapes_of(weights), **({"pos_resize": "timm"} | facts)), dropped
+    return weights, vit_card(shapes_of(weights), **facts), dropped
 
 
 def whole_positions(weights: dict) -> dict:
     """The same network with a position for the class token and none for the registers, as the encoder has them.
 
-    timm stores positions of patches only (`no_embed_class`), or of patches, class token and registers.
+    timm stores positions of patches only (`no_embed_class`), or of patches, class token and registers. A distillation
+    token is a register.
     """
+    if "dist_token" in weights:
+        weights = {"reg_token" if k == "dist_token" else k: v for k, v in weights.items()}
     if any(weights[k].ndim != 3 for k in ("pos_embed", "reg_token") if k in weights):
         return weights  # refused by its shape later on
     before = int("cls_token" in weights)

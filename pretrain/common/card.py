@@ -90,8 +90,9 @@ class Card:
     relative positions `relative 14x14` (a table in each block; with `, shared` one for all), or `rotary` (with
     `, stored` by frequencies that each block stores). pos_resize: a key of POSITION_RULES. norm: LayerNorm or RMSNorm.
     proj_bias: have the attention's projection and the MLP biases? act: of the MLP. readout: what the image vector is:
-    the normed class token, SelfPatch's class attention, the mean of the normed patches, or the norm of their mean.
-    mean, std: of RGB in 0..1, per channel.
+    the normed class token, SelfPatch's class attention, the mean of the normed patches, the norm of their mean, or the
+    mean of the normed class token and of the one after it (DeiT's distillation token). mean, std: of RGB in 0..1, per
+    channel.
 
     Swin: dim is the width of the first stage; depths and heads of each stage; window: its side in tokens. ResNet:
     block: one of BLOCKS; blocks and widths (channels of the output) of each stage; groups and base_width of the 3x3
@@ -126,7 +127,7 @@ class Card:
     act: str = one_of("gelu (erf)", "gelu (tanh)", "swiglu")
     mean: tuple[float, ...] | None = bounded(None, at_least=0, at_most=1)
     std: tuple[float, ...] | None = bounded(None, above=0, at_most=1)
-    readout: str = one_of("token", "class_attention", "mean", "mean_norm")
+    readout: str = one_of("token", "class_attention", "mean", "mean_norm", "token_pair")
     norm: str = one_of("layer", "rms")
     proj_bias: bool = True
     window: int | None = bounded(None, at_least=1, at_most=MAX_WINDOW)
