@@ -1,13 +1,16 @@
-"""ViTs as other libraries save them: which network is taken, its features by that library's own forward, what is asked."""
+"""ViTs as other libraries save them: the network that is taken, its features by its forward, what is asked."""
 
 import pytest
 import torch
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 
+import reference_vit as plain
+from format_examples import format_example
 from layouts import PARITY, relative
 from selfpatch_bench.benchmarks import UserError, load
-from selfpatch_bench.benchmarks.checkpoints.open import ready
+from selfpatch_bench.benchmarks.checkpoints.open import build, ready
+from selfpatch_bench.benchmarks.formats import lightly_train
 from selfpatch_bench.benchmarks.hub.open import open_checkpoint
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "dynamic_img_size": True}
@@ -21,6 +24,14 @@ def perturbed(network):
         for p in network.parameters():
             p.add_(0.1 * torch.randn_like(p))
     return network.eval()
+
+
+def flat(node, name="") -> dict:
+    """Tensors of nested dicts by dotted name."""
+    if isinstance(node, torch.Tensor):
+        return {name: node}
+    inner = node.items() if isinstance(node, dict) else ()
+    return {k: v for key, value in inner for k, v in flat(value, f"{name}.{key}" if name else str(key)).items()}
 
 
 def put(state: dict, prefix: str) -> dict:
@@ -69,3 +80,39 @@ def test_deit_with_a_distillation_token(tmp_path):
 
     encoder = same(tmp_path / "deit.pth", both, lambda x: network.forward_features(x)[:, 2:], **GIVEN)
     assert (encoder.card.registers, encoder.card.readout) == (1, "token_pair")
+
+
+OWN = {  # format -> (networks by `--weights`, the default first, and their factors; how a square is resized)
+    "ijepa": ({"teacher": 1.0, "student": 1.5}, None),
+    "msn": ({"teacher": 1.0, "student": 1.5}, "size"),
+    "solo": ({"student": 1.0, "teacher": 1.5}, "antialias"),
+    "lightly": ({"teacher": 1.0, "student": 1.5}, "antialias"),
+    "lightly_train": ({"teacher": 1.0, "student": 1.5}, "antialias"),
+}
+PREFIX = {"ijepa": "target_encoder.module.", "msn": "target_encoder.module.", "solo": "state_dict.backbone."}
+PREFIX |= {"lightly": "state_dict.backbone.vit.", "lightly_train": f"state_dict.teacher_{lightly_train.INNER}"}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_library_s_training_file_gives_the_network_that_it_evaluates(name, tmp_path):
+    """The default network and the other one, by a plain float64 ViT; bare, wrapped, in half precision; and no format
+    besides claims it."""
+    torch.manual_seed(1)
+    path, facts = format_example(name, tmp_path)
+    weights, resize = OWN[name]
+    tree = torch.load(path, weights_only=False)
+    for asked, factor in [(None, 1.0), *weights.items()]:
+        checkpoint = open_checkpoint(path, card=facts, weights=asked)
+        assert (checkpoint.reading.format, checkpoint.rivals) == (name, [])
+        names = {k: v * (factor if v.is_floating_point() else 1) for k, v in flat(tree).items()}
+        net = plain.timm_names(names, PREFIX[name], 2, **({"resize": resize} if resize else {}))
+        for size in ((32, 32), (48, 48))[: 1 + bool(resize)]:
+            images = torch.randn(1, 3, *size)
+            token, patches = plain.features(net, images)
+            found = build(checkpoint)(images)
+            assert relative(found.patches[0], patches) < PARITY
+            assert relative(found.image, patches.mean((2, 3)) if token is None else token) < PARITY
+    state = {k: v.half() for k, v in flat(tree).items()}
+    torch.save({"net": {f"_orig_mod.{k}": v for k, v in state.items() if "opt." not in k}}, path)
+    again = open_checkpoint(path, card=facts)
+    assert (again.reading.format, len(again.reading.weights)) == (name, len(checkpoint.reading.weights))

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from selfpatch_bench.benchmarks.checkpoints import FORMATS
 
-from . import conv, families, libraries_conv, ports, vit
+from . import conv, families, libraries_conv, libraries_vit, ports, vit
 from .vit import Example, example_vit
 
-__all__ = ["conv", "example_vit", "families", "format_example", "libraries_conv", "ports", "vit"]
-MODULES = (vit, ports, conv, families, libraries_conv)
+__all__ = ["conv", "example_vit", "families", "format_example", "libraries_conv", "libraries_vit", "ports", "vit"]
+MODULES = (vit, ports, libraries_vit, conv, families, libraries_conv)
 
 
 def format_example(name: str, folder: Path) -> Example:
