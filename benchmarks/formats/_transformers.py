@@ -1,15 +1,19 @@
-"""Hugging Face transformers' names of ViT, Dinov2 and DINOv3 as timm's: both namings (before and since version 5)."""
+"""Hugging Face transformers' names of ViT, Dinov2 and DINOv3 as timm's: both namings (before and since version 5).
+
+Version 5 has other names in memory, which a bare state dict shows, than `save_pretrained` writes.
+"""
 
 import re
 
 import torch
 
 from ...pretrain.common.errors import UserError, shorten
+from ..checkpoints import parts
 from ..checkpoints.stated import table_in
 from . import drop, under
 
 MARK = "embeddings.patch_embeddings.projection.weight"
-LAYER = re.compile(r"(?:encoder\.)?layers?\.(\d+)\.(.+)\.(weight|bias|lambda1)")
+LAYER = re.compile(r"(?:encoder\.|model\.)?layers?\.(\d+)\.(.+)\.(weight|bias|lambda1)")
 PARTS = {
     "layernorm_before": "norm1",
     "layernorm_after": "norm2",
@@ -34,6 +38,7 @@ STACKED = {  # several Linears that are one in timm: (name, place)
 }
 WHOLE = {
     "embeddings.cls_token": "cls_token",
+    "embeddings.distillation_token": "dist_token",
     "embeddings.position_embeddings": "pos_embed",
     "embeddings.register_tokens": "reg_token",
     "embeddings.patch_embeddings.projection.weight": "patch_embed.proj.weight",
@@ -43,23 +48,34 @@ WHOLE = {
     **{f"{n}.{p}": f"norm.{p}" for n in ("layernorm", "norm") for p in ("weight", "bias")},
 }
 BESIDE = {"embeddings.mask_token": "mask token", "pooler.": "head", "decoder.": "head"}
-HEADS = {"classifier.": "head", "decoder.": "head"}  # beside a network that has a prefix
 ACTS = {"gelu": "gelu (erf)", "gelu_new": "gelu (tanh)", "gelu_pytorch_tanh": "gelu (tanh)", "gelu_fast": "gelu (tanh)"}
 
 
 def root_of(keys, mark: str = MARK) -> str | None:
-    """Prefix of the network: '', 'vit.', 'dinov2.' ..., or None."""
-    found = sorted((k.removesuffix(mark) for k in keys if k.endswith(mark)), key=len)
-    return found[0] if found and found[0].removesuffix(".").count(".") <= 1 and found[0][-1:] in ("", ".") else None
+    """Prefix of the one network of a file: '', 'vit.', 'dinov2.' ..., below whatever wraps it; else None."""
+    found = [k.removesuffix(mark) for k in keys if k.endswith(mark)]
+    return found[0] if len(found) == 1 and found[0][-1:] in ("", ".") else None
+
+
+def beside(keys, root: str) -> dict[str, str]:
+    """What lies outside the network and is known to lie beside one (a classifier, a decoder): name -> reason."""
+    found, path = {}, root.split(".")[:-1]
+    for key in keys:
+        names = key.split(".")
+        apart = next((i for i, name in enumerate(names) if i >= len(path) or name != path[i]), 0)
+        if apart < len(path) and parts.BESIDE.fullmatch(names[apart]):
+            found[key] = "head"
+    return found
 
 
 def read(state, root: str, keyless: bool = False) -> tuple[dict, dict]:
     """(timm-named weights of the known names below `root`, what is dropped); the others stay unasked for, and are
     refused. keyless: the keys may have no bias, which is then 0."""
-    around = root.rstrip(".").rpartition(".")[0]
-    dropped = drop(state, under(root, BESIDE) | under(f"{around}." if around else "", HEADS))
+    dropped = drop(state, under(root, BESIDE)) | beside(state, root)
     weights, stacks = {}, {}
-    for name, key in state.below(root).items():
+    # ViTMSNForImageClassification of 5.24 writes its layers without the network's prefix
+    bare = {key: key for key in state if root and LAYER.fullmatch(key)}
+    for name, key in (state.below(root) | bare).items():
         match = LAYER.fullmatch(name)
         if key in dropped:
             continue
@@ -91,9 +107,13 @@ def _stack(state, name: str, places: dict[int, str], keyless: bool):
     return torch.cat(ordered)
 
 
-def facts_of(meta, eps: float) -> dict:
-    """norm_eps and act by config.json. Raises UserError for an activation that is not there."""
+def facts_of(meta, eps: float, state=None) -> dict:
+    """norm_eps and act by config.json; what it does not say is assumed of a `state`. Raises UserError for an
+    activation that is not there."""
     config = table_in(meta, "config.json")
+    if state is not None:
+        said = {"norm_eps": "layer_norm_eps", "act": "hidden_act"}
+        state.assume(*(field for field, key in said.items() if key not in config))
     act = str(config.get("hidden_act", "gelu"))
     gated = bool(config.get("use_swiglu_ffn") or config.get("use_gated_mlp"))
     if act not in ACTS and not gated:

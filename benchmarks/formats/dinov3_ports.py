@@ -1,9 +1,10 @@
-"""DINOv3's ViT in Hugging Face's and in timm's names. Unverified: no file of them was at hand.
+"""DINOv3's ViT in Hugging Face's and in timm's names.
 
 Source: huggingface/transformers, models/dinov3_vit/modeling_dinov3_vit.py; huggingface/pytorch-image-models 1.0.31,
 timm/models/eva.py. Neither stores the periods of the rotary positions: both compute them in float32 from the base
 (`rope_theta`, 100), where the original's are rounded, so that features differ a little from dinov3.py's. The number of
-heads is needed for them: of config.json, or of timm.
+heads is needed for them: of config.json, of timm, or given. timm's image vector is the mean of the patches (its
+`global_pool` avg).
 """
 
 import torch
@@ -24,7 +25,7 @@ BIASES = (".attn.q_bias", ".attn.k_bias", ".attn.v_bias")
 
 def is_hub(keys) -> bool:
     root = root_of(keys, HUB)
-    return root is not None and f"{root}layer.0.layer_scale1.lambda1" in keys
+    return root is not None and any(f"{root}{m}layer.0.layer_scale1.lambda1" in keys for m in ("", "model."))
 
 
 def claims(shapes, meta) -> int:
@@ -34,14 +35,16 @@ def claims(shapes, meta) -> int:
 def convert(state, meta):
     if is_hub(state):
         weights, dropped = read(state, root_of(state, HUB), keyless=True)
-        facts = facts_of(meta, 1e-5)
+        facts = facts_of(meta, 1e-5, state)
     else:
-        dropped, facts = drop(state, {"head.": "head"}), {"norm_eps": 1e-5}
+        pool = {} if "fc_norm.weight" in state else {"readout": "mean"}
+        dropped, facts = drop(state, {"head.": "head"}), {"norm_eps": 1e-5} | pool
+        state.assume(*(pool if "global_pool" not in table_in(meta, "config.json") else ()))
         weights = _from_timm({name: state[name] for name in state if name not in dropped})
     dim = weights["cls_token"].shape[-1]
     heads, why = heads_from(meta, dim)
     if not heads or dim % (4 * heads):
-        raise UserError(f"its rotary positions need the number of heads, in a config.json beside it: {why or heads}")
+        raise UserError(f"its rotary positions need the number of heads (--heads N): {why or heads}")
     base = table_in(meta, "config.json").get("rope_theta", 100.0)
     if not isinstance(base, (int, float)) or not 1 < base < 1e9:
         raise UserError(f"config.json: rope_theta {base}")

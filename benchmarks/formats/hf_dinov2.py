@@ -23,5 +23,5 @@ def claims(shapes, meta) -> int:
 def convert(state, meta):
     weights, dropped = read(state, root_of(state) or "")
     rule = "timm" if "reg_token" in weights else "size"
-    facts = facts_of(meta, 1e-6) | (normalisation_from(meta) or IMAGENET)
+    facts = facts_of(meta, 1e-6, state) | (normalisation_from(meta) or IMAGENET)
     return weights, vit_card(shapes_of(weights), pos_resize=rule, **facts), dropped

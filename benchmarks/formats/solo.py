@@ -21,6 +21,7 @@ HEADS = re.compile(r"(?:momentum_)?(?:classifier|projector|predictor\d?|prototyp
 LOSS = re.compile(r"queue\w*|\w+_loss_func|mask_token|whitening|local_memory_\w+")
 OWN = {"projector", "head", "decoder", "predictor", "prototypes", "queue"}  # beside a classifier, of one network
 ALWAYS = {"qkv_bias": True}
+ASSUMED = ("pos_resize",)
 
 
 def claims(shapes, meta) -> int:

@@ -215,13 +215,20 @@ def hub_names(official: dict) -> dict:
 
 
 @pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("names", ["timm", "hub"])
+@pytest.mark.parametrize("names", ["timm", "hub", "memory"])
 def test_dinov3_in_the_names_of_others(names, gated, tmp_path):
-    """timm's own state dict, and transformers' names: the periods are computed, the heads are of config.json."""
+    """timm's own state dict, and transformers' names, as saved and as version 5 has them in memory; bare and beside a
+    classifier: the periods are computed, the heads are of config.json or given. timm's image vector is the mean."""
     torch.manual_seed(4)
     network, tree = eva(gated, True)
     tree = network.state_dict() if names == "timm" else hub_names(tree)
+    if names == "memory":
+        tree = {k.replace("layer.", "model.layer.") if k.startswith("layer.") else k: v for k, v in tree.items()}
     torch.save(tree, tmp_path / "v3.bin")
+    wrapped = {f"backbone.{k}": v for k, v in tree.items()} | {"fc.weight": torch.ones(5, 24)}
+    torch.save({"state_dict": wrapped}, tmp_path / "v3.ckpt")
+    given = open_checkpoint(tmp_path / "v3.ckpt", card={"heads": 3})
+    assert given.fingerprint == open_checkpoint(tmp_path / "v3.bin", card={"heads": 3}).fingerprint
     with pytest.raises(UserError, match="rotary positions need the number of heads"):
         load(tmp_path / "v3.bin")
     about = {"num_attention_heads": 3, "use_gated_mlp": gated, "hidden_act": "silu" if gated else "gelu"}
@@ -233,7 +240,8 @@ def test_dinov3_in_the_names_of_others(names, gated, tmp_path):
         images = torch.randn(2, 3, *size)
         with torch.no_grad():
             wanted = network.forward_features(images)
-        assert relative(encoder(images).image, wanted[:, 0]) < PARITY
+        image = network.forward_head(wanted, pre_logits=True) if names == "timm" else wanted[:, 0]
+        assert relative(encoder(images).image, image) < PARITY
         assert relative(encoder(images).patches[0].flatten(2).transpose(1, 2), wanted[:, 3:]) < PARITY
 
 

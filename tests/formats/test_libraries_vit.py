@@ -6,7 +6,8 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 
 import reference_vit as plain
-from format_examples import format_example
+from format_examples import example_vit, format_example
+from format_examples.ports import names_since_5
 from layouts import PARITY, relative
 from selfpatch_bench.benchmarks import UserError, load
 from selfpatch_bench.benchmarks.checkpoints.open import build, ready
@@ -116,3 +117,45 @@ def test_a_library_s_training_file_gives_the_network_that_it_evaluates(name, tmp
     torch.save({"net": {f"_orig_mod.{k}": v for k, v in state.items() if "opt." not in k}}, path)
     again = open_checkpoint(path, card=facts)
     assert (again.reading.format, len(again.reading.weights)) == (name, len(checkpoint.reading.weights))
+
+
+def hugging_face(tree: dict, before: dict, beside: dict) -> dict:
+    """Names of transformers 5 in memory below `model.vit.`, with what lies around."""
+    return {f"model.vit.{k}": v for k, v in (tree | before).items()} | {f"model.{k}": v for k, v in beside.items()}
+
+
+@pytest.mark.parametrize("kind", ["vit", "mae", "deit", "ijepa"])
+def test_transformers_vits_below_any_wrapper_and_beside_their_heads(kind, tmp_path):
+    """Class token, class and distillation token (whose position is its own), or none; positions resized by size."""
+    torch.manual_seed(5)
+    tree = names_since_5(example_vit(class_token=kind != "ijepa"))
+    own, heads = {}, {"classifier.weight": torch.ones(5, 24)}
+    if kind == "deit":
+        row = torch.randn(1, 1, 24)
+        positions = tree["embeddings.position_embeddings"]
+        tree["embeddings.position_embeddings"] = torch.cat([positions[:, :1], row, positions[:, 1:]], 1)
+        own["embeddings.distillation_token"] = torch.randn(1, 1, 24)
+        heads = {"cls_classifier.weight": torch.ones(5, 24), "distillation_classifier.weight": torch.ones(5, 24)}
+    if kind == "mae":
+        heads = {"decoder.mask_token": torch.ones(1, 1, 8), "decoder.decoder_encoder.layer.0.x": torch.ones(2)}
+    state = hugging_face(tree, own, heads)
+    torch.save({"state_dict": state | {"criterion.weight": torch.ones(5)}, "optimizer_states": []}, tmp_path / "x.ckpt")
+    checkpoint = open_checkpoint(tmp_path / "x.ckpt", card=GIVEN)
+    assert (checkpoint.reading.format, checkpoint.rivals) == ("hf_vit", [])
+    assert "norm_eps 1e-12 (assumed), act gelu (erf) (assumed)" in checkpoint.assumed
+    if kind == "deit":
+        positions = tree["embeddings.position_embeddings"]
+        tree["embeddings.register_tokens"] = own["embeddings.distillation_token"] + row
+        tree["embeddings.position_embeddings"] = torch.cat([positions[:, :1], positions[:, 2:]], 1)
+    net = plain.hugging_face(tree, "", 2, resize="size", eps=1e-12)
+    for size in ((32, 32), (40, 64)):
+        images = torch.randn(1, 3, *size)
+        (token, patches), found = plain.features(net, images), build(checkpoint)(images)
+        assert relative(found.patches[0], patches) < PARITY
+        assert relative(found.image, patches.mean((2, 3)) if token is None else token) < PARITY
+    two = {f"{side}.{k}": v for side in ("student", "teacher") for k, v in state.items()}
+    torch.save({"state_dict": two}, tmp_path / "two.ckpt")
+    with pytest.raises(UserError, match=r"2 networks: state_dict.student.model.vit. \(hf_vit\), .* take one by --part"):
+        open_checkpoint(tmp_path / "two.ckpt", card=GIVEN)
+    part = open_checkpoint(tmp_path / "two.ckpt", card=GIVEN, part="state_dict.teacher")
+    assert part.fingerprint == checkpoint.fingerprint

@@ -203,7 +203,7 @@ def hugging_face(tree, prefix, heads, **facts) -> Network:
         blocks.append(block)
     return Network(
         patch=r.pair("embeddings.patch_embeddings.projection"),
-        cls=r("embeddings.cls_token"),
+        cls=r("embeddings.cls_token") if r.has("embeddings.cls_token") else None,
         blocks=blocks,
         heads=heads,
         norm=r.pair("layernorm"),

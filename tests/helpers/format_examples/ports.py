@@ -47,12 +47,16 @@ def hf_vit(folder: Path) -> Example:
     return folder, {}
 
 
-def hf_vit_since_5(folder: Path) -> Example:
-    """The other naming, as torch saves a model's state dict."""
+def names_since_5(vit: dict) -> dict:
+    """timm's tiny weights in the names that transformers 5 has in memory."""
     parts = ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2")
     names = dict(zip(parts, ("layernorm_before", "layernorm_after", "attention.o_proj", *parts[3:]), strict=True))
-    tree = example_names(example_vit(), "layers", names, tuple(f"attention.{n}_proj" for n in "qkv"))
-    return save_example(folder / "vit5.bin", tree, heads=2, mean=0.5, std=0.5)
+    return example_names(vit, "layers", names, tuple(f"attention.{n}_proj" for n in "qkv"))
+
+
+def hf_vit_since_5(folder: Path) -> Example:
+    """The other naming, as torch saves a model's state dict."""
+    return save_example(folder / "vit5.bin", names_since_5(example_vit()), heads=2, mean=0.5, std=0.5)
 
 
 def hf_dinov2(folder: Path) -> Example:
