@@ -54,7 +54,8 @@ def averaged(state: State) -> State:
 
 
 def only_network(state: State) -> State | None:
-    """A file's one network without what is known to lie beside one; None where there are several, or other things."""
+    """A file's one network, below its prefix, without what is known to lie beside one; None where there are several, or
+    other things."""
     if len(found := networks(state.shapes)) != 1 or not found[0]:
         return None
     prefix = found[0]
@@ -62,7 +63,8 @@ def only_network(state: State) -> State | None:
     common = prefix.rstrip(".").rpartition(".")[0]
     common = f"{common}." if common else ""
     strange = [k for k in outside if not BESIDE.fullmatch(k.removeprefix(common).partition(".")[0])]
-    return None if strange else _below(state, prefix, dict.fromkeys(outside, "head"))
+    refs = {k: r for k, r in state.refs.items() if k.startswith(prefix)}
+    return None if strange else State(refs, state.wanted, state.aside | dict.fromkeys(outside, "head"))
 
 
 def _below(state: State, prefix: str, aside: Mapping[str, str]) -> State:

@@ -122,15 +122,13 @@ def _called(error: UserError, state: State) -> UserError:
 
 
 def _levels(whole: State) -> Iterator[State]:
-    """The file as it is, then with one wrapping after the other peeled off, then its one network alone."""
-    level = whole
-    for _ in range(MAX_WRAPPING):
-        yield level
-        if (inner := level.inside()) is None:
-            break
-        level = inner
-    if (network := parts.only_network(whole)) is not None:
-        yield network
+    """The file as it is, then with one wrapping after the other peeled off; then so its one network alone."""
+    for level in (whole, parts.only_network(whole)):
+        for _ in range(MAX_WRAPPING):
+            if level is None:
+                break
+            yield level
+            level = level.inside()
 
 
 def _insisted(plugin: Plugin, whole: State, meta: dict, path: Path, given: Mapping) -> Reading:
