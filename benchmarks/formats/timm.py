@@ -31,7 +31,9 @@ def of_hub(meta) -> bool:
 
 def claims(shapes, meta) -> int:
     prefix = alone_vit(shapes, is_timm, HEAD)
-    trained = prefix_of(shapes, NETWORKS, is_timm) == "state_dict." and {"arch", "epoch"} <= meta.keys()
+    within = prefix_of(shapes, NETWORKS, is_timm)
+    trained = within == "state_dict." and {"arch", "epoch"} <= meta.keys()
+    trained |= within == "model." and str(table_in(meta, "args").get("model")).startswith("deit")
     if prefix is None:
         return 2 * trained
     names = below(shapes, prefix)

@@ -1,5 +1,7 @@
 """ViTs as other libraries save them: the network that is taken, its features by its forward, what is asked."""
 
+import argparse
+
 import pytest
 import torch
 from timm.models.deit import VisionTransformerDistilled
@@ -65,6 +67,10 @@ def test_a_classifier_below_a_prefix_is_nobodys(wrapper, classifier, tmp_path):
     )
     with pytest.raises(UserError, match="could be dino or timm"):
         ready(open_checkpoint(path, card=GIVEN))
+    beside = {"loss": torch.tensor(0.5), "classifier.weight": torch.ones(5, 24)}
+    torch.save(put(classifier, f"{wrapper}.") | beside, path)
+    with pytest.raises(UserError, match="could be dino or timm"):
+        ready(open_checkpoint(path, card=GIVEN))
     for format in ("dino", "timm"):
         assert open_checkpoint(path, card=GIVEN, format=format).reading.card.pos_resize == format
     torch.save(classifier, path)
@@ -74,13 +80,19 @@ def test_a_classifier_below_a_prefix_is_nobodys(wrapper, classifier, tmp_path):
 def test_deit_with_a_distillation_token(tmp_path):
     """timm's and Facebook's names: both tokens make the image vector, as both heads' mean is what is evaluated."""
     network = perturbed(VisionTransformerDistilled(**TINY, num_classes=5))
-    torch.save({"model": network.state_dict()}, tmp_path / "deit.pth")
+    torch.save({"model": (tree := network.state_dict())}, tmp_path / "deit.pth")
 
     def both(images):
         return network.forward_head(network.forward_features(images), pre_logits=True)
 
     encoder = same(tmp_path / "deit.pth", both, lambda x: network.forward_features(x)[:, 2:], **GIVEN)
     assert (encoder.card.registers, encoder.card.readout) == (1, "token_pair")
+    mean = {k: v * 1.5 for k, v in tree.items()}
+    args = argparse.Namespace(model="deit_tiny_distilled_patch16_224")
+    torch.save({"model": tree, "model_ema": mean, "optimizer": {}, "args": args}, tmp_path / "run.pth")
+    for weights, factor in ((None, 1), ("ema", 1.5)):
+        found = open_checkpoint(tmp_path / "run.pth", card=GIVEN, weights=weights)
+        assert torch.equal(found.reading.weights["norm.bias"], tree["norm.bias"] * factor)
 
 
 OWN = {  # format -> (networks by `--weights`, the default first, and their factors; how a square is resized)
