@@ -13,6 +13,7 @@ from ...pretrain.common.errors import UserError
 from ...pretrain.common.shapes import shapes_of, vit_card
 from ..checkpoints.stated import heads_from, normalisation_from, table_in
 from . import IMAGENET, drop
+from ._timm import told
 from ._transformers import facts_of, read, root_of
 
 HUB = "embeddings.patch_embeddings.weight"
@@ -37,10 +38,10 @@ def convert(state, meta):
         weights, dropped = read(state, root_of(state, HUB), keyless=True)
         facts = facts_of(meta, 1e-5, state)
     else:
-        pool = {} if "fc_norm.weight" in state else {"readout": "mean"}
-        dropped, facts = drop(state, {"head.": "head"}), {"norm_eps": 1e-5} | pool
-        state.assume(*(pool if "global_pool" not in table_in(meta, "config.json") else ()))
+        dropped = drop(state, {"head.": "head"})
         weights = _from_timm({name: state[name] for name in state if name not in dropped})
+        pooled = {} if "fc_norm.weight" in weights else {"readout": "mean"}
+        facts = {"norm_eps": 1e-5} | pooled | told(state, meta, weights)
     dim = weights["cls_token"].shape[-1]
     heads, why = heads_from(meta, dim)
     if not heads or dim % (4 * heads):

@@ -1,18 +1,22 @@
-"""lightly: Lightning checkpoints of its benchmarks with timm's ViT, or one backbone (MaskedVisionTransformerTIMM).
+"""lightly: Lightning checkpoints of its benchmarks with a ViT or ResNet, or one ViT (MaskedVisionTransformerTIMM).
 
-Source: lightly-ai/lightly, lightly/models/modules/masked_vision_transformer_timm.py, benchmarks/imagenet/vitb16/.
-Evaluated is what the module's `forward` uses: the teacher, which DINO's calls `backbone` and DINOv2's and iBOT's
-`teacher_backbone`. Positions are resized by timm, to square grids.
+Source: lightly-ai/lightly, lightly/models/modules/masked_vision_transformer_timm.py, benchmarks/imagenet/vitb16/,
+resnet50/. Evaluated is what the module's `forward` uses: `backbone`, which is the teacher where a student lies beside
+it (MoCo: the keys'), or else `teacher_backbone` (DINOv2, iBOT). Positions are resized by timm, to square grids.
 """
 
 import re
 
 from ...pretrain.common.shapes import shapes_of, vit_card
-from . import IMAGENET, below, drop, fits, is_vit, under
+from . import IMAGENET, below, drop, fits, is_vit, prefix_of, under
+from ._conv import RESNET_PARTS, is_resnet, only, resnet
 from .timm import whole_positions
 
-OTHERS = ("teacher_backbone.", "student_backbone.")
-BESIDE = re.compile(r"(?:\w+_)?(?:heads?|classifier|decoder|predictor|criterion|loss|koleo|mask_token|memory_bank)")
+SIDES = {"teacher_backbone": "teacher", "backbone_momentum": "teacher", "student_backbone": "student"}
+SIDES |= {"query_backbone": "student"}
+BESIDE = re.compile(
+    r"(?:\w+_)?(?:heads?|classifier|decoder|predictor|criterion|loss|koleo|mask_token|memory_bank)(?:_momentum)?"
+)
 CLASSIFIER = "vit.head."  # of timm, which its benchmarks leave there
 
 
@@ -24,21 +28,26 @@ def is_lightly(names) -> bool:
 
 
 def networks(names) -> dict:
-    """As `State.pick` wants them: `backbone` is the teacher where a student lies beside it."""
-    two = any(k.startswith(("state_dict.student_backbone.", "student_backbone.")) for k in names)
-    found = {"teacher": ["teacher_backbone."], "student": ["student_backbone."], None: ["backbone.", ""]}
-    if two:
-        found["teacher"].append(found[None].pop(0))
+    """As `State.pick` wants them. `backbone`, where there is one, is evaluated, and is what its companion is not."""
+    there = {part for k in names for part in k.split(".")[:2]}
+    found = {SIDES[part]: [f"{part}."] for part in SIDES if part in there}  # the teacher first
+    if "backbone" in there or not found:
+        mine = {(): None, ("teacher",): "student"}.get(tuple(found), "teacher")
+        found = {mine: ["backbone.", ""]} | {side: prefixes for side, prefixes in found.items() if side != mine}
     return {name: [f"{top}{p}" for top in ("state_dict.", "") for p in prefixes] for name, prefixes in found.items()}
 
 
 def claims(shapes, meta) -> int:
-    prefixes = (prefix for choices in networks(shapes).values() for prefix in choices)
-    return 3 * any(is_lightly(below(shapes, prefix)) for prefix in prefixes)
+    if prefix_of(shapes, networks(shapes), is_lightly) is not None:
+        return 3
+    prefix = prefix_of(shapes, networks(shapes), is_resnet)
+    home = "state_dict." if prefix and prefix.startswith("state_dict.") else ""
+    online = f"{home}online_classifier.linear.weight"
+    return 2 * bool(prefix and only(shapes, prefix, RESNET_PARTS) and online in shapes)
 
 
 def convert(state, meta):
-    prefix = state.pick(networks(state), is_lightly)
+    prefix = state.pick(networks(state), lambda names: is_lightly(names) or is_resnet(names))
     dropped = drop(state, under(prefix, {"mask_token": "mask token", CLASSIFIER: "head"}))
     home = "state_dict." if prefix.startswith("state_dict.") else ""
     for name, key in state.below(home).items():
@@ -46,8 +55,10 @@ def convert(state, meta):
         if not key.startswith(prefix):
             if BESIDE.fullmatch(part):
                 dropped[key] = "head"
-            elif f"{part}." in (*OTHERS, "backbone."):
+            elif part in SIDES or part == "backbone":
                 dropped[key] = "the other network"
+    if is_resnet(below(state, prefix)):
+        return resnet(state, prefix, dropped, **IMAGENET)
     weights = {name: state[key] for name, key in state.below(f"{prefix}vit.").items() if key not in dropped}
     weights = whole_positions(weights)
     return weights, vit_card(shapes_of(weights), pos_resize="timm", **IMAGENET), dropped

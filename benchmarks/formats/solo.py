@@ -1,9 +1,9 @@
-"""solo-learn: a Lightning checkpoint of any of its methods, with a ViT.
+"""solo-learn: a Lightning checkpoint of any of its methods, with a ViT, ResNet or Swin.
 
 Source: vturrisi/solo-learn 9187ea3, solo/methods/ (base.py: classifier, momentum_backbone), solo/backbones/vit/,
-main_linear.py. Its evaluations take `backbone`, the network that is trained by gradients, with the class token. Its
-ViTs take the size that they were trained at only; for others timm's rule is taken, of whose networks they are made.
-Those of MAE and MoCo v3 have 12 heads up to ViT-B (vit_mae.py, vit_mocov3.py).
+main_linear.py. Its evaluations take `backbone`, the network that is trained by gradients, a ViT's class token. Its ViTs
+take the size that they were trained at only; for others timm's rule is taken, of whose networks they are made. Those of
+MAE and MoCo v3 have 12 heads up to ViT-B (vit_mae.py, vit_mocov3.py).
 """
 
 import re
@@ -11,6 +11,7 @@ import re
 from ...pretrain.common.card import ARCHITECTURES
 from ..checkpoints.stated import table_in, vit_size
 from . import IMAGENET, below, fits, is_dino, prefix_of, vit
+from ._conv import RESNET_PARTS, SWIN_PARTS, is_resnet, is_swin, only, resnet, swin
 
 NETWORKS = {
     "student": ("state_dict.backbone.", "backbone."),
@@ -21,12 +22,22 @@ HEADS = re.compile(r"(?:momentum_)?(?:classifier|projector|predictor\d?|prototyp
 LOSS = re.compile(r"queue\w*|\w+_loss_func|mask_token|whitening|local_memory_\w+")
 OWN = {"projector", "head", "decoder", "predictor", "prototypes", "queue"}  # beside a classifier, of one network
 ALWAYS = {"qkv_bias": True}
-ASSUMED = ("pos_resize",)
+KINDS = {is_resnet: RESNET_PARTS, is_swin: SWIN_PARTS}
+
+
+def is_network(keys) -> bool:
+    return is_dino(keys) or any(test(keys) for test in KINDS)
+
+
+def is_whole(keys, prefix: str) -> bool:
+    """Do the names below the prefix hold one of its networks and nothing else?"""
+    names = below(keys, prefix)
+    return fits(names) or any(test(names) and only(keys, prefix, parts) for test, parts in KINDS.items())
 
 
 def claims(shapes, meta) -> int:
-    prefix = prefix_of(shapes, NETWORKS, is_dino)
-    if prefix is None or not fits(below(shapes, prefix)):
+    prefix = prefix_of(shapes, NETWORKS, is_network)
+    if prefix is None or not is_whole(shapes, prefix):
         return 0
     home = prefix.removesuffix("momentum_backbone.").removesuffix("backbone.")
     parts = {name.partition(".")[0] for name in below(shapes, home)}
@@ -37,7 +48,7 @@ def claims(shapes, meta) -> int:
 
 
 def convert(state, meta):
-    prefix = state.pick(NETWORKS, is_dino)
+    prefix = state.pick(NETWORKS, is_network)
     home = prefix.removesuffix("momentum_backbone.").removesuffix("backbone.")
     dropped = {}
     for name, key in state.below(home).items():
@@ -46,6 +57,10 @@ def convert(state, meta):
             dropped[key] = "head" if HEADS.fullmatch(part) else "loss"
         elif part in ("backbone", "momentum_backbone") and not key.startswith(prefix):
             dropped[key] = "the other network"
+    for test, read in ((is_resnet, resnet), (is_swin, swin)):
+        if test(below(state, prefix)):
+            return read(state, prefix, dropped, **IMAGENET)
+    state.assume("pos_resize")
     weights, card, dropped = vit(state, prefix, dropped, pos_resize="timm", **IMAGENET)
     heads = _heads(table_in(meta, "hyper_parameters"), card.dim)
     return weights, card.override({"heads": heads} if heads else {}), dropped

@@ -5,6 +5,7 @@ import argparse
 import pytest
 import torch
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.resnet import Bottleneck, ResNet
 from timm.models.vision_transformer import VisionTransformer
 
 import reference_vit as plain
@@ -13,7 +14,7 @@ from format_examples.ports import names_since_5
 from layouts import PARITY, relative
 from selfpatch_bench.benchmarks import UserError, load
 from selfpatch_bench.benchmarks.checkpoints.open import build, ready
-from selfpatch_bench.benchmarks.formats import lightly_train
+from selfpatch_bench.benchmarks.formats import lightly_train, solo
 from selfpatch_bench.benchmarks.hub.open import open_checkpoint
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "dynamic_img_size": True}
@@ -171,3 +172,63 @@ def test_transformers_vits_below_any_wrapper_and_beside_their_heads(kind, tmp_pa
         open_checkpoint(tmp_path / "two.ckpt", card=GIVEN)
     part = open_checkpoint(tmp_path / "two.ckpt", card=GIVEN, part="state_dict.teacher")
     assert part.fingerprint == checkpoint.fingerprint
+
+
+def layers(*names: str) -> dict:
+    return {f"{name}.weight": torch.ones(5, 24) for name in names}
+
+
+MODULES = {  # what a method keeps -> format, network that is evaluated; `V`: a masked ViT, `T`: timm's, `R`: a ResNet
+    "dinov2": ("lightly", "teacher", "teacher_backbone:V student_backbone:V student_dino_head teacher_ibot_head"),
+    "ibot": (
+        "lightly",
+        "teacher",
+        "teacher_backbone:V student_backbone:V teacher_head.head student_head cls_loss.center",
+    ),
+    "mae": ("lightly", None, "backbone:V decoder.decoder_embed online_classifier.linear"),
+    "moco": ("lightly", "student", "backbone:V backbone_momentum:V projection_head projection_head_momentum"),
+    "byol": ("lightly", "student", "backbone:R teacher_backbone:R prediction_head online_classifier.linear"),
+    "mocov2": ("lightly", "teacher", "backbone:R query_backbone:R query_projection_head online_classifier.linear"),
+    "simclr": ("solo", "student", "backbone:T classifier projector.0"),
+    "swav": ("solo", "student", "backbone:R classifier projector.0 prototypes queue"),
+    "all4one": (
+        "solo",
+        "student",
+        "backbone:R momentum_backbone:R classifier predictor2.0 transformer_encoder.layers.0",
+    ),
+    "distillation": (
+        "lightly_train",
+        "student",
+        f"student_{lightly_train.INNER}:T student_projection_head teacher_queue",
+    ),
+    "densecl": ("lightly_train", None, f"{lightly_train.INNER}:T key_encoder.{lightly_train.INNER}:T memory_bank.bank"),
+}
+
+
+@pytest.fixture(scope="module")
+def networks():
+    timm = example_vit()
+    resnet = ResNet(Bottleneck, [1, 1, 1, 1], num_classes=0, channels=(2, 4, 8, 16)).state_dict()
+    return {"V": put(timm, "vit.") | {"mask_token": torch.ones(1, 1, 24)}, "T": timm, "R": resnet}
+
+
+@pytest.mark.parametrize("method", MODULES)
+def test_a_lightning_module_s_parts_say_which_network_is_evaluated(method, networks, tmp_path):
+    format, network, parts = MODULES[method]
+    pairs = [part.partition(":")[::2] for part in parts.split()]
+    state = layers(*(name for name, kind in pairs if not kind))
+    for number, (name, kind) in enumerate((n.rstrip("."), kind) for n, kind in pairs if kind):
+        state |= {f"{name}.{k}": v + number for k, v in networks[kind].items()}
+    torch.save({"state_dict": state, "global_step": 3, "optimizer_states": []}, tmp_path / "x.ckpt")
+    checkpoint = open_checkpoint(tmp_path / "x.ckpt", card={"heads": 2} if pairs[0][1] != "R" else {})
+    assert (checkpoint.reading.format, checkpoint.rivals, checkpoint.reading.network) == (format, [], network)
+    first = networks[pairs[0][1]]
+    for name, value in checkpoint.reading.weights.items():
+        assert torch.equal(value, first.get(name, first.get(f"vit.{name}")))
+
+
+def test_solo_s_configuration_says_the_heads_of_mae():
+    """12 up to ViT-B in MAE and MoCo v3, where timm's small ViT has 6; only if the width is that of the name."""
+    stated = {"method": "mae", "backbone": {"name": "vit_small"}}
+    assert [solo._heads(stated | {"method": m}, 384) for m in ("mae", "mocov3", "dino")] == [12, 12, 6]
+    assert (solo._heads(stated, 768), solo._heads({}, 384)) == (None, None)
