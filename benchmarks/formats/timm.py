@@ -46,13 +46,18 @@ def convert(state, meta):
     prefix = state.pick(and_alone(NETWORKS, alone_vit(state, is_timm, HEAD)), is_timm)
     heads = ["head.", "head_dist.", *(["fc_norm."] if {prefix + n for n in NORMS} <= set(state) else [])]
     dropped = drop(state, under(prefix, dict.fromkeys(heads, "head")) | (EMA if prefix else {}))
-    weights = {name: state[key] for name, key in state.below(prefix).items() if key not in dropped}
+    weights = {_named(name): state[key] for name, key in state.below(prefix).items() if key not in dropped}
     facts = {"pos_resize": "timm"} | told(state, meta, weights)
     if "dist_token" in weights:
         facts["readout"] = "token_pair"
         state.assumed.discard("readout")
     weights = whole_positions(weights)
     return weights, vit_card(shapes_of(weights), **facts), dropped
+
+
+def _named(name: str) -> str:
+    """timm's name of one of DeiT III's own, which has its layer scale without a module around it."""
+    return name.replace(".gamma_1", ".ls1.gamma").replace(".gamma_2", ".ls2.gamma")
 
 
 def whole_positions(weights: dict) -> dict:

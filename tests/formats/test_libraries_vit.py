@@ -174,6 +174,20 @@ def test_transformers_vits_below_any_wrapper_and_beside_their_heads(kind, tmp_pa
     assert part.fingerprint == checkpoint.fingerprint
 
 
+def test_deit_iii_has_bare_names_of_its_layer_scale(tmp_path):
+    """And no position of the class token."""
+    network = perturbed(VisionTransformer(**TINY, num_classes=5, init_values=0.1, no_embed_class=True))
+    tree = {
+        k.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): v for k, v in network.state_dict().items()
+    }
+    torch.save({"model": tree}, tmp_path / "deit3.pth")
+
+    def token(images):
+        return network.forward_head(network.forward_features(images), pre_logits=True)
+
+    same(tmp_path / "deit3.pth", token, lambda x: network.forward_features(x)[:, 1:], **GIVEN)
+
+
 def layers(*names: str) -> dict:
     return {f"{name}.weight": torch.ones(5, 24) for name in names}
 
