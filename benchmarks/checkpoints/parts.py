@@ -35,14 +35,14 @@ def networks(shapes: Mapping[str, tuple]) -> list[str]:
 
 
 def part(state: State, prefix: str) -> State:
-    """The tensors below a prefix that the user gave, named without it; all others are set aside. Raises UserError that
-    names the networks of the file where there is nothing."""
+    """The tensors below a prefix that the user gave, which stays a wrapper of theirs; all others are set aside. Raises
+    UserError that names the networks of the file where there is nothing."""
     prefix = prefix if prefix.endswith(".") or not prefix else f"{prefix}."
     inner = state.below(prefix)
     if not inner:
         there = ", ".join(networks(state.shapes)) or shorten(", ".join(sorted({k.partition(".")[0] for k in state})))
         raise UserError(f"--part {prefix.rstrip('.')}: it holds nothing of that prefix; there are: {there}")
-    return _below(state, prefix, dict.fromkeys(set(state) - set(inner.values()), GIVEN))
+    return _only(state, prefix, GIVEN)
 
 
 def averaged(state: State) -> State:
@@ -63,8 +63,13 @@ def only_network(state: State) -> State | None:
     common = prefix.rstrip(".").rpartition(".")[0]
     common = f"{common}." if common else ""
     strange = [k for k in outside if not BESIDE.fullmatch(k.removeprefix(common).partition(".")[0])]
-    refs = {k: r for k, r in state.refs.items() if k.startswith(prefix)}
-    return None if strange else State(refs, state.wanted, state.aside | dict.fromkeys(outside, "head"))
+    return None if strange else _only(state, prefix, "head")
+
+
+def _only(state: State, prefix: str, why: str) -> State:
+    """The tensors below a prefix, which their names keep; why: what the others are."""
+    aside = {k: why for k in state if not k.startswith(prefix)}
+    return State({k: r for k, r in state.refs.items() if k not in aside}, state.wanted, state.aside | aside)
 
 
 def _below(state: State, prefix: str, aside: Mapping[str, str]) -> State:
@@ -82,7 +87,8 @@ def described(state: State, candidates: Callable[[State], list[str]]) -> str:
         return ""
     parts, before = [], None
     for prefix in prefixes[:6]:
-        known = " or ".join(candidates(_below(state, prefix, {}))) or "no format knows it"
+        names = candidates(_only(state, prefix, "")) or candidates(_below(state, prefix, {}).split())
+        known = " or ".join(names) or "no format knows it"
         parts.append(f"{prefix} ({'the same' if known == before else known})")
         before = known
     more = f" and {len(prefixes) - 6} more" if len(prefixes) > 6 else ""
