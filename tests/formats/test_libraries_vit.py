@@ -78,6 +78,24 @@ def test_a_classifier_below_a_prefix_is_nobodys(wrapper, classifier, tmp_path):
     assert (open_checkpoint(path, card=GIVEN).reading.format, open_checkpoint(path, card=GIVEN).rivals) == ("timm", [])
 
 
+def test_lone_numbers_beside_a_network_are_training_state(classifier, tmp_path):
+    """As PyTorch's ImageNet example and AveragedModel save them."""
+    path = tmp_path / "x.pth"
+    numbers = {"best_acc1": torch.tensor(71.5), "epoch": torch.tensor([3]), "lr_scheduler_state_dict": {}}
+    mean = {k: 2 * v for k, v in classifier.items()} | {"n_averaged": torch.tensor(3)}
+    torch.save({"model_state_dict": classifier, "ema": {f"module.{k}": v for k, v in mean.items()}} | numbers, path)
+    with pytest.raises(UserError, match=r"2 networks: model_state_dict. \(dino or .*\), ema. \(timm\): take one"):
+        open_checkpoint(path, card=GIVEN)
+    with pytest.raises(UserError, match="could be dino or timm"):
+        ready(open_checkpoint(path, card=GIVEN, part="model_state_dict"))
+    for given, factor in (({"weights": "ema"}, 2), ({"part": "model_state_dict"}, 1)):
+        found = open_checkpoint(path, card=GIVEN, format="timm", **given)
+        assert torch.equal(found.reading.weights["norm.weight"], factor * classifier["norm.weight"])
+    torch.save({"model_state_dict": classifier} | numbers, path)
+    found = open_checkpoint(path, card=GIVEN, format="timm")
+    assert found.accounting.endswith("4 dropped (2 head, 2 training state)")
+
+
 def test_deit_with_a_distillation_token(tmp_path):
     """timm's and Facebook's names: both tokens make the image vector, as both heads' mean is what is evaluated."""
     network = perturbed(VisionTransformerDistilled(**TINY, num_classes=5))
