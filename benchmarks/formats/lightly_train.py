@@ -1,25 +1,27 @@
-"""LightlyTrain: a network of its Lightning checkpoints, with timm's, DINOv2's or DINOv3's names.
+"""LightlyTrain: a ViT or ResNet of its Lightning checkpoints, in timm's, torchvision's, DINOv2's or DINOv3's names.
 
-Source: lightly-ai/lightly-train d445dcd, src/lightly_train/_methods/, _models/embedding_model.py, _checkpoint.py.
-Downstream is what the library itself exports: the teacher that follows the student, or the student of a distillation.
-Its exported files (exported_last.pt) hold the network alone, and are read by the formats of its names.
+Source: lightly-ai/lightly-train d445dcd, src/lightly_train/_methods/, _models/ (embedding_model.py, timm/timm.py,
+torchvision/resnet.py), _checkpoint.py. Downstream is what the library itself exports: the teacher that follows the
+student, or the student of a distillation. Its image vector of timm's ViT is the mean of the patches. Exported files
+(exported_last.pt) hold the network alone, and are read by the formats of its names.
 """
 
 import re
 
 from ..checkpoints.state import State
 from ..checkpoints.stated import table_in
-from . import IMAGENET, below, dinov2, dinov3, timm
+from . import IMAGENET, below, dinov2, dinov3, timm, torchvision_resnet
 
 INNER = "embedding_model.wrapped_model._model."
+FEATURES = "embedding_model.wrapped_model._features."  # a ResNet of torchvision's
 BESIDE = re.compile(r"(?:\w+_)?(?:heads?|head_\w+|criterion|loss|queue|embedding_model|encoder|memory_bank)")
-READERS = (dinov3, dinov2, timm)  # those that know more of the names go first
+READERS = (dinov3, dinov2, timm, torchvision_resnet)  # those that know more of the names go first
 
 
 def networks(names) -> dict:
     """As `State.pick` wants them. A teacher that was there before, of which no head is trained, comes last."""
     order = ("teacher", "student") if any("teacher_" in k and "head." in k for k in names) else ("student", "teacher")
-    found = {side: [f"{side}_{INNER}"] for side in order} | {None: [INNER]}
+    found = {side: [f"{side}_{INNER}", f"{side}_{FEATURES}"] for side in order} | {None: [INNER, FEATURES]}
     return {side: [f"state_dict.{p}" for p in prefixes] + prefixes for side, prefixes in found.items()}
 
 
@@ -37,7 +39,10 @@ def convert(state, meta):
     prefix = state.pick(networks(state), lambda names: reader({k: state.shapes[v] for k, v in names.items()}))
     inner = State({k: state.refs[v] for k, v in state.below(prefix).items()})
     weights, card, dropped = reader(inner.shapes).convert(inner, {})
+    if card.readout == "token" and reader(inner.shapes) is timm:
+        card = card.override({"readout": "mean"})
     state.used |= {prefix + name for name in inner.used}
+    state.assume(*inner.assumed - {"readout"})
     dropped = {prefix + name: why for name, why in dropped.items()}
     home = "state_dict." if prefix.startswith("state_dict.") else ""
     for name, key in state.below(home).items():
