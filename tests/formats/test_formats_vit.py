@@ -100,12 +100,6 @@ def test_every_vit_format_has_a_plain_network_here():
     assert ours <= set(VIT) | elsewhere, "add it to VIT"
 
 
-def test_hugging_face_names_since_version_5(tmp_path):
-    path, facts = ports.hf_vit_since_5(tmp_path)
-    net = plain.hugging_face(names_of(path), "", 2, resize="size", eps=1e-12)
-    compare(load(path, **facts), net)
-
-
 def test_config_beside_a_hugging_face_file_decides(tmp_path):
     """layer_norm_eps and hidden_act; an activation that is not there is refused."""
     path, facts = ports.hf_vit_since_5(tmp_path)
