@@ -4,8 +4,9 @@ Every tensor of a file is either used or dropped on purpose by its format; anyth
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from ...pretrain.common.plugins import Plugin
 from ...pretrain.common.weights import names
 from ..backbones.networks import BACKBONES
 from . import FORMATS, completeness, foreign, parts
+from .evidence import evidence
 from .state import SAME, Mismatch, State
 
 MAX_WRAPPING = 8  # nested dicts around a network
@@ -26,7 +28,7 @@ LONGEST = 600  # characters of a format's own message, which may quote the file
 @dataclass
 class Reading:
     """What one format makes of a file. `dropped`: name -> reason; network: which one was taken, where it says; odd:
-    what is unusual about it; assumed: fields of the card that nothing says."""
+    what is unusual about it; assumed: fields of the card that nothing says; evidence(): what spoke for the format."""
 
     format: str
     weights: dict[str, Tensor]
@@ -35,6 +37,7 @@ class Reading:
     network: str | None = None
     odd: list[str] = field(default_factory=list)
     assumed: set[str] = field(default_factory=set)
+    evidence: Callable[[], str] = str
 
 
 @contextlib.contextmanager
@@ -74,7 +77,8 @@ def _read_as(plugin: Plugin, state: State, meta: dict, path: Path, given: Mappin
         odd = completeness.refuse(doubts, card, given)
     weights = {k: v.detach().float() for k, v in weights.items()}
     assumed = {*getattr(plugin.module, "ASSUMED", ()), *view.assumed}
-    return Reading(plugin.name, weights, card, {**dropped, **state.aside}, view.network, odd, assumed)
+    why = partial(evidence, plugin.module, state.shapes, meta)
+    return Reading(plugin.name, weights, card, {**dropped, **state.aside}, view.network, odd, assumed, why)
 
 
 def readings(path: Path, state: State, meta: dict, format: str | None, given: Mapping) -> list[Reading]:

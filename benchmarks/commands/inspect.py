@@ -10,7 +10,8 @@ from ..hub.open import open_checkpoint
 def report(path: Path, format: str | None, card: Mapping, weights: str | None = None, part: str | None = None) -> str:
     """Format, card, accounting and fingerprint of a file, with whatever keeps it from running. Raises UserError."""
     c = open_checkpoint(path, format=format, card=card, weights=weights, part=part)
-    lines = [f"{c.path}", f"format       {c.reading.format}"]
+    lines = [f"{c.path}", f"format       {c.reading.format}" + (" (given)" if format else "")]
+    lines += [f"evidence     {text}"] if (text := c.reading.evidence()) else []
     lines += [f"             or {r.format}: {differences(c.reading, r)}; `run` needs --format" for r in c.rivals]
     lines += [f"weights      {c.reading.network}" + (" (given)" if weights else "")] if c.reading.network else []
     lines += [f"tensors      {c.accounting}", f"fingerprint  {c.fingerprint}", "card"]

@@ -42,6 +42,12 @@ def plugin_rows(kind: Kind) -> list[tuple[str, str, str]]:
     return rows
 
 
+def formats_table() -> str:
+    """The built-in formats as README's table: name, and the first line of the file's docstring."""
+    rows = [f"| `{p.name}` | {p.doc.rstrip('.')} |" for p in FORMATS.scan().values() if p.ours]
+    return "\n".join(["| format | files |", "|---|---|", *rows, ""])
+
+
 def task_rows() -> list[tuple[str, str, str]]:
     """The same of tasks, those of files first. Of an mm recipe also its metrics, and the published columns that its
     numbers may stand in; of others their variants."""
