@@ -30,7 +30,7 @@ def evidence(module, shapes: Mapping[str, tuple], meta: Mapping) -> str:
             lower.insert(0, word)
     found = lower or needed or list(_alike(shapes))
     text = ", ".join(found[:SHOWN]) + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
-    if not lower and (prefix := _shared(found)):
+    if not lower and len(found) > SHOWN and (prefix := _shared(found)):
         count = sum(name.startswith(prefix) for name in shapes)
         text = f"{count} names below {prefix}, {found[0].removeprefix(prefix)} among them"
     values = ", and its values" if getattr(module, "BY_VALUES", False) else ""
