@@ -26,6 +26,9 @@ VIT_BLOCKS = {
     4096: (40,),
 }
 OTHER_VITS = (12, 24, 32, 40)
+# timm's, and for ConvNeXt V2 the official ones.
+XCIT_BLOCKS, EVA_BLOCKS = (12, 24), (12, 24, 38)
+CONVNEXT_BLOCKS = ((2, 2, 6, 2), (2, 2, 8, 2), (3, 3, 9, 3), (3, 3, 27, 3), (2, 2, 4, 2), (3, 4, 30, 3))
 SIDES = (196, 240, 252, 336, 364, 378, 392, 518, 560)  # images whose grid is stored, besides multiples of 32
 UNBIASED = 4096  # width of DINOv3's ViT-7B, which alone among its models has no biases of query, key and value
 MAX_BLOCKS = 128  # in all stages together: EVA's largest has 64, ResNet-269 has 89
@@ -183,6 +186,8 @@ def unusual(card: Card) -> list[str]:
         usual, size = [b for n, b in NAMED_RESNETS.items() if (n in BASIC) == basic], ""
     elif card.family == "swin":
         usual, size = list(dict.fromkeys(blocks for _, blocks in NAMED_SWINS.values())), ""
+    elif card.family in COUNTED:
+        usual, size = {"xcit": XCIT_BLOCKS, "eva": EVA_BLOCKS, "convnext": CONVNEXT_BLOCKS}[card.family], ""
     else:
         return []
     key, found = COUNTED[card.family], []

@@ -111,8 +111,8 @@ def check_same(card: Card, meta: Mapping) -> None:
     """Raises UserError, with its name, for a named network that computes something else of the same weights than this
     card's: a module of the same name is of another kind, or one without weights is missing."""
     where, theirs = network_in(meta)
-    if theirs is None or card.own:
-        return
+    if theirs is None or card.own or getattr(theirs, "embed_dim", card.dim) != card.dim:
+        return  # a name counts only if its width is that of the weights
     with torch.device("meta"):
         encoder = encoder_for(card if card.heads or card.family != "vit" else card.override({"heads": 1}))
     ours = getattr(encoder, str(getattr(encoder, "network", "")), None)

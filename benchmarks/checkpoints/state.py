@@ -119,8 +119,9 @@ class State(Mapping):
         first = {k: k.partition(".")[0] for k in self.refs if "." in k}
         kinds = {s: _kind_of(s) for s in set(first.values())}
         aside = {k: kind for k, segment in first.items() if (kind := kinds[segment])}
-        # a lone number beside everything: best_acc1, loss, AveragedModel's n_averaged
-        aside |= {k: "training state" for k, shape in self.shapes.items() if "." not in k and math.prod(shape) == 1}
+        # A lone number beside everything: best_acc1, loss, AveragedModel's n_averaged; CLIP's logit_scale tells more.
+        alone = (k for k in self.refs if "." not in k and not k.startswith("logit_"))
+        aside |= {k: "training state" for k in alone if math.prod(self.shapes[k]) == 1}
         if len(aside) == len(self.refs):
             return self
         return State({k: r for k, r in self.refs.items() if k not in aside}, self.wanted, self.aside | aside)

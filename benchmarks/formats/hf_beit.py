@@ -21,6 +21,7 @@ OWN_TABLE = re.compile(
 SHARED_TABLE = re.compile(rf"(?:encoder\.relative_position_bias|shared_position_bias)\.{TABLE}")
 HEADS = dict.fromkeys(("lm_head.", "decode_head.", "auxiliary_head.", "fpn", "bottleneck."), "head")
 ALL_HEADS = (*HEADS, "classifier.", "layernorm.")
+MODEL_TYPES = ("beit", "data2vec-vision")
 ALWAYS = {"class_token": True}
 USUAL = {"layer_scale": True, "qkv_bias": True}
 
@@ -34,6 +35,8 @@ def claims(shapes, meta) -> int:
     if (root := root_of(shapes)) is None or not any(k.endswith(".0.layernorm_before.weight") for k in shapes):
         return 0
     names = [k.removeprefix(root) for k in shapes if k.startswith(root)]
+    if any(".blocks." in n for n in names):
+        return 0  # a Swin
     if not all(k.startswith((root, *(around(root) + head for head in ALL_HEADS))) for k in shapes):
         return 0  # another's trainer keeps it beside something else
     marked = any(LAMBDA.fullmatch(n) or n.endswith(f".{TABLE}") for n in names)

@@ -1,7 +1,7 @@
-"""lightly: Lightning checkpoints of its benchmarks with a ViT or ResNet, or one ViT (MaskedVisionTransformerTIMM).
+"""lightly: Lightning checkpoints of its benchmarks with a ViT, or one ViT (MaskedVisionTransformerTIMM).
 
-Source: lightly-ai/lightly, lightly/models/modules/masked_vision_transformer_timm.py, benchmarks/imagenet/vitb16/,
-resnet50/. Evaluated is what the module's `forward` uses: `backbone`, which is the teacher where a student lies beside
+Source: lightly-ai/lightly, lightly/models/modules/masked_vision_transformer_timm.py, benchmarks/imagenet/vitb16/.
+Evaluated is what the module's `forward` uses: `backbone`, which is the teacher where a student lies beside
 it (MoCo: the keys'), or else `teacher_backbone` (DINOv2, iBOT). Positions are resized by timm, to square grids.
 """
 
@@ -9,7 +9,6 @@ import re
 
 from ...pretrain.common.shapes import shapes_of, vit_card
 from . import IMAGENET, below, drop, fits, is_vit, prefix_of, under
-from ._conv import RESNET_PARTS, is_resnet, only, resnet
 from .timm import whole_positions
 
 SIDES = {"teacher_backbone": "teacher", "backbone_momentum": "teacher", "student_backbone": "student"}
@@ -38,16 +37,11 @@ def networks(names) -> dict:
 
 
 def claims(shapes, meta) -> int:
-    if prefix_of(shapes, networks(shapes), is_lightly) is not None:
-        return 3
-    prefix = prefix_of(shapes, networks(shapes), is_resnet)
-    home = "state_dict." if prefix and prefix.startswith("state_dict.") else ""
-    online = f"{home}online_classifier.linear.weight"
-    return 2 * bool(prefix and only(shapes, prefix, RESNET_PARTS) and online in shapes)
+    return 3 * (prefix_of(shapes, networks(shapes), is_lightly) is not None)
 
 
 def convert(state, meta):
-    prefix = state.pick(networks(state), lambda names: is_lightly(names) or is_resnet(names))
+    prefix = state.pick(networks(state), is_lightly)
     dropped = drop(state, under(prefix, {"mask_token": "mask token", CLASSIFIER: "head"}))
     home = "state_dict." if prefix.startswith("state_dict.") else ""
     for name, key in state.below(home).items():
@@ -57,8 +51,6 @@ def convert(state, meta):
                 dropped[key] = "head"
             elif part in SIDES or part == "backbone":
                 dropped[key] = "the other network"
-    if is_resnet(below(state, prefix)):
-        return resnet(state, prefix, dropped, **IMAGENET)
     weights = {name: state[key] for name, key in state.below(f"{prefix}vit.").items() if key not in dropped}
     weights = whole_positions(weights)
     return weights, vit_card(shapes_of(weights), pos_resize="timm", **IMAGENET), dropped

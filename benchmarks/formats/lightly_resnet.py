@@ -7,13 +7,13 @@ of a ResNet's children: 0 and 1 are the stem, 4 to 7 the stages). Evaluated is w
 
 import re
 
-from . import alone, below
+from . import alone, below, lightly
 from ._conv import IMAGENET, drop, is_resnet, prefix_of, resnet
 
 HOMES = ("state_dict.backbone.", "backbone.")
 CHILDREN = {"0.weight", "1.running_mean", "4.0.conv1.weight", "7.0.conv1.weight"}
 BESIDE = re.compile(r"(?:\w+_)?(?:heads?|classifier|criterion|prototypes|queues|memory_bank)(?:_momentum)?")
-OTHER = re.compile(r"\w+_backbone|backbone_\w+")
+OTHER = re.compile(r"(?:\w+_)?backbone(?:_\w+)?")
 ASSUMED = ("mean", "std")
 
 
@@ -26,23 +26,24 @@ def is_lightly(names) -> bool:
 
 
 def networks(keys) -> dict:
+    """lightly's, or the one of a file that holds nothing else."""
     prefix = alone(keys, "4.0.conv1.weight")
-    return {None: (*HOMES, *(() if prefix is None else (prefix,)))}
+    return lightly.networks(keys) if prefix is None or prefix in HOMES else {None: (prefix,)}
 
 
 def claims(shapes, meta) -> int:
     if (prefix := prefix_of(shapes, networks(shapes), is_lightly)) is None:
         return 0
-    own = any(k.startswith(f"{prefix.removesuffix('backbone.')}projection_head.layers.") for k in shapes)
+    home = "state_dict." if prefix.startswith("state_dict.") else ""
+    own = any(k.startswith((f"{home}projection_head.layers.", f"{home}online_classifier.linear.")) for k in shapes)
     return 2 * own or int(is_children(below(shapes, prefix)))
 
 
 def convert(state, meta):
     prefix = state.pick(networks(state), is_lightly)
-    home = prefix.removesuffix("backbone.") if prefix in HOMES else prefix
-    reasons = {}
-    for part in {name.partition(".")[0] for name in state.below(home)} if home != prefix else ():
-        if BESIDE.fullmatch(part) or OTHER.fullmatch(part):
+    home, reasons = "state_dict." if prefix.startswith("state_dict.") else "", {}
+    for part in {name.partition(".")[0] for name in state.below(home)}:
+        if f"{home}{part}." != prefix and (BESIDE.fullmatch(part) or OTHER.fullmatch(part)):
             reasons[f"{home}{part}."] = "head" if BESIDE.fullmatch(part) else "the other network"
     dropped = drop(state, reasons)
     names = {torchvision_name(name): key for name, key in state.below(prefix).items() if key not in dropped}

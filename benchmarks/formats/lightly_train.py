@@ -10,12 +10,12 @@ import re
 
 from ..checkpoints.state import State
 from ..checkpoints.stated import table_in
-from . import IMAGENET, below, dinov2, dinov3, timm, torchvision_resnet
+from . import IMAGENET, below, dinov2, dinov3, timm, timm_resnet, torchvision_resnet
 
 INNER = "embedding_model.wrapped_model._model."
 FEATURES = "embedding_model.wrapped_model._features."  # a ResNet of torchvision's
 BESIDE = re.compile(r"(?:\w+_)?(?:heads?|head_\w+|criterion|loss|queue|embedding_model|encoder|memory_bank)")
-READERS = (dinov3, dinov2, timm, torchvision_resnet)  # those that know more of the names go first
+READERS = (dinov3, dinov2, timm, torchvision_resnet, timm_resnet)  # those that know more of the names go first
 
 
 def networks(names) -> dict:

@@ -19,7 +19,7 @@ NETWORKS = {
 }
 # What its methods keep beside the networks, by the first segment; of MAE's decoder all names begin with `decoder.`.
 HEADS = re.compile(r"(?:momentum_)?(?:classifier|projector|predictor\d?|prototypes|head|decoder)|transformer_encoder")
-LOSS = re.compile(r"queue\w*|\w+_loss_func|mask_token|whitening|local_memory_\w+")
+LOSS = re.compile(r"queue\w*|\w+_loss_func|mask_token|whitening|local_memory_\w+|knn")
 OWN = {"projector", "head", "decoder", "predictor", "prototypes", "queue"}  # beside a classifier, of one network
 ALWAYS = {"qkv_bias": True}
 KINDS = {is_resnet: RESNET_PARTS, is_swin: SWIN_PARTS}

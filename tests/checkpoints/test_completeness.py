@@ -213,7 +213,7 @@ def test_blocks_exchanged_in_one_of_two_networks_of_a_file(name, tmp_path):
 
 def narrow(depth: int, **more) -> dict:
     """A ViT as wide as ViT-Ti, and otherwise small."""
-    return dict(Encoder(Card("vit", 8, 192, depth, 3, pos="learned 4x4", mlp_ratio=0.25, **more)).vit.state_dict())
+    return dict(Encoder(Card("vit", 16, 192, depth, 3, pos="learned 14x14", mlp_ratio=4.0, **more)).vit.state_dict())
 
 
 @pytest.mark.parametrize(

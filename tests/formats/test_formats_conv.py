@@ -217,7 +217,6 @@ def test_densecl_full_checkpoint(tmp_path):
 
 TWO_NETWORKS = [("mocov2", "teacher"), ("moby", "teacher"), ("dino_resnet50", "student"), ("pixpro", "teacher")]
 TWO_NETWORKS += [("mocov3_resnet", "teacher"), ("mmpretrain_resnet", "teacher"), ("ibot_swin", "student")]
-TWO_NETWORKS += [("solo_resnet", "teacher"), ("lightly_train_resnet", "student")]
 
 
 @pytest.mark.parametrize(("name", "other"), TWO_NETWORKS)

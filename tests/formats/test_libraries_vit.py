@@ -220,8 +220,12 @@ MODULES = {  # what a method keeps -> format, network that is evaluated; `V`: a 
     ),
     "mae": ("lightly", None, "backbone:V decoder.decoder_embed online_classifier.linear"),
     "moco": ("lightly", "student", "backbone:V backbone_momentum:V projection_head projection_head_momentum"),
-    "byol": ("lightly", "student", "backbone:R teacher_backbone:R prediction_head online_classifier.linear"),
-    "mocov2": ("lightly", "teacher", "backbone:R query_backbone:R query_projection_head online_classifier.linear"),
+    "byol": ("lightly_resnet", "student", "backbone:R teacher_backbone:R prediction_head online_classifier.linear"),
+    "mocov2": (
+        "lightly_resnet",
+        "teacher",
+        "backbone:R query_backbone:R query_projection_head online_classifier.linear",
+    ),
     "simclr": ("solo", "student", "backbone:T classifier projector.0"),
     "swav": ("solo", "student", "backbone:R classifier projector.0 prototypes queue"),
     "all4one": (

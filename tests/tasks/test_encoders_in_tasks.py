@@ -372,4 +372,4 @@ def test_inspect_says_what_a_small_file_is(file):
     for name in candidates if len(candidates) > 1 else ():
         again = CliRunner().invoke(app, ["inspect", str(file), "--format", name])
         assert again.exit_code == 0, again.exception
-        assert re.findall(r"^format.*|^ +or .*", again.stdout, re.MULTILINE) == [f"format       {name}"]
+        assert re.findall(r"^format.*|^ +or .*", again.stdout, re.MULTILINE) == [f"format       {name} (given)"]

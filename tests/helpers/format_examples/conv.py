@@ -14,7 +14,7 @@ from .vit import Example, save_example
 IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 # Formats whose example has the card of that of `vicreg` or `moby`: what sees only card and weights need not run them.
 SAME_NETWORK = ("densecl", "detco", "dino_resnet50", "hf_resnet", "mocov2", "mocov3_resnet", "pixpro", "resim")
-SAME_NETWORK += ("timm_resnet", "timm_swin", "lightly_resnet", "solo_resnet")
+SAME_NETWORK += ("timm_resnet", "timm_swin", "lightly_resnet")
 
 
 def resnet_weights(block: str = "bottleneck, stride on the 3x3", **fields) -> dict[str, torch.Tensor]:

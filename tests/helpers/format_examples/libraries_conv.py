@@ -138,14 +138,6 @@ def ibot_swin(folder: Path) -> Example:
     return save_example(folder / "ibot_swin.pth", {"student": student, "teacher": teacher, "ibot_loss": loss})
 
 
-def solo_resnet(folder: Path) -> Example:
-    """A tiny Lightning checkpoint of BYOL."""
-    state = named("backbone.", resnet_weights()) | named("momentum_backbone.", resnet_weights())
-    heads = ("classifier", "projector.0", "momentum_projector.0", "predictor.0", "momentum_classifier")
-    tree = {"state_dict": state | {f"{k}.weight": torch.zeros(2, 2) for k in heads}, "epoch": 3}
-    return save_example(folder / "solo.ckpt", tree | {"hyper_parameters": {"method": "byol"}, "optimizer_states": []})
-
-
 def lightly_resnet(folder: Path) -> Example:
     """A tiny Lightning checkpoint of MoCo, whose backbones are Sequentials of a ResNet's children."""
     numbers = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
@@ -157,13 +149,3 @@ def lightly_resnet(folder: Path) -> Example:
     state = named("backbone.", online) | named("backbone_momentum.", other)
     state |= {f"{k}.layers.0.weight": torch.zeros(2, 2) for k in heads} | {"criterion.memory_bank.bank": torch.zeros(2)}
     return save_example(folder / "lightly.ckpt", {"state_dict": state, "epoch": 3})
-
-
-def lightly_train_resnet(folder: Path) -> Example:
-    """A tiny Lightning checkpoint of DINO with torchvision's ResNet."""
-    state = {}
-    for side in ("student", "teacher"):
-        state |= named(f"{side}_embedding_model.wrapped_model._features.", resnet_weights())
-        state[f"{side}_projection_head.layers.0.weight"] = torch.zeros(2, 2)
-    said = {"normalize_args": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}}
-    return save_example(folder / "lightly_train.ckpt", {"state_dict": state, "lightly_train": said})
