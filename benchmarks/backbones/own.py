@@ -3,13 +3,14 @@
 import copy
 import hashlib
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import permutations
 
 import torch
 from torch import Tensor, nn
 
-from ...pretrain.common.card import FAMILIES, Card, parse_field
+from ...pretrain.common.card import FAMILIES, NAMES, Card, parse_field
 from ...pretrain.common.errors import UserError, naming, shorten
 from ...pretrain.common.weights import fingerprint
 from .base import Features, FrozenEncoder
@@ -147,11 +148,16 @@ def wrap(
         raise UserError("wrap(module, features, ...): a torch module and a function")
     if name in FAMILIES:
         raise UserError(f"{name} is a family of networks that are built here: give the module another name")
-    weights = weight_shapes(module)
+    if not isinstance(name, str) or not re.fullmatch(NAMES["family"], name):
+        raise UserError(f"wrap: name={shorten(name)}: it is made of letters, digits and underscores")
+    if missing := [key for key, value in (("mean", mean), ("std", std)) if value is None]:
+        raise UserError(f"{name}: wrap wants {' and '.join(missing)}, of RGB in 0..1")
+    mean, std = (value.tolist() if hasattr(value, "tolist") else value for value in (mean, std))  # arrays
     strides = parse_field("strides", strides)
     facts = {"family": name, "strides": strides, "mean": mean, "std": std, "widths": [1] * len(strides)}
     card = Card.from_dict(facts)
     try:
+        weights = weight_shapes(module)
         module = copy.deepcopy(module).eval().requires_grad_(False).float().cpu()
     except Exception as error:
         raise UserError(f"{name}: the module cannot be copied: {type(error).__name__}: {shorten(error)}") from error
@@ -229,7 +235,8 @@ def tried(encoder: OwnEncoder) -> Card:
     images, last = pictures(card.strides), encoder.count - 1
     before, shown = _state(encoder.module), images.clone()
     found = encoder(shown, blocks)
-    again, alone = encoder(images[:1].clone(), blocks), encoder(images[:1].clone(), [last])
+    again = encoder(images[:1].clone(), blocks)
+    alone = {b: encoder(images[:1].clone(), [b]).patches[0] for b in dict.fromkeys((last, 0))}
     with naming(f"network {card.family}"):
         if not torch.equal(shown, images):
             raise UserError("features changes the pictures that it is given")
@@ -241,7 +248,7 @@ def tried(encoder: OwnEncoder) -> Card:
             raise UserError("features gives values that are not finite")
         pairs = [("the image embedding", found.image, again.image)]
         pairs += [(f"the map of block {b}", found.patches[b], again.patches[b]) for b in blocks]
-        pairs += [(f"the map of block {last}", found.patches[last], alone.patches[0])]
+        pairs += [(f"the map of block {b}", found.patches[b], one) for b, one in alone.items()]
         for name, first, second in pairs:
             if not _alike(first[:1], second):
                 raise UserError(

@@ -256,6 +256,9 @@ REFUSED = {
     "no list": (lambda *a: (maps_of(*a)[0], maps_of(*a)[1][0]), r"features gives tuple of 2 instead of"),
     "one map": (lambda m, x, b: maps_of(m, x, b[:1]), r"gives 1 maps for blocks \[0, 1\]"),
     "blocks in another order": (lambda m, x, b: maps_of(m, x, b[::-1]), "map of block 1 changes .*, other blocks"),
+    "the last maps, whatever is asked": (
+        lambda m, x, b: (maps_of(m, x, b)[0], maps_of(m, x, [0, 1])[1][-len(b) :]), "map of block 0 changes between"
+    ),
     "dropout": (changed(lambda x: F.dropout(x, 0.5)), "changes between two calls: dropout"),
     "statistics of the batch": (from_batch, "map of block 0 changes between two calls: .*batch norm in training mode"),
     "a counter": (counting, "features changes the network's count"),
@@ -279,7 +282,9 @@ def test_features_that_are_not_what_they_say(name):
     ("given", "words"),
     [
         ({"name": "vit"}, "vit is a family of networks that are built here"),
-        ({"name": "my net"}, "card family=my net: not"),
+        ({"name": "my net"}, "wrap: name=my net: it is made of letters, digits and underscores"),
+        ({"std": None}, "small: wrap wants std"),
+        ({"module": nn.LazyConv2d(8, 8, 8)}, "small: the module cannot be copied: .*uninitialized"),
         ({"strides": (8,)}, "gives 2 maps for blocks|changes between|list index"),
         ({"strides": (8, 8, 8)}, "IndexError"),
         ({"strides": (0, 8)}, "strides"),
@@ -293,7 +298,8 @@ def test_features_that_are_not_what_they_say(name):
 def test_wrong_arguments_of_wrap(given, words):
     usual = {"module": Small(), "features": maps_of, "mean": 0.5, "std": 0.5, "strides": (8, 8), "name": "small"}
     if given == {"strides": (8,)}:  # a network may have more maps than it shows
-        assert wrap(**(usual | given)).count == 1
+        arrays = {"mean": np.float32(0.5), "std": torch.full((3,), 0.5)}
+        assert wrap(**(usual | given | arrays)).count == 1
         return
     with pytest.raises(UserError, match=words) as error:
         wrap(**(usual | given))
