@@ -85,12 +85,13 @@ def described(state: State, candidates: Callable[[State], list[str]]) -> str:
     prefixes = [p for p in networks(state.shapes) if p]
     if not prefixes:
         return ""
-    parts, before = [], None
+    parts, before, any_known = [], None, False
     for prefix in prefixes[:6]:
         names = candidates(_only(state, prefix, "")) or candidates(_below(state, prefix, {}).split())
         known = " or ".join(names) or "no format knows it"
+        any_known = any_known or bool(names)
         parts.append(f"{prefix} ({'the same' if known == before else known})")
         before = known
     more = f" and {len(prefixes) - 6} more" if len(prefixes) > 6 else ""
     count = f"{len(prefixes)} networks" if len(prefixes) > 1 else "a network"
-    return f"it holds {count}: {', '.join(parts)}{more}: take one by --part PREFIX"
+    return f"it holds {count}: {', '.join(parts)}{more}" + ": take one by --part PREFIX" * any_known

@@ -56,6 +56,16 @@ def test_a_pickled_module(tmp_path):
         (["image_encoder.blocks.0.attn.rel_pos_h", "mask_decoder.iou_token.weight"], None, "it is SAM (Segment"),
         (["image_encoder.trunk.blocks.0.norm1.weight"], None, "it is SAM 2"),
         (["blocks.0.norm1.weight", "blocks.2.proj.weight"], None, "it is Hiera"),
+        (["blocks.0.attn.proj.weight", "blocks.1.proj.weight"], None, "it is Hiera"),
+        (["hiera.encoder.stages.0.layers.0.attn.qkv.weight"], None, "it is Hiera"),
+        (["encoder.stages.0.layers.0.dwconv.weight"], None, "it is ConvNeXt in names of Hugging Face's"),
+        (["features.0.0.weight", "features.1.0.block.0.weight"], None, "it is ConvNeXt in names of"),
+        (["features.0.0.weight", "features.1.0.block.0.0.weight"], None, "it is an EfficientNet"),
+        (["features.0.0.weight", "features.1.block.0.0.weight"], None, "it is an EfficientNet"),
+        (["encoder.stages.0.layers.0.layer.0.convolution.weight"], None, ""),
+        (["layers.0.blocks.0.attn.cpb_mlp.0.weight"], None, "it is Swin V2"),
+        (["norm_pre.weight", "blocks.0.norm1.weight"], None, "it is a ViT with a norm before its blocks, as CLIP"),
+        (["norm_pre.weight", "attn_pool.latent"], None, "it is a ViT with timm's attention pooling, as SigLIP"),
         (["a.weight"], "no_such_network", "config.json says that it is a network of model_type no_such_network"),
         (["layer1.0.conv1.weight", "fc.weight"], None, ""),
     ],
@@ -83,6 +93,11 @@ def test_a_model_type_speaks_against_names_that_fit(tmp_path):
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "dpt"}))
     with pytest.raises(UserError, match="model_type dpt, which is not read here"):
         open_checkpoint(folder)
+
+
+def test_a_named_architecture_that_is_not_built_is_named():
+    words = "config.json: arch hiera_tiny_224: no network of that name and these tensors is built here"
+    assert described(["a.weight"], {"config.json": {"architecture": "hiera_tiny_224"}}) == words
 
 
 def test_telling_names():
