@@ -19,6 +19,7 @@ OWN_TABLE = re.compile(
     rf"(?:encoder\.)?layers?\.(\d+)\.(?:attention\.(?:attention\.)?)?relative_position_bias\.{TABLE}"
 )
 SHARED_TABLE = re.compile(rf"(?:encoder\.relative_position_bias|shared_position_bias)\.{TABLE}")
+BIAS = re.compile(r"\.(query|key|value|q_proj|k_proj|v_proj)\.bias$")
 HEADS = dict.fromkeys(("lm_head.", "decode_head.", "auxiliary_head.", "fpn", "bottleneck."), "head")
 ALL_HEADS = (*HEADS, "classifier.", "layernorm.")
 MODEL_TYPES = ("beit", "data2vec-vision")
@@ -39,8 +40,10 @@ def claims(shapes, meta) -> int:
         return 0  # a Swin
     if not all(k.startswith((root, *(around(root) + head for head in ALL_HEADS))) for k in shapes):
         return 0  # another's trainer keeps it beside something else
-    marked = any(LAMBDA.fullmatch(n) or n.endswith(f".{TABLE}") for n in names)
-    return 3 if marked or (names and not any(re.search(r"\.(key|k_proj)\.bias$", n) for n in names)) else 0
+    if any(LAMBDA.fullmatch(n) or OWN_TABLE.fullmatch(n) or SHARED_TABLE.fullmatch(n) for n in names):
+        return 3
+    biased = {found[1][0] for n in names if (found := BIAS.search(n))}
+    return 3 * (biased == {"q", "v"})
 
 
 def convert(state, meta):

@@ -12,6 +12,7 @@ from ...pretrain.common.errors import UserError, shorten
 from ..checkpoints.stated import normalisation_from, table_in
 from ._conv import IMAGENET, assume_strides, drop, resnet
 
+MODEL_TYPES = ("resnet",)
 MARK = "embedder.embedder.convolution.weight"
 NAME = re.compile(
     r"(?:embedder\.embedder|encoder\.stages\.(\d)\.layers\.(\d{1,4})\.(?:layer\.(\d)|shortcut))"

@@ -15,6 +15,7 @@ from . import drop, under
 from ._conv import IMAGENET, swin
 from ._transformers import facts_of, root_of
 
+MODEL_TYPES = ("swin", "donut-swin", "maskformer-swin")
 BLOCK = re.compile(r"encoder\.(layers\.\d+\.blocks\.\d+)\.(.+)\.(weight|bias)")
 TABLE = re.compile(r"encoder\.(layers\.\d+\.blocks\.\d+\.)attention\.\w+\.(relative_position_\w+)")
 PARTS = {

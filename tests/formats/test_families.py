@@ -1,10 +1,13 @@
 """Networks of relative or stored rotary positions, XCiT and ConvNeXt: against timm's, torchvision's and plain code."""
 
+import json
 import re
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from timm.models.beit import Beit
 from timm.models.convnext import ConvNeXt
 from timm.models.eva import Eva
@@ -153,6 +156,45 @@ def test_mean_and_std_of_beit(args, extra, mean, tmp_path):
     assert (found and found[0]) == mean
 
 
+def test_what_no_name_tells_of_a_bare_file_is_assumed(tmp_path):
+    """Blurred pooling of a ResNet of basic blocks, another GELU, rotary positions: the names are the same."""
+    resnet = timm.create_model("resnetblur18", channels=(8, 8, 16, 16), num_classes=3).state_dict()
+    assert open_checkpoint(saved(resnet, tmp_path)).assumed == "block basic (assumed)"
+    convnext = timm.create_model("test_convnext").state_dict()
+    assert "act gelu (erf) (assumed)" in open_checkpoint(saved(convnext, tmp_path)).assumed
+    names = {"ls1.gamma": "gamma_1", "ls2.gamma": "gamma_2"}
+    state = families.example_vit(layer_scale=True)
+    for positions, change in ((False, {}), (True, names)):
+        for old, new in change.items():
+            state = {k.replace(old, new): v for k, v in state.items()}
+        assert ("pos learned" in open_checkpoint(saved(state, tmp_path), format="timm").assumed) == positions
+
+
+def test_convnext_of_pointwise_convolutions(tmp_path):
+    """timm's smaller ConvNeXts, named and not."""
+    network = perturbed(timm.create_model("convnext_atto", dims=(8, 16, 16, 24), num_classes=3))
+    path, x = saved(network.state_dict(), tmp_path), torch.randn(1, 3, 64, 96)
+    found, maps = load(path)(x), network.forward_features(x)
+    assert relative(found.image, network.forward_head(maps, pre_logits=True)) < PARITY
+    named = {"arch": "convnext_atto", "args": {"model": "convnext_atto", "model_kwargs": {"dims": [8, 16, 16, 24]}}}
+    again = load(saved(named | {"state_dict": network.state_dict(), "epoch": 1}, tmp_path, "named.pth"))
+    assert torch.equal(again(x).image, found.image)
+
+
+def test_transformers_networks_go_by_their_model_type(tmp_path):
+    """A ViT without biases of query, key and value is no BEiT, with a config.json or without."""
+    folder, _ = format_example("hf_vit", tmp_path)
+    state = load_file(folder / "model.safetensors")
+    state = {k: v for k, v in state.items() if not re.search(r"(query|key|value)\.bias$", k)}
+    found = open_checkpoint(saved(state, tmp_path), card={"heads": 2})
+    assert (found.reading.format, found.card.qkv_bias) == ("hf_vit", False)
+    beit, _ = format_example("hf_beit", tmp_path)
+    config = json.loads((beit / "config.json").read_text())
+    (beit / "config.json").write_text(json.dumps(config | {"model_type": "videomae"}))
+    with pytest.raises(UserError, match="model_type videomae, which is not read here"):
+        open_checkpoint(beit)
+
+
 def test_hugging_face_beit_is_the_same_network(tmp_path):
     """The example's classifier in both namings, and its tables for every size by the library's own rule."""
     path, _ = format_example("hf_beit", tmp_path)
@@ -160,8 +202,6 @@ def test_hugging_face_beit_is_the_same_network(tmp_path):
     names = {"encoder.layer.": "layers.", ".attention.attention.relative": ".relative", "intermediate.dense": "mlp.fc1"}
     names |= {"attention.output.dense": "attention.o_proj", ".output.dense": ".mlp.fc2"}
     names |= {f"attention.attention.{n}": f"attention.{n[0]}_proj" for n in ("query", "key", "value")}
-    from safetensors.torch import load_file
-
     state = load_file(path / "model.safetensors")
     for old, new in names.items():
         state = {k.replace(old, new): v for k, v in state.items()}
