@@ -21,6 +21,7 @@ MAX_LAYERS = 128
 ACTS = {"GELU": "gelu (erf)", "GELUTanh": "gelu (tanh)", "SiLU": "swiglu"}
 HEADS = ("head", "fc", "global_pool", "fc_norm", "attn_pool", "patch_drop", "pos_drop", "norm_pre")
 IDLE = ("Identity", "Dropout", "DropPath")  # modules that do nothing when a network is evaluated
+POINTWISE = {("ConvMlp", "Mlp"), ("Conv2d", "Linear"), ("LayerNorm2d", "LayerNorm")}  # the same of every place
 COMPARED = ("kernel_size", "stride", "dilation", "padding")
 
 
@@ -130,6 +131,8 @@ def _differs(theirs: nn.Module, name: str, mine: Mapping[str, nn.Module]) -> str
     if ours is None:  # with weights it is accounted for elsewhere; or it is in a block that ours lacks
         gone = not list(theirs.parameters()) and name.rpartition(".")[0] in mine
         return f"{what}, here nothing" if gone else None
+    if (what, _kind(ours)) in POINTWISE and getattr(theirs, "kernel_size", (1, 1)) == (1, 1):
+        return None
     if _kind(ours) != what and not isinstance(ours, type(theirs)):
         return f"{what}, here {_kind(ours)}"
     key = next((k for k in COMPARED if getattr(theirs, k, None) != getattr(ours, k, None)), None)

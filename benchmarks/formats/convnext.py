@@ -10,7 +10,7 @@ import re
 
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.shapes import convnext_card, shapes_of
-from ..checkpoints.stated import normalisation_from, table_in
+from ..checkpoints.stated import architectures, normalisation_from, table_in
 from . import IMAGENET, alone, and_alone, drop, prefix_of, under
 from ._transformers import facts_of
 from .timm import of_hub
@@ -86,11 +86,14 @@ def convert(state, meta):
         for old, new in NAMES:
             name = old.sub(new, name)
         value = state[key]
-        weights[name] = value.flatten() if ".grn." in name else value
+        pointwise = ".mlp.fc" in name and value.ndim == 4  # timm's smaller ones have 1x1 convolutions
+        weights[name] = value.flatten() if ".grn." in name else value.flatten(1) if pointwise else value
     facts = facts_of(meta, 1e-6) if "hidden_sizes" in table_in(meta, "config.json") else {}
     normalisation = normalisation_from(meta)
     if timm and not normalisation and not of_hub(meta):
         state.assume("mean", "std")
+    if timm and not any(architectures(meta)):
+        state.assume("act", "norm_eps")
     card = convnext_card(shapes_of(weights), **facts, **(normalisation or IMAGENET))
     if not card.layer_scale and not card.response_norm:
         raise UserError("it has neither ConvNeXt's layer scale nor V2's response norms: part of it was lost?")

@@ -4,7 +4,7 @@ Source: WXinlong/DenseCL 5d1c456, tools/extract_backbone_weights.py, openselfsup
 encoder's tensors twice: `backbone.` and `encoder_q.0.`). The full layout is unverified: no such file was at hand.
 """
 
-from ._conv import IMAGENET, alone_resnet, and_alone, assume_strides, is_resnet, prefix_of, resnet, under, wrapped
+from ._conv import IMAGENET, alone_resnet, and_alone, is_resnet, prefix_of, resnet, under, wrapped
 
 NETWORKS = {"online": wrapped("backbone.", ""), "teacher": wrapped("encoder_k.0.")}
 BESIDE = {"queue": "queue", "head.": "head", "encoder_q.1.": "neck", "encoder_k.1.": "neck"}
@@ -22,7 +22,7 @@ def convert(state, meta):
     root = prefix.removesuffix("backbone.").removesuffix("encoder_k.0.")
     if prefix == root or alone_resnet(state) is not None:
         if meta.get("author") != "DenseCL":
-            assume_strides(state, state)
+            state.assume("block")
         return resnet(state, prefix, {}, **IMAGENET)
     others = {"backbone.": "online", "encoder_q.0.": "online", "encoder_k.0.": "teacher"}
     others |= {"encoder_q.0.": "same as backbone"} if prefix.endswith("backbone.") else {}

@@ -4,7 +4,7 @@ Source: xieenze/DetCo 6a692af, README.md; the pretraining code was never release
 below `state_dict` is known from its users. Unverified: no file of it was at hand.
 """
 
-from ._conv import IMAGENET, alone_resnet, assume_strides, is_resnet, prefix_of, resnet
+from ._conv import IMAGENET, alone_resnet, is_resnet, prefix_of, resnet
 from .mocov2 import NETWORKS, read
 from .resim import detectron2, is_detectron2
 
@@ -23,5 +23,5 @@ def convert(state, meta):
     if (home := alone_resnet(state, HEADS)) is None:
         return read(state, HEADS)
     prefix = state.pick({None: (home,)}, is_resnet)
-    assume_strides(state, state)
+    state.assume("block")
     return resnet(state, prefix, {prefix + head: "head" for head in HEADS}, **IMAGENET)

@@ -4,7 +4,7 @@ Source: facebookresearch/dino 7c446df, main_dino.py (save_dict), utils.py (Multi
 Downstream uses the teacher. Names are torchvision's, without `fc`.
 """
 
-from ._conv import IMAGENET, alone_resnet, and_alone, assume_strides, is_resnet, prefix_of, resnet, wrapped
+from ._conv import IMAGENET, alone_resnet, and_alone, is_resnet, prefix_of, resnet, wrapped
 from .dino import NETWORKS as DINO
 
 NETWORKS = {role: wrapped(*prefixes) for role, prefixes in DINO.items()}
@@ -26,7 +26,7 @@ def convert(state, meta):
     home = alone_resnet(state)
     prefix = state.pick(and_alone(NETWORKS, home), is_resnet)
     if home is not None:
-        assume_strides(state, state)
+        state.assume("block")
     mine = prefix.removesuffix("backbone.")
     reasons = {mine + head: "head" for head in HEADS if mine} | {"dino_loss.": "loss"} | OTHER.get(mine, {})
     return resnet(state, prefix, reasons, **IMAGENET)

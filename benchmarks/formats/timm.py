@@ -9,7 +9,7 @@ evaluates it. A classifier says that timm wrote a flat file; under a prefix any 
 import torch
 
 from ...pretrain.common.shapes import shapes_of, vit_card
-from ..checkpoints.stated import table_in
+from ..checkpoints.stated import architectures, table_in
 from . import CLASSIFIER, VIT_ROOTS, alone_vit, and_alone, below, drop, fits, is_vit, prefix_of, under
 from ._timm import told
 
@@ -48,6 +48,8 @@ def convert(state, meta):
     dropped = drop(state, under(prefix, dict.fromkeys(heads, "head")) | (EMA if prefix else {}))
     weights = {_named(name): state[key] for name, key in state.below(prefix).items() if key not in dropped}
     facts = {"pos_resize": "timm"} | told(state, meta, weights)
+    if any(".gamma_1" in key for key in state) and not any(architectures(meta)):
+        state.assume("pos")  # RoPE-ViT's have the names of DeiT III, and rotary positions without weights
     if "dist_token" in weights:
         facts["readout"] = "token_pair"
         state.assumed.discard("readout")

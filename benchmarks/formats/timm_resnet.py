@@ -13,7 +13,6 @@ from ._conv import (
     RESNET_PARTS,
     alone_resnet,
     and_alone,
-    assume_strides,
     is_any_resnet,
     only,
     prefix_of,
@@ -35,8 +34,8 @@ def claims(shapes, meta) -> int:
 def convert(state, meta):
     prefix = state.pick(and_alone(ALONE, alone_resnet(state, HEAD, is_any_resnet)), is_any_resnet)
     reasons = {prefix + "fc.": "head"} | ({"state_dict_ema.": "EMA copy"} if prefix else {})
-    if not any(architectures(meta)):  # the weights of blurred ones have the same names
-        assume_strides(state, state)
+    if not any(architectures(meta)):  # strides, blurs and dilations have no weights
+        state.assume("block")
     weights, card, dropped = resnet(state, prefix, reasons)
     known = normalisation_from(meta)
     if not known and not (card.block == "basic" and card.blocks == (3, 4, 6, 3)):

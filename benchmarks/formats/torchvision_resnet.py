@@ -11,7 +11,6 @@ from ._conv import (
     RESNET_PARTS,
     alone_resnet,
     and_alone,
-    assume_strides,
     below,
     is_resnet,
     only,
@@ -33,6 +32,6 @@ def convert(state, meta):
     home = alone_resnet(state, HEAD)
     prefix = state.pick(and_alone(ALONE, home), is_resnet)
     if home is not None:
-        assume_strides(state, state)
+        state.assume("block")
     reasons = {AVERAGE: "EMA copy"} if prefix == "model." else {}
     return resnet(state, prefix, reasons | {prefix + "fc.": "head"}, **IMAGENET)
