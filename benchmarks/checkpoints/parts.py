@@ -16,7 +16,14 @@ STEM = re.compile(
     r"|conv1(?:\.\d+)?|stem(?:\.\w+)*|features\.0\.0|downsample_layers\.0\.0|stages\.0\.downsample_layers\.0"
     r"|patch_embedding|patch_embedder|embedder\.embedder\.convolution)\.weight$"
 )
-EMA = ("state_dict_ema.", "model_ema.", "ema_state_dict.", "ema_model.", "ema.")  # averaged copies of the weights
+EMA = {  # an averaged copy of the weights -> the network whose place it takes, so that a wrapper is one there too
+    **{
+        "state_dict_ema.": "state_dict.",
+        "ema_state_dict.": "state_dict.",
+        "state_dict.ema_model.": "state_dict.model.",
+    },
+    **dict.fromkeys(("model_ema.", "ema_model.", "ema."), "model."),
+}
 # What lies beside a network in a file that holds one, by its first segment.
 BESIDE = re.compile(
     r"(?:\w+_)?(?:classifier|fc|heads?|linear|projector|projection_head|projection|predictor|prototypes|mlp|criterion"
@@ -47,9 +54,13 @@ def part(state: State, prefix: str) -> State:
 
 def averaged(state: State) -> State:
     """The averaged copy of the weights (`--weights ema`). Raises UserError where there is none."""
-    for prefix in EMA:
+    for prefix, place in EMA.items():
         if inner := state.below(prefix):
-            return _below(state, prefix, dict.fromkeys(set(state) - set(inner.values()), "not the EMA copy"))
+            aside = dict.fromkeys(set(state) - set(inner.values()), "not the EMA copy")
+            counter = inner.pop("n_averaged", None)  # torch's AveragedModel
+            aside |= {counter: "counter"} if counter else {}
+            refs = {place + name: state.refs[key] for name, key in inner.items()}
+            return State(refs, state.wanted, state.aside | aside)
     raise UserError(f"--weights ema: it holds none of {', '.join(p.rstrip('.') for p in EMA)}")
 
 

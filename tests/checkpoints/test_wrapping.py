@@ -123,6 +123,9 @@ def test_a_part_of_a_file(vit, mark, tmp_path):
         assert "61 outside the part (given)" in found.accounting
         assert found.facts["part"] == f"{part} (given)"
     assert open_checkpoint(tmp_path / "x.pth", card=FACTS, weights="ema", format="dino").fingerprint == mark
+    for tree in ({"model": vit, "ema": vit}, {"state_dict": put(vit, "model.") | put(vit, "ema_model.module.")}):
+        torch.save(tree, tmp_path / "y.pth")  # a wrapper, as it is around the network that it is the average of
+        assert open_checkpoint(tmp_path / "y.pth", card=FACTS, weights="ema").rivals
     with pytest.raises(UserError, match=r"--part nothing: .*there are: state_dict.model.backbone., "):
         open_checkpoint(tmp_path / "x.pth", part="nothing")
     torch.save({"net": vit}, tmp_path / "y.pth")
