@@ -4,7 +4,8 @@ It tells what weights do not show (heads, norm eps, activation, pooling), and wh
 that is built here of the same weights: blurred or dilated, in another order.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -71,10 +72,12 @@ def pool_in(table: Mapping) -> str | None:
     return next((word for word in words if isinstance(word, str)), None)
 
 
-def facts_in(meta: Mapping) -> dict:
-    """norm_eps, act and global_pool of the network that is named, where it is a ViT; else what is stated of pooling."""
+def facts_in(meta: Mapping, shapes: Mapping[str, tuple]) -> dict:
+    """norm_eps, act and global_pool of the network that is named, where it is a ViT as wide as that of these shapes;
+    else what is stated of pooling."""
     _, network = network_in(meta)
-    if network is not None and (facts := facts_of(network)):
+    width = shapes.get("blocks.0.norm1.weight", (0,))[0]
+    if getattr(network, "embed_dim", None) == width and (facts := facts_of(network)):
         return facts
     pool = next((pool for _, _, table in architectures(meta) if (pool := pool_in(table))), None)
     return {"global_pool": pool} if pool else {}
@@ -123,6 +126,19 @@ def check_same(card: Card, meta: Mapping) -> None:
             raise UserError(f"{where} is not built here: its {name} is {text}")
 
 
+@contextmanager
+def named_where_it_fits(meta: Mapping, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Whatever is refused, with the name that is stated, if timm's network of that name has all of these weights."""
+    try:
+        yield
+    except UserError as error:
+        where, theirs = network_in(meta)
+        shapes = {k: v.shape for k, v in theirs.state_dict().items()} if theirs is not None else {}
+        if shapes and all(shapes.get(k) == v.shape for k, v in weights.items()):
+            raise UserError(f"{error}; {where} is not built here") from None
+        raise
+
+
 def _differs(theirs: nn.Module, name: str, mine: Mapping[str, nn.Module]) -> str | None:
     """`Sequential, here MaxPool2d`: how timm's module differs from ours of that name, if it does."""
     what, ours = _kind(theirs), mine.get(name)
@@ -135,6 +151,9 @@ def _differs(theirs: nn.Module, name: str, mine: Mapping[str, nn.Module]) -> str
         return None
     if _kind(ours) != what and not isinstance(ours, type(theirs)):
         return f"{what}, here {_kind(ours)}"
+    weights = [getattr(module, "weight", None) for module in (theirs, ours)]
+    if all(isinstance(w, torch.Tensor) for w in weights) and weights[0].shape != weights[1].shape:
+        return None  # the file's weights show which
     key = next((k for k in COMPARED if getattr(theirs, k, None) != getattr(ours, k, None)), None)
     return f"of {key} {getattr(theirs, key)}, here {getattr(ours, key, None)}" if key else None
 

@@ -196,7 +196,8 @@ def open_file(
         warnings.append(f"--heads {overrides.pop('heads')} is not for a {full.family}; {kept}")
     if full.family == "vit" and full.heads and full.dim % full.heads:
         raise UserError(f"{path}: {full.heads} heads ({facts['heads']}) do not divide a width of {full.dim}")
-    _check_shapes(path, first.weights, full if full.heads or full.family != "vit" else full.override({"heads": 1}))
+    with named.named_where_it_fits(meta, first.weights):
+        _check_shapes(path, first.weights, full if full.heads or full.family != "vit" else full.override({"heads": 1}))
     with naming(path):
         named.check_same(full, meta)
         full = tried(full, first.weights)

@@ -12,7 +12,7 @@ KNOWN = ("norm_eps", "act")
 def told(state, meta: Mapping, shapes: Mapping[str, tuple]) -> dict:
     """norm_eps, act and readout of the card; those that nothing says are assumed. shapes: of the network in timm's
     names. Raises UserError for a pooling that is not built here."""
-    known = facts_in(meta)
+    known = facts_in(meta, shapes)
     facts = {key: known[key] for key in KNOWN if key in known}
     state.assume(*(key for key in KNOWN if key not in facts))
     pool, pooled = known.get("global_pool"), "fc_norm.weight" in shapes

@@ -41,7 +41,7 @@ def convert(state, meta):
         dropped = drop(state, {"head.": "head"})
         weights = _from_timm({name: state[name] for name in state if name not in dropped})
         pooled = {} if "fc_norm.weight" in weights else {"readout": "mean"}
-        facts = {"norm_eps": 1e-5} | pooled | told(state, meta, weights)
+        facts = {"norm_eps": 1e-5} | pooled | told(state, meta, shapes_of(weights))
     dim = weights["cls_token"].shape[-1]
     heads, why = heads_from(meta, dim)
     if not heads or dim % (4 * heads):

@@ -47,7 +47,7 @@ def convert(state, meta):
     heads = ["head.", "head_dist.", *(["fc_norm."] if {prefix + n for n in NORMS} <= set(state) else [])]
     dropped = drop(state, under(prefix, dict.fromkeys(heads, "head")) | (EMA if prefix else {}))
     weights = {_named(name): state[key] for name, key in state.below(prefix).items() if key not in dropped}
-    facts = {"pos_resize": "timm"} | told(state, meta, weights)
+    facts = {"pos_resize": "timm"} | told(state, meta, shapes_of(weights))
     if any(".gamma_1" in key for key in state) and not any(architectures(meta)):
         state.assume("pos")  # RoPE-ViT's have the names of DeiT III, and rotary positions without weights
     if "dist_token" in weights:

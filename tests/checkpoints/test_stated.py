@@ -80,6 +80,24 @@ def test_timm_s_training_folder(tmp_path):
     assert open_checkpoint(path, format="timm").lacking
 
 
+def test_a_name_of_another_width_tells_nothing(tmp_path):
+    net = tiny()
+    torch.save({"arch": ARCH, "epoch": 1, "state_dict": net.state_dict()}, tmp_path / "x.pth")
+    assert open_checkpoint(tmp_path / "x.pth").assumed.startswith("norm_eps 1e-06 (assumed), act gelu")
+
+
+def test_a_named_architecture_whose_weights_do_not_fit_is_named(tmp_path):
+    net = timm.create_model("seresnet18", channels=(8, 8, 16, 16), num_classes=0)
+    about = {
+        "arch": "seresnet18",
+        "epoch": 1,
+        "args": {"model": "seresnet18", "model_kwargs": {"channels": [8, 8, 16, 16]}},
+    }
+    torch.save(about | {"state_dict": net.state_dict()}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"unexpected: layer1.0.se.*; args: arch seresnet18 is not built here"):
+        open_checkpoint(tmp_path / "x.pth")
+
+
 @pytest.mark.parametrize(
     ("arch", "table", "words"),
     [
