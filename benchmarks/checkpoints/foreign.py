@@ -67,7 +67,7 @@ def model_type(meta: Mapping) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
-def telling(names: Iterable[str], count: int = 6) -> list[str]:
+def telling(names: Iterable[str], count: int = 8) -> list[str]:
     """Some names that show what network it is: the first of each part, of all below a common prefix and one block."""
     names = list(names)
     for depth in range(1, 9):

@@ -226,7 +226,7 @@ def _count(shapes: Iterable[str], pattern: str) -> int:
     """How many numbered members there are. Raises ValueError unless they are numbered 0, 1, 2 ... (1000 at most)."""
     numbers = {int(m[1]) for k in shapes if (m := re.match(pattern, k))}
     if not numbers or numbers != set(range(len(numbers))) or len(numbers) > MAX_BLOCKS:
-        raise ValueError(f"numbering of {pattern.partition('(')[0]}")
+        raise ValueError(f"numbering of {pattern.partition('(')[0]}".replace("\\", "").rstrip("."))
     return len(numbers)
 
 
