@@ -8,7 +8,7 @@ from ...pretrain.common.plugins import Kind
 from ...pretrain.recipes import RECIPES
 from ..backbones.networks import BACKBONES
 from ..checkpoints import FORMATS
-from ..tasks import _registry
+from ..tasks import KINDS, _registry
 
 PLUGINS = {"formats": FORMATS, "backbones": BACKBONES, "recipes": RECIPES, "ablations": ABLATIONS}
 THINGS = ("tasks", *PLUGINS, "records", "published")
@@ -24,7 +24,9 @@ def listing(thing: str, out: Path) -> str:
         return columns([(source, table, f"{n} rows", ", ".join(of)) for source, table, n, of in list_published()])
     if thing == "records":
         return list_records(out)
-    rows = task_rows() if thing == "tasks" else plugin_rows(PLUGINS[thing])
+    if thing == "tasks":
+        return task_list()
+    rows = plugin_rows(PLUGINS[thing])
     return columns(rows) if rows else f"no {thing} yet"
 
 
@@ -48,14 +50,16 @@ def formats_table() -> str:
     return "\n".join(["| format | files |", "|---|---|", *rows, ""])
 
 
-def task_rows() -> list[tuple[str, str, str]]:
-    """The same of tasks, those of files first. Of an mm recipe also its metrics, and the published columns that its
-    numbers may stand in; of others their variants."""
+def task_list() -> str:
+    """Tasks below headings by their kind, those of files first: name, data set, cost, what it is, where it comes from.
+    Of an mm recipe also its metrics, and the published columns that its numbers may stand in; of others their
+    variants."""
     rows = []
     for entry in sorted(_registry.tasks().values(), key=lambda entry: entry.file.kind is _registry.RECIPES):
-        text = entry.file.doc
+        text, kind, about = entry.file.doc, "other", ("", "")
         try:
             task = entry.task
+            kind, about = task.kind if task.kind in KINDS else "other", (task.dataset, task.cost)
             if entry.file.kind is _registry.RECIPES:
                 names = ", ".join(m.name for m in task.metrics)
                 pairs = ", ".join(f"{name} {protocol}" for name, protocol, *_ in task.published)
@@ -63,8 +67,13 @@ def task_rows() -> list[tuple[str, str, str]]:
             text += f" [variants: {', '.join(f'{entry.name}:{v}' for v in task.variants)}]" if task.variants else ""
         except UserError as error:
             text = f"broken: {error}"
-        rows.append((entry.name, text, entry.file.source))
-    return rows
+        rows.append((kind, (entry.name, *about, text, entry.file.source)))
+    lines = columns([row for _, row in rows]).splitlines()
+    found = []
+    for kind in KINDS:
+        if own := [line for (k, _), line in zip(rows, lines, strict=True) if k == kind]:
+            found += [f"{kind}:", *own, ""]
+    return "\n".join([*found, "(cost: of the official data with a ViT-S/16 on one GPU, estimated)"])
 
 
 def list_records(out: Path) -> str:

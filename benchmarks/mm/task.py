@@ -56,6 +56,7 @@ class MMTask(Task):
             protocol=Protocol,
             metrics=r.metrics,
             dataset=r.dataset,
+            kind="detection" if r.dataset == "coco" else "segmentation",
             published=r.published,
             needs=("blocks",),
             takes=("checkpoint",),

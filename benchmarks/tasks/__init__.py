@@ -53,6 +53,7 @@ class Flag:
         return self.text or f"--{self.key.replace('_', '-')}"
 
 
+KINDS = ("detection", "segmentation", "video", "retrieval", "classification", "correspondence", "other")
 PICTURES = Flag("pictures", bool, "Contact sheets and animations as well.", False)
 
 
@@ -112,7 +113,8 @@ class Task:
     seeded: whether the seed changes the number; where it does not, the task runs once, under seed 0.
     processes: `many` where `run` is called in every process that a launcher started, not in the first alone.
     flags: its own. variants: name -> protocol values, asked for as `--task NAME:VARIANT`. published_variants:
-    `published` of those that stand beside published rows.
+    `published` of those that stand beside published rows. kind: one of KINDS, the heading that `ls tasks` has it below.
+    cost: of the whole official data with a ViT-S/16 on one GPU, estimated.
     """
 
     version: int
@@ -129,6 +131,8 @@ class Task:
     flags: tuple[Flag, ...] = ()
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     published_variants: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    kind: str = "other"
+    cost: str = ""
     name: str = field(default="", init=False)  # the file's, or the key in TASKS
     variant: str = field(default="", init=False)
 

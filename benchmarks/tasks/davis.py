@@ -222,6 +222,7 @@ TASK = Davis(
         *(Metric(name, higher=False) for name in ("J_decay", "F_decay")),
     ),
     dataset="davis2017",
+    kind="video",
     published=(("davis2017", "label_propagation"),),
     takes=("encoder", "masks"),
     seeded=False,

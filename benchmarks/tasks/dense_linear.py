@@ -175,6 +175,8 @@ def _task(name: str) -> DenseLinear:
         protocol=Protocol,
         metrics=tuple(Metric(m) for m in ("mIoU_best", "mIoU_last", "aAcc", "mAcc")),
         dataset=OPEN[name][0],
+        kind="segmentation",
+        cost="1.5 h",
         published=published,
     )
 

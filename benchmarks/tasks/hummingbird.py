@@ -118,6 +118,8 @@ def _task(name: str) -> Hummingbird:
         # less on the whole sets.
         metrics=tuple(Metric(m) for m in ("mIoU", "mIoU_identity", "mIoU_present", "pixel_accuracy")),
         dataset=OPEN[name][0],
+        kind="segmentation",
+        cost="minutes",
         published=((f"hummingbird_{name}", "hbird_mem1024e2"),),
         variants={
             "mem1024e3": {"memory_size": 10 * MEMORY},

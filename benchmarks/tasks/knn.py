@@ -68,6 +68,7 @@ TASK = KNN(
     protocol=Protocol,
     metrics=(Metric("top1"), Metric("top5")),  # deterministic: no band of noise
     dataset="imagenet",
+    kind="classification",
     published=(("imagenet_knn", "knn20_T0.07"), ("imagenet_knn", "knn_dino_protocol")),
     needs=("image",),
     seeded=False,

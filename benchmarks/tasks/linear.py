@@ -81,6 +81,7 @@ TASK = Linear(
     # The script prints the best of all epochs, which looks at the validation set; top1 here is the last epoch's.
     metrics=(Metric("top1", noise=0.1), Metric("top5", noise=0.1)),
     dataset="imagenet",
+    kind="classification",
     published=(("imagenet_linear", "linear_100ep_frozen"), ("imagenet_linear", "linear_dino_protocol")),
     needs=("image", "blocks"),
 )

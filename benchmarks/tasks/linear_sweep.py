@@ -69,5 +69,6 @@ TASK = LinearSweep(
     protocol=Protocol,
     metrics=(Metric("top1", noise=0.1), Metric("top5", noise=0.1)),
     dataset="imagenet",
+    kind="classification",
     needs=("image", "blocks"),
 )

@@ -120,6 +120,8 @@ def _task(name: str, protocol: type) -> Revisited:
         protocol=protocol,
         metrics=tuple(Metric(f"{what}_{s}") for what in ("mAP", *(f"mP@{k}" for k in FIRST)) for s in SETUPS),
         dataset=name,
+        kind="retrieval",
+        cost="10 min" if protocol is Paris else "1 min",
         published=tuple((f"{name}_{s.lower()}", "retrieval_offtheshelf", f"mAP_{s}", "mAP") for s in "MH"),
         needs=("image",),
         seeded=False,

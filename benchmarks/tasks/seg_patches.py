@@ -121,6 +121,8 @@ def _task(kind: str, protocol: type, dataset: str) -> Patches:
         protocol=protocol,
         metrics=(Metric("mIoU"), Metric("pixel_accuracy")),
         dataset=dataset,
+        kind="segmentation",
+        cost="minutes" if kind == "knn" else "1 h",
         published=(("ade20k_patches", f"seg-{kind}"),) if dataset == "ade20k" else (),
     )
 

@@ -115,5 +115,7 @@ TASK = Linear448(
     protocol=Protocol,
     metrics=(Metric("mIoU"), Metric("pixel_accuracy")),
     dataset="voc2012",
+    kind="segmentation",
+    cost="25 min",
     published=(("voc_linear_seg", "seg-linear-448"),),
 )

@@ -67,7 +67,7 @@ def test_recipes_are_tasks_and_listed_without_mm():
     *lines, declared = done.stdout.splitlines()
     assert done.stderr.strip() == "", "imported for a list"
     for name in RECIPES.scan():
-        (line,) = [x for x in lines if x.split()[0] == name]
+        (line,) = [x for x in lines if x.split()[:1] == [name]]
         assert line.endswith("built in")
         assert ("mIoU" if name.startswith("ade20k") else "AP_bb, AP_bb_50, AP_bb_75") in line
     assert "('coco_det', 'mask_rcnn_vit_fpn_1x'), ('coco_seg', 'mask_rcnn_vit_fpn_1x')" in declared
@@ -82,7 +82,7 @@ def test_a_users_recipe_is_a_task_and_a_broken_one_is_listed(tmp_path, monkeypat
     monkeypatch.setenv("SELFPATCH_PLUGINS", str(tmp_path))
     task = get_task("mine")
     assert (task.version, task.dataset, [m.name for m in task.metrics]) == (3, "ade20k", ["mIoU"])
-    rows = {line.split()[0]: line for line in listing("tasks", Path()).splitlines()}
+    rows = {line.split()[0]: line for line in listing("tasks", Path()).splitlines() if line}
     assert "My own recipe." in rows["mine"]
     assert "broken: " in rows["bad"]
     (tmp_path / "tasks/mine.py").write_text("")

@@ -50,7 +50,14 @@ LOGGED = {"kl": "KL", "entropy_share": "H / log K", "rank": "rank"}
 def configure(method: str, seed: int, data: Path, videos: Path | None, epochs: int, more: Sequence[str] = ()) -> Config:
     """A run of a method on train/ of `data`, evaluated at every quarter."""
     recipe, own = METHODS[method]
-    values = [*own, f"loop.epochs={epochs}", f"seed={seed}", "data.workers=0", f"watch.every={epochs // 4}"]
+    values = [
+        *own,
+        "loop.precision=float32",
+        f"loop.epochs={epochs}",
+        f"seed={seed}",
+        "data.workers=0",
+        f"watch.every={epochs // 4}",
+    ]
     values += ["watch.pictures=0", f"watch.knn={data}"]
     values += [f"watch.davis={videos}", "watch.davis_size=120", "watch.sequences=6"] if videos else []
     cfg = load_recipe(recipe, [*values, *more])

@@ -96,7 +96,7 @@ def test_a_family_and_plain_functions_are_tasks(place):
     found = evaluate(place, "toy_small", "toy_large", "plain")
     assert {name: r.metrics["toy"] for name, r in found.items()} == {"toy_small": 8, "toy_large": 8, "plain": 3}
     assert "toys" not in tasks()
-    rows = {line.split()[0]: line for line in listing("tasks", Path()).splitlines()}
+    rows = {line.split()[0]: line for line in listing("tasks", Path()).splitlines() if line}
     assert "[variants: toy_small:huge]" in rows["toy_small"]
     assert rows["lacking"].partition("broken: ")[2].split("  ")[0].endswith("lacking.py: its task has no run")
     (place / "plug/tasks/toy_large.py").write_text(PLAIN)
@@ -177,7 +177,7 @@ def test_task_files_import_without_torch():
 def test_a_family_that_is_no_table_of_tasks_is_a_broken_file_and_breaks_no_other(place, family):
     file = place / "plug/tasks/odd.py"
     file.write_text(TOYS.partition("TASKS = ")[0] + f"TASKS = {family}\n")
-    rows = {line.split()[0]: line for line in listing("tasks", Path()).splitlines()}
+    rows = {line.split()[0]: line for line in listing("tasks", Path()).splitlines() if line}
     assert f"broken: plug-in {file}: it has no TASK that is a Task, and no TASKS" in rows["odd"]
     with pytest.raises(UserError, match="--add: is for toy_large, toy_small; plain has no such flag"):
         plan([place / "net.safetensors"], ["plain"], Options(data=[str(place)], own={"bonus": 1}))
