@@ -49,7 +49,7 @@ class Encoder(FrozenEncoder):
 
     def __init__(self, card: Card):
         super().__init__(card)
-        self.count = card.depth
+        self.count, self.strides = card.depth, [card.patch] * card.depth
         self.stored_grid: tuple[int, int] | None = None  # of the positions, where they are no square
         self.vit = timm_vit(card)
         if card.readout == "class_attention":

@@ -1,13 +1,19 @@
 """Segmentation by classifiers on patches: equal to CAPI's code (logistic regression: scikit-learn's), both goldens."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from frozen import BOTH, golden_of, only_voc, run_task
 from selfpatch_bench.benchmarks import UserError
+from selfpatch_bench.benchmarks.datasets.segmentation.voc import open_voc
+from selfpatch_bench.benchmarks.tasks import TaskConfig
 from selfpatch_bench.benchmarks.tasks._segmentation import patches
 from selfpatch_bench.benchmarks.tasks._segmentation.patches import Set, most_frequent, standardised
+from selfpatch_bench.benchmarks.tasks.seg_patches import Knn
 
 # Neighbours are equal but for ties; a convex problem that two solvers end at a little apart.
 PIXELS, KNN, LOGREG = 0.999, 0.01, 0.5
@@ -42,6 +48,17 @@ def test_it_equals_the_official_code(golden, tmp_path, monkeypatch):
     assert found["metrics"]["mIoU"] == pytest.approx(100 * results["labels_logreg_mIoU"], abs=LOGREG)
     same = predicted["Regressions"][:, 0].reshape(arrays["logreg_patches"].shape) == arrays["logreg_patches"]
     assert same.mean() > 0.99
+
+
+def test_what_is_left_of_a_patch_is_no_part_of_it(tmp_path):
+    place = golden_of("drawn")
+    pictures = open_voc(place.data["voc"]).content.val
+    pictures = replace(pictures, images=pictures.images[:1], labels=pictures.labels[:1])
+    cfg = TaskConfig(Knn(size=47), device="cpu")
+    found = patches.patches_of(place.network(tmp_path, "seg_patches"), cfg, pictures, lambda done: None)
+    whole = np.array(Image.fromarray(pictures.read_labels(0)).resize((47, 47), Image.Resampling.NEAREST))
+    assert found.each == 4  # 2 x 2 patches of 16 pixels
+    assert np.array_equal(found.labels[3], whole[16:32, 16:32].reshape(-1))
 
 
 def test_ties_go_to_the_smaller_label():

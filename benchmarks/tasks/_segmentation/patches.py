@@ -35,7 +35,8 @@ class Set:
 
 
 def patches_of(encoder, cfg: TaskConfig, pictures: Labelled, progress: Callable[[int], None]) -> Set:
-    """Of all pictures, squeezed to a square by Pillow: bicubic, labels by the nearest."""
+    """Of all pictures, squeezed to a square by Pillow: bicubic, labels by the nearest. What is left of a patch at the
+    right and bottom is no part of it."""
     side, features, labels, done = cfg.protocol.size, [], [], 0
 
     def read(i: int) -> tuple[Tensor, Tensor]:
@@ -47,7 +48,8 @@ def patches_of(encoder, cfg: TaskConfig, pictures: Labelled, progress: Callable[
     for images, some in batches(read, len(pictures)):
         found = patches(encoder, images, cfg, mean, std).cpu()
         b, h, w, _ = found.shape
-        inside = some[:, : side // h * h, : side // w * w].view(b, h, side // h, w, side // w)
+        high, wide = (min(encoder.strides[-1], side // count) for count in (h, w))
+        inside = some[:, : h * high, : w * wide].view(b, h, high, w, wide)
         features.append(found.flatten(0, 2))
         labels.append(inside.permute(0, 1, 3, 2, 4).reshape(b * h * w, -1).numpy())
         done += len(images)
