@@ -44,10 +44,15 @@ def parse_protocol(protocol: type, overrides: Iterable[str], preset: Mapping = {
     return values, changed, unknown
 
 
-def check_patch(key: str, side: int, card: Mapping) -> None:
-    """UserError for a picture's side, the protocol's value `key`, of less than a patch of a network."""
-    if side < (card.get("patch") or 1):
-        raise UserError(f"{key}={side}: less than a patch of the network; nearest: {card['patch']}")
+def check_patch(key: str, side: int, card: Mapping, whole: bool = False) -> None:
+    """UserError for a picture's side, the protocol's value `key`, of less than a patch of a network (of a user's own: a
+    cell of its last map); whole: or of a patch and a part of one."""
+    patch = card.get("patch") or (card.get("strides") or [1])[-1]
+    if side < patch:
+        raise UserError(f"{key}={side}: less than a patch of the network; nearest: {patch}")
+    if whole and side % patch:
+        nearest = round(side / patch) * patch
+        raise UserError(f"{key}={side}: no whole number of the network's patches of {patch} pixels; nearest: {nearest}")
 
 
 WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a word"}

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
+from ...pretrain.common.errors import UserError
 from ...pretrain.common.ranges import bounded, bounds, one_of
 from ..datasets.segmentation import LabelledSet
 from ..datasets.segmentation.ade import open_labelled_ade
@@ -60,8 +61,12 @@ class Hummingbird(Task):
         return OPEN[self.name.partition("_")[2]][1](cfg.root, cfg.limit)
 
     def check_card(self, values: Protocol, card: dict) -> None:
-        """Pictures of at least a patch."""
-        check_patch("size", values.size or SIZE, card)
+        """Pictures of whole patches, a mean and a std for each channel."""
+        check_patch("size", values.size or SIZE, card, whole=values.size is not None)
+        for name in ("mean", "std"):
+            given = getattr(values, name)
+            if given is not None and len(given) != 3:
+                raise UserError(f"{name}={given}: three numbers are needed, for red, green and blue")
 
     def run(self, encoder, cfg: TaskConfig, out: Path) -> dict:
         """Fill the memory, look up every patch of the validation pictures, count pixels."""
@@ -72,8 +77,8 @@ class Hummingbird(Task):
 
         p, data = cfg.protocol, cfg.data.content
         train, val = data.train.by_name(), data.val.by_name()
-        patch = encoder.card.patch or 1
-        memory = Memory(encoder, cfg, data.classes, p.size or SIZE // patch * patch, *normalisation(encoder.card, p))
+        cell = encoder.strides[-1]
+        memory = Memory(encoder, cfg, data.classes, p.size or SIZE // cell * cell, *normalisation(encoder.card, p))
         total = p.passes * len(train) + len(val)
         memory.fill(train, lambda done: cfg.progress(done, total, f"memory {done}/{total - len(val)}"))
         counts = np.zeros((data.classes, data.classes), np.int64)

@@ -66,8 +66,11 @@ class Patches(Task):
         return found
 
     def check_card(self, values, card: dict) -> None:
-        """Pictures of at least a patch."""
+        """Pictures of at least a patch, and something to choose from."""
         check_patch("size", values.size, card)
+        if [] in (given := vars(values)).values():
+            name = next(name for name, value in given.items() if value == [])
+            raise UserError(f"{name}=[]: at least one value is needed to choose from")
 
     def run(self, encoder, cfg: TaskConfig, out: Path) -> dict:
         """Patches of all pictures, the choice, the fit, the validation pictures once."""

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from frozen import BOTH, DRAWN, golden_of, run_task
-from selfpatch_bench.benchmarks import UserError
+from selfpatch_bench.benchmarks import UserError, wrap
 from selfpatch_bench.benchmarks.datasets.segmentation.cityscapes import open_cityscapes
 from selfpatch_bench.benchmarks.datasets.segmentation.voc import open_voc
 from selfpatch_bench.benchmarks.metrics.segmentation import confusion, ious, matched, renamed
@@ -81,6 +81,18 @@ def test_augmented_memories_differ_by_seed_and_are_near_the_official_spread(tmp_
     assert found[0] == found[3]
     assert len(set(found)) == 3
     assert abs(np.mean(found[:3]) - want["mean"]) < 4 * want["std"]  # three draws of each: no equality
+
+
+def test_the_square_is_of_whole_cells_of_a_users_own_network(monkeypatch):
+    monkeypatch.setattr("selfpatch_bench.benchmarks.tasks.hummingbird.SIZE", 40)
+
+    def features(module, images, blocks):
+        map = torch.nn.functional.avg_pool2d(module(images), 12)
+        return map.mean((2, 3)), [map for _ in blocks]
+
+    encoder = wrap(torch.nn.Conv2d(3, 4, 1), features, mean=0.5, std=0.5, strides=(12,), name="cells")
+    found = run_task("hummingbird_voc", encoder, golden_of("drawn").data["voc"], "passes=1")
+    assert found["protocol"]["size"] == 36
 
 
 # --- Its parts

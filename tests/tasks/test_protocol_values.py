@@ -11,6 +11,7 @@ from selfpatch_bench.pretrain.common.errors import UserError
 VIT = Card("vit", 16, 48, 2, 4, mean=(0.5,) * 3, std=(0.5,) * 3).as_dict()
 STAGES = {"blocks": (1, 1, 1, 1), "widths": (8, 16, 32, 64), "stem_channels": 8, "bn_eps": 1e-5}
 RESNET = Card("resnet", block="basic", mean=(0.5,) * 3, std=(0.5,) * 3, **STAGES).as_dict()
+OWN = Card("mine", strides=(4, 12), widths=(3, 3), mean=(0.5,) * 3, std=(0.5,) * 3).as_dict()
 
 
 def check(task: str, card: dict, *given: str):
@@ -38,6 +39,13 @@ def check(task: str, card: dict, *given: str):
         ("linear", "avgpool=maybe", "avgpool is true or false or none", VIT),
         ("linear", "crop=8", "nearest: 16", VIT),
         ("linear_sweep", "blocks=3", "nearest: 2", VIT),
+        ("copydays", "size=11", "size=11: less than a patch of the network; nearest: 12", OWN),
+        ("hummingbird_voc", "size=100", "no whole number of the network's patches of 16 pixels; nearest: 96", VIT),
+        ("hummingbird_voc", "size=100", "no whole number of the network's patches of 12 pixels; nearest: 96", OWN),
+        ("hummingbird_voc", "std=[0.5]", "std=[0.5]: three numbers are needed", VIT),
+        ("hummingbird_voc", "mean=[]", "mean=[]: three numbers are needed", VIT),
+        ("seg_knn", "k=[]", "k=[]: at least one value is needed to choose from", VIT),
+        ("seg_logreg", "c=[]", "c=[]: at least one value is needed to choose from", VIT),
         ("linear_sweep", "rates=[0.1,0]", "rates[1]=0.0: it must be above 0", VIT),
         ("coco_maskrcnn_1x", "blocks=0,1,2,9", "the network has 2 blocks, 0 to 1", VIT),
         ("ade20k_semfpn_40k", "iterations=0", "a whole number of at least 1", VIT),
@@ -54,3 +62,4 @@ def test_what_is_valid_passes():
     assert check("davis", VIT, "block=-2", "bound=3", "radius=none").radius is None
     assert check("knn", VIT, "crop=16").crop == 16
     assert check("linear", VIT, "blocks=2", "avgpool=none").avgpool is None
+    assert check("hummingbird_voc", OWN, "mean=none").size is None

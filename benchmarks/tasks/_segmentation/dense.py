@@ -67,11 +67,11 @@ def patches(encoder, images: Tensor, cfg: TaskConfig, mean, std) -> Tensor:
 
 def shares(labels: Tensor, grid: tuple[int, int], classes: int) -> Tensor:
     """Labels uint8 [B, H, W] -> pixels of each class in every patch of an h x w grid, int16 [B, h, w, classes]. Raises
-    ValueError where the grid does not divide the picture."""
+    UserError where the grid does not divide the picture."""
     b, height, width = labels.shape
     h, w = grid
     if height % h or width % w:
-        raise ValueError(f"{height}x{width} pixels do not divide into {h}x{w} patches")
+        raise UserError(f"the network has {h}x{w} patches for {height}x{width} pixels, which do not divide into them")
     inside = labels.view(b, h, height // h, w, width // w).permute(0, 1, 3, 2, 4).reshape(b * h * w, -1)
     found = torch.zeros(b * h * w, classes, dtype=torch.int16, device=labels.device)
     found.scatter_add_(1, inside.long(), torch.ones_like(inside, dtype=torch.int16))
