@@ -113,8 +113,9 @@ def _score(predicted: np.ndarray, labels: np.ndarray, ignored: list[int]) -> np.
 
 
 def _mean(counts: np.ndarray) -> float:
-    """Over the classes that occur in truth or prediction."""
-    return ious(counts)[counts.sum(0) + counts.sum(1) > 0].mean()
+    """Over the classes that occur in truth or prediction; 0 where no pixel is judged, as the held out tenth may be."""
+    there = counts.sum(0) + counts.sum(1) > 0
+    return ious(counts)[there].mean() if there.any() else 0.0
 
 
 def _task(kind: str, protocol: type, dataset: str) -> Patches:

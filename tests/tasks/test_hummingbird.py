@@ -181,6 +181,9 @@ def test_cityscapes_ids_become_train_ids(tmp_path):
     Image.fromarray(np.full((4, 6), 40, np.uint8)).save(label)
     with pytest.raises(UserError, match="label id 40"):
         open_cityscapes(tmp_path)
+    Image.fromarray(np.full((4, 6), 4, np.uint8)).save(label)
+    with pytest.raises(UserError, match="no pixel that is judged"):
+        open_cityscapes(tmp_path)
 
 
 def test_voc_says_what_is_wrong(tmp_path):
@@ -193,6 +196,10 @@ def test_voc_says_what_is_wrong(tmp_path):
     wrong[0, 0] = 40
     Image.fromarray(wrong).save(label)
     with pytest.raises(UserError, match=f"{name}.png: label 40; labels go from 0 to 20"):
+        open_voc(root)
+    for one in (root / "SegmentationClass").iterdir():
+        Image.fromarray(np.full_like(np.asarray(Image.open(one)), 255)).save(one)
+    with pytest.raises(UserError, match="has no pixel that is judged, and no other of"):
         open_voc(root)
     label.unlink()
     with pytest.raises(UserError, match=f"{name}.png: is missing; val.txt names it"):

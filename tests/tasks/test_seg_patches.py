@@ -10,7 +10,7 @@ from PIL import Image
 from frozen import BOTH, golden_of, only_voc, run_task
 from selfpatch_bench.benchmarks import UserError
 from selfpatch_bench.benchmarks.datasets.segmentation.voc import open_voc
-from selfpatch_bench.benchmarks.tasks import TaskConfig
+from selfpatch_bench.benchmarks.tasks import TaskConfig, seg_patches
 from selfpatch_bench.benchmarks.tasks._segmentation import patches
 from selfpatch_bench.benchmarks.tasks._segmentation.patches import Set, most_frequent, standardised
 from selfpatch_bench.benchmarks.tasks.seg_patches import Knn
@@ -72,6 +72,14 @@ def test_the_training_part_alone_sets_the_scale():
     train, other = standardised(some([[0.0, 5.0], [2.0, 5.0]]), some([[4.0, 6.0]]))
     assert train.features.tolist() == [[-1, 0], [1, 0]]
     assert other.features.tolist() == [[3, 1]]
+
+
+def test_pictures_that_are_not_judged():
+    counts = seg_patches._score(np.full((2, 4), 3, np.uint8), np.full((2, 4), 255, np.uint8), [255])
+    assert seg_patches._mean(counts) == 0  # of the held out tenth; a choice is made still
+    train = Set(torch.zeros(2, 3), np.full((2, 4), 255, np.uint8), 1)
+    with pytest.raises(UserError, match="none of the 2 training patches is of a class that is judged"):
+        patches.Neighbours(Knn(), train, [255], "cpu")
 
 
 def test_a_tenth_of_too_few_pictures_is_none(tmp_path):

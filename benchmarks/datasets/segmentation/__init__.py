@@ -1,10 +1,12 @@
 """Pictures with a label for every pixel, as the frozen segmentation tasks read them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from ....pretrain.common.errors import UserError
 from ..files import read_frame
 from ..masks import decode_labels, read_bytes
 
@@ -37,6 +39,13 @@ class Labelled:
         """uint8 [H, W]"""
         labels, _ = decode_labels(read_bytes(self.labels[i]), self.labels[i])
         return labels if self.table is None else self.table[labels]
+
+
+def check_judged(labels: list[Path], seen: dict[Path, dict], judged: Iterable[int]) -> None:
+    """UserError where none of these label maps has a pixel that is judged."""
+    judged = set(judged)
+    if not any(judged.intersection(seen[path]["labels"]) for path in labels):
+        raise UserError(f"{labels[0]}: has no pixel that is judged, and no other of {len(labels)} label maps has one")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 from ....pretrain.common.errors import UserError
 from ..base import Data, check_size, find_layout, more, share_of_splits, summary_of_splits
 from ..files import Known, check_whole, look_at_mask, look_at_picture, note_turns
-from . import IGNORED, Labelled, LabelledSet
+from . import IGNORED, Labelled, LabelledSet, check_judged
 
 IMAGES = {"train": 2975, "val": 500}
 # Ids of the judged classes in *_labelIds.png (cityscapesscripts, helpers/labels.py), in the order of their train ids.
@@ -48,6 +48,7 @@ def open_cityscapes(root: Path | str, limit: int | None = None) -> Data:
             check_size(path, known.seen[path]["size"], known.seen[image]["size"], f"{image.name} has")
             if wrong := [label for label in known.seen[path]["labels"] if HIGHEST < label != IGNORED]:
                 raise UserError(f"{path}: label id {wrong[0]}; Cityscapes has 0 to {HIGHEST}")
+        check_judged(labels, known.seen, JUDGED)
         check_whole(images, known.seen)
         note_turns(images, known.seen, notes)
         splits[split], counts[split] = Labelled(split, images, labels, table), len(images)

@@ -5,7 +5,7 @@ from pathlib import Path
 from ....pretrain.common.errors import UserError
 from ..base import Data, check_size, find_layout, more, read_lines, share_of_splits, summary_of_splits
 from ..files import Known, check_whole, look_at_mask, look_at_picture, note_turns
-from . import IGNORED, Labelled, LabelledSet
+from . import IGNORED, Labelled, LabelledSet, check_judged
 
 IMAGES = {"train": 10_582, "val": 1_449}
 NAMES = (
@@ -40,6 +40,7 @@ def open_voc(root: Path | str, limit: int | None = None) -> Data:
         known.look(images, look_at_picture)
         known.look(labels, look_at_mask)
         check_labels(images, labels, known.seen, len(NAMES))
+        check_judged(labels, known.seen, range(len(NAMES)))
         check_whole(images, known.seen)
         note_turns(images, known.seen, notes)
         splits[split], counts[split] = Labelled(split, images, labels), len(names)

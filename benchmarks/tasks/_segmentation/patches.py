@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ....pretrain.common.errors import UserError
 from ...datasets.segmentation import Labelled
 from .. import TaskConfig
 from .dense import as_tensor, batches, patches
@@ -71,9 +72,12 @@ def most_frequent(labels: Tensor, dim: int) -> Tensor:
 
 
 def _usable(train: Set, ignored: list[int], every: int) -> tuple[Tensor, Tensor]:
-    """Features and pixels' labels of every so manieth patch, without those whose most frequent label is ignored."""
+    """Features and pixels' labels of every so manieth patch, without those whose most frequent label is ignored. Raises
+    UserError where none is left."""
     features, labels = train.features[::every], torch.from_numpy(train.labels[::every])
     keep = ~torch.isin(most_frequent(labels, 1), torch.tensor(ignored, dtype=labels.dtype))
+    if not keep.any():
+        raise UserError(f"none of the {len(keep)} training patches is of a class that is judged")
     return features[keep], labels[keep]
 
 
