@@ -26,7 +26,7 @@ class Protocol:
 
     size: side in pixels of the square. grid: side of the map that is classified and scored. epochs, batch: pictures a
     step. lr: until `drop_at` epochs are done, a tenth of it from there on. augment: whether training pictures are cut
-    and mirrored, and shuffled. precision: of the network, float32 or bf16.
+    and mirrored. precision: of the network, float32 or bf16.
     """
 
     size: int = bounded(448, at_least=1, at_most=8192)
@@ -74,7 +74,7 @@ class Linear448(Task):
 
         course = Course(
             steps=p.epochs * each,
-            numbers=by_epoch(len(data.train), p.batch, cfg.seed if p.augment else None),
+            numbers=by_epoch(len(data.train), p.batch),
             load=load,
             features=features,
             rate=lambda step: p.lr * (FALL if step // each >= p.drop_at else 1),

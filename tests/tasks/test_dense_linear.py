@@ -159,8 +159,17 @@ def test_every_picture_is_seen_once_in_an_epoch():
     seen = [i for step in range(5) for i in numbers(step)[1]]  # two epochs
     assert sorted(seen[:5]) == sorted(seen[5:]) == [0, 1, 2, 3, 4]
     assert seen[:5] != seen[5:]
-    steps = [by_epoch(5, 2, None)(step) for step in range(4)]
+    steps = [by_epoch(5, 2)(step) for step in range(4)]
     assert steps == [(0, [0, 1]), (0, [2, 3]), (0, [4]), (1, [0, 1])]
+
+
+def test_a_new_head_is_as_wide_as_the_official_one():
+    """NeCo leaves torch's own start: uniform, up to 1 / sqrt(dim)."""
+    official = head_state(golden_of("drawn").read("seg_linear_448")[1], "init")
+    ours = _segmenter.Conv(official["conv.weight"].shape[1], 21, 100).state_dict()
+    for name, value in official.items():
+        assert ours[name].std() == pytest.approx(float(value.std()), rel=0.3), name
+        assert ours[name].abs().max() == pytest.approx(float(value.abs().max()), rel=0.3), name
 
 
 def test_windows_cover_a_picture_and_are_averaged():

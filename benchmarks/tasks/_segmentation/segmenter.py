@@ -27,8 +27,6 @@ class Conv(nn.Module):
     def __init__(self, dim: int, classes: int, grid: int):
         super().__init__()
         self.conv, self.grid = nn.Conv2d(dim, classes, 1), grid
-        nn.init.normal_(self.conv.weight, std=0.01)
-        nn.init.zeros_(self.conv.bias)
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, D, h, w] -> scores [B, classes, grid, grid]"""
@@ -101,13 +99,14 @@ def in_order(count: int, batch: int, seed: int | None) -> Callable[[int], tuple[
     return numbers
 
 
-def by_epoch(count: int, batch: int, seed: int | None) -> Callable[[int], tuple[int, list[int]]]:
-    """The same where an epoch's last step may be smaller."""
-    each, whole = -(-count // batch), in_order(count, count, seed)
+def by_epoch(count: int, batch: int) -> Callable[[int], tuple[int, list[int]]]:
+    """`Course.numbers` of epochs whose last step may be smaller, in the list's order: NeCo's loader of VOC does not
+    shuffle (data/VOCdevkit/vocdata.py)."""
+    each = -(-count // batch)
 
     def numbers(step: int) -> tuple[int, list[int]]:
         epoch, at = divmod(step, each)
-        return epoch, whole(epoch)[1][at * batch : (at + 1) * batch]
+        return epoch, list(range(at * batch, min((at + 1) * batch, count)))
 
     return numbers
 
