@@ -156,7 +156,8 @@ class Task:
 
     def check_data(self, root: Path) -> Data:
         """The data alone, for `selfpatch doctor`. Raises UserError."""
-        return self.check(TaskConfig(self.protocol(), root=root))
+        own = {flag.key: flag.default for flag in self.flags}
+        return self.check(TaskConfig(self.protocol(), root=root, own=own))
 
     def check_card(self, values, card: dict) -> None:
         """Hold the protocol's values against a network's card, before any data are read. Raises UserError."""

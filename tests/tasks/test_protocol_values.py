@@ -4,7 +4,7 @@ import pytest
 
 from selfpatch_bench.benchmarks.run.options import Options
 from selfpatch_bench.benchmarks.run.plan import parse
-from selfpatch_bench.benchmarks.tasks._registry import get_task
+from selfpatch_bench.benchmarks.tasks._registry import get_task, tasks
 from selfpatch_bench.pretrain.common.card import Card
 from selfpatch_bench.pretrain.common.errors import UserError
 
@@ -56,6 +56,13 @@ def test_one_line_with_what_is_valid(task, value, said, card):
         check(task, card, value)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_data_are_checked_without_a_run(tmp_path):
+    """As `selfpatch doctor` does it: flags of a task's own have their defaults there."""
+    for name in tasks():
+        with pytest.raises(UserError):
+            get_task(name).check_data(tmp_path)
 
 
 def test_what_is_valid_passes():

@@ -155,6 +155,7 @@ def copies(tmp_path) -> Path:
 
 def test_copydays_says_what_is_wrong(copies):
     found = open_copydays(copies)
+    assert get_task("copydays").check_data(copies).fingerprint == found.fingerprint  # as `selfpatch doctor` looks
     assert not found.official
     assert "no distractors, no whitening" in found.differs
     assert "16 of 18 other blocks are absent" in found.differs
