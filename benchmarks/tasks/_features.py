@@ -23,7 +23,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 
 from ...pretrain.common.atomic import write_atomic
-from ...pretrain.common.errors import UserError
+from ...pretrain.common.errors import UserError, naming
 from ...pretrain.common.machine import cache_folder
 from ..datasets.pictures import Pictures
 from . import TaskConfig, make_key
@@ -104,16 +104,17 @@ class Replicas:
         self.threads = [ThreadPoolExecutor(1) for _ in self.places]
         self.next = 0
 
-    def submit(self, images: Tensor) -> Future:
-        """Images uint8 or float [B, 3, S, S], not normalised -> a future of features float32 [B, D] on the CPU."""
+    def submit(self, images: Tensor, first: str = "") -> Future:
+        """Images uint8 or float [B, 3, S, S], not normalised -> a future of features float32 [B, D] on the CPU. first:
+        the first one's file, which a UserError of the network names."""
         number = self.next
         self.next = (number + 1) % len(self.places)
-        return self.threads[number].submit(self._compute, number, images)
+        return self.threads[number].submit(self._compute, number, images, first)
 
     @torch.inference_mode()
-    def _compute(self, number: int, images: Tensor) -> Tensor:
+    def _compute(self, number: int, images: Tensor, first: str) -> Tensor:
         place, network = self.places[number], self.networks[number]
-        with torch.autocast(torch.device(place).type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with naming(first), torch.autocast(torch.device(place).type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self.extract(network, network.normalise(images.to(place))).float().cpu()
 
     def __enter__(self):
@@ -192,7 +193,7 @@ def features(
 
                 def submit(group: tuple[list[int], Tensor], order=order) -> Future:
                     order.extend(group[0])
-                    return replicas.submit(group[1])
+                    return replicas.submit(group[1], f"{split.source.where}/{split.file(group[0][0])}")
 
                 for part in ahead(submit, chain.from_iterable(loaded), 2 * len(replicas.places)):
                     parts.append(part)

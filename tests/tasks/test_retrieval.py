@@ -153,6 +153,15 @@ def copies(tmp_path) -> Path:
     return tmp_path / "copydays"
 
 
+def test_a_picture_smaller_than_a_patch_is_named(tmp_path):
+    place = golden_of("drawn")
+    shutil.copytree(place.data["revisited"], tmp_path / "small")
+    narrow = sorted((tmp_path / "small/roxford5k/jpg").iterdir())[3]
+    Image.new("RGB", (60, 3)).save(narrow)
+    with pytest.raises(UserError, match=f"{narrow.name}: a 3x60 image is smaller than a patch"):
+        run_task("roxford5k", place.network(tmp_path, "retrieval"), tmp_path / "small")
+
+
 def test_copydays_says_what_is_wrong(copies):
     found = open_copydays(copies)
     assert get_task("copydays").check_data(copies).fingerprint == found.fingerprint  # as `selfpatch doctor` looks
