@@ -32,10 +32,11 @@ SIZES, MOST = (0.5, 2.0), 0.75  # of a training picture's shorter side; of one c
 class Protocol:
     """The protocol's values.
 
-    size: shorter side of a validation picture, side of a training cut and of a window. stride: of the windows. steps,
-    batch: of the training. lr, warmup: the rate and the steps in which it rises. decay: of all weights. dropout: of the
-    features' channels. every: steps between two evaluations. augment: whether training pictures are changed and
-    shuffled; else their upper left cuts are taken in turn. precision: of the network, float32 or bf16.
+    size: shorter side of a validation picture, side of a training cut and of a window. stride: of the windows; at most
+    their side is used. steps, batch: of the training. lr, warmup: the rate and the steps in which it rises. decay: of
+    all weights. dropout: of the features' channels. every: steps between two evaluations. augment: whether training
+    pictures are changed and shuffled; else their upper left cuts are taken in turn. precision: of the network, float32
+    or bf16.
     """
 
     size: int = bounded(512, at_least=1, at_most=8192)

@@ -177,6 +177,7 @@ def test_windows_cover_a_picture_and_are_averaged():
     image = torch.rand(1, 3, 50, 83)
     found = slide(lambda part: part, image, 32, 21, (50, 83))
     assert torch.equal(found, image.argmax(1)[0])
+    assert torch.equal(slide(lambda part: part, image, 16, 40, (50, 83)), found)  # a stride beyond the window
     small = slide(lambda part: part, image[..., :20, :20], 32, 21, (20, 20))
     assert torch.equal(small, image[..., :20, :20].argmax(1)[0])
 

@@ -199,5 +199,6 @@ def slide(scores: Callable[[Tensor], Tensor], image: Tensor, window: int, stride
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:
+    stride = min(stride, window)  # a longer one would leave pixels that no window sees
     count = max(length - window + stride - 1, 0) // stride + 1
     return [max(min(i * stride + window, length) - window, 0) for i in range(count)]
