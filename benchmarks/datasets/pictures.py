@@ -4,13 +4,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...pretrain.common.errors import UserError
-from ...pretrain.data.decode import note_on_turned
-from ...pretrain.data.images import ImageSource, Unreadable, open_source
+from ...pretrain.data.decode import Unreadable, note_on_turned
 from .identity import Item, fingerprint, read_contents
+
+if TYPE_CHECKING:
+    from ...pretrain.data.images import ImageSource  # torch, which takes its time
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Pictures:
     """
 
     name: str
-    source: ImageSource
+    source: "ImageSource"
     picks: np.ndarray
     fingerprint: str = ""
 
@@ -55,6 +58,8 @@ class Pictures:
 
 def open_pictures(name: str, folder: Path | str) -> Pictures:
     """All pictures of a folder, at any depth, or what else `open_source` opens. Raises UserError as that does."""
+    from ...pretrain.data.images import open_source
+
     source = open_source(folder)
     return Pictures(name, source, np.arange(len(source)))
 

@@ -55,7 +55,7 @@ def test_help_imports_nothing_heavy():
         (["run", "x.pth", "--task", "davis", "--plugins", "nowhere"], "nowhere"),
         (["inspect", "."], "folder"),
         (["inspect", "x.txt", "--format", "dimo"], "x.txt"),
-        (["ls", "things"], "tasks, formats, recipes, ablations, records, published"),
+        (["ls", "things"], "tasks, formats, backbones, recipes, ablations, records, published"),
         (["table", "--against", "nobody"], "nobody"),
         (["table", "--format", "pdf"], "pdf"),
     ],

@@ -152,7 +152,7 @@ def test_plain_and_fused_attention_agree():
         (["views.rows.2.size=50"], "views of 50 pixels with patches of 16"),
         (["network.class_token=false"], "needs a class token"),
         (["network.readout=sum"], "token, class_attention or mean"),
-        (["network.positions=bilinear"], "network.positions=bilinear"),
+        (["network.positions=nearest"], "network.positions=nearest"),
         (["network.overrides.embed_dims=3"], "cannot be built"),
     ],
 )

@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from ....pretrain.common.errors import UserError, shorten
-from ....pretrain.common.reading.files import read_tree
-from ....pretrain.data.images import Files
 from ..base import Data, digest, find_layout, instead, listing
 from ..pictures import Pictures, identified
 
@@ -67,6 +65,8 @@ def open_revisited(name: str, root: Path | str, limit: int | None = None) -> Dat
     Raises UserError naming the file: no layout, a list that is none, a picture that is missing, an index beyond the
     database.
     """
+    from ....pretrain.data.images import Files  # torch, which takes its time
+
     file = f"gnd_{name}.pkl"
     root = find_layout(root, f"{name}", ("jpg", file), f"give the folder that holds jpg/ and {file}", inside=name)
     database, queries, relevant = read_relevant(root / file)
@@ -75,7 +75,7 @@ def open_revisited(name: str, root: Path | str, limit: int | None = None) -> Dat
     all_queries = len(queries)
     queries, relevant = queries[:limit], relevant[:limit]
 
-    def source(names: list[str]) -> tuple[Files, np.ndarray]:
+    def source(names: list[str]) -> tuple:
         return Files(str(folder), folder, [f"{one}.jpg" for one in names]), np.arange(len(names))
 
     sets = [Pictures("database", *source(database)), Queries("queries", *source(queries))]
@@ -98,6 +98,8 @@ def read_relevant(path: Path) -> tuple[list[str], list[str], list[Relevant]]:
     The pickle is read by our own reader, which builds lists, numbers, texts and NumPy arrays and runs nothing. Byte
     strings, as Python 2 wrote them, are Latin-1. Raises UserError naming the file, and the query.
     """
+    from ....pretrain.common.reading.files import read_tree
+
     tree = _texts(read_tree(path))
     lacking = {"imlist", "qimlist", "gnd"} - set(tree if isinstance(tree, dict) else ())
     if lacking:
