@@ -17,7 +17,8 @@ from .render import Cell
 # records and in CSV only.
 ORDER = (
     *("AP_bb", "AP_bb_50", "AP_bb_75", "AP_mk", "AP_mk_50", "AP_mk_75"),
-    *("mIoU", "aAcc", "mAcc", "JF_m", "J_m", "F_m", "top1", "mAP", "mAP_strong", "mAP_E", "mAP_M", "mAP_H"),
+    *("mIoU", "mIoU_best", "mIoU_last", "aAcc", "mAcc", "JF_m", "J_m", "F_m", "top1"),
+    *("mAP", "mAP_strong", "mAP_E", "mAP_M", "mAP_H"),
 )
 
 

@@ -268,6 +268,8 @@ def _band(diff: float, metric) -> str:
     """The noise band in words; compared after rounding to the printed decimal, so that text and verdict agree."""
     if metric is None:
         return "noise band not declared"
+    if metric.noise is None:
+        return "noise not measured"
     if not metric.noise:
         return "deterministic: no noise"
     return f"{'within' if round(abs(diff), 1) <= metric.noise else 'outside'} noise {metric.noise}"

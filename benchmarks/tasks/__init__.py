@@ -23,12 +23,13 @@ from ._protocol import parse_protocol
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric by its name in the published tables, in `unit`. `noise`: half width of the run-to-run band."""
+    """A metric by its name in the published tables, in `unit`. `noise`: half width of the run-to-run band, 0 where the
+    number is always the same; None: it was not measured."""
 
     name: str
     unit: str = "%"
     higher: bool = True
-    noise: float = 0.0
+    noise: float | None = 0.0
 
 
 @dataclass(frozen=True)

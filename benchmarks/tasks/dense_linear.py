@@ -174,7 +174,7 @@ def _task(name: str) -> DenseLinear:
         version=1,
         protocol_id="seg-linear-dinov3" + "-reconstructed" * (name != "ade20k"),
         protocol=Protocol,
-        metrics=tuple(Metric(m) for m in ("mIoU_best", "mIoU_last", "aAcc", "mAcc")),
+        metrics=tuple(Metric(m, noise=None) for m in ("mIoU_best", "mIoU_last", "aAcc", "mAcc")),
         dataset=OPEN[name][0],
         kind="segmentation",
         cost="1.5 h",

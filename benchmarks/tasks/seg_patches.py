@@ -123,7 +123,7 @@ def _task(kind: str, protocol: type, dataset: str) -> Patches:
         version=1,
         protocol_id=f"seg-{kind}",
         protocol=protocol,
-        metrics=(Metric("mIoU"), Metric("pixel_accuracy")),
+        metrics=(Metric("mIoU", noise=None), Metric("pixel_accuracy", noise=None)),
         dataset=dataset,
         kind="segmentation",
         cost="minutes" if kind == "knn" else "1 h",

@@ -113,7 +113,7 @@ TASK = Linear448(
     version=1,
     protocol_id="seg-linear-448",
     protocol=Protocol,
-    metrics=(Metric("mIoU"), Metric("pixel_accuracy")),
+    metrics=(Metric("mIoU", noise=None), Metric("pixel_accuracy", noise=None)),
     dataset="voc2012",
     kind="segmentation",
     cost="25 min",

@@ -18,7 +18,7 @@ import pytest
 
 from conftest import REPO, SHARED
 from selfpatch_bench.benchmarks.results import labels
-from selfpatch_bench.benchmarks.results.layout import build_table, table_command
+from selfpatch_bench.benchmarks.results.layout import _band, build_table, table_command
 from selfpatch_bench.benchmarks.results.published import (
     COLUMNS,
     NOT_PRINTED,
@@ -370,6 +370,10 @@ def test_difference_only_to_a_named_row():
 def test_noise_band(value, text):
     (line,) = differences(table([coco(metrics={"AP_bb": value}, model__row="DINO+SelfPatch|ViT-S/16")]))
     assert line.endswith(f": AP_bb {text}")
+
+
+def test_a_band_that_was_not_measured_is_no_band_of_nothing():
+    assert _band(0.1, Metric("mIoU", noise=None)) == "noise not measured"
 
 
 def test_named_row_of_another_protocol_or_of_no_table():

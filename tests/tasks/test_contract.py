@@ -14,6 +14,7 @@ from selfpatch_bench.benchmarks.backbones.encoder import Encoder
 from selfpatch_bench.benchmarks.cli.app import task_flags
 from selfpatch_bench.benchmarks.commands.ls import listing
 from selfpatch_bench.benchmarks.results import record
+from selfpatch_bench.benchmarks.results.collect import ORDER
 from selfpatch_bench.benchmarks.run.runner import Options, plan, run_command
 from selfpatch_bench.benchmarks.tasks._registry import get_task, tasks
 from selfpatch_bench.pretrain.common.card import Card
@@ -157,6 +158,10 @@ def test_two_tasks_whose_flags_of_one_name_are_of_two_types_do_not_run_together(
     with pytest.raises(UserError, match="--twice means different things to toy_small, other: run them one by one"):
         task_flags(["run", "--task", "toy_small,other"])
     assert [flag.type for flag in task_flags(["run", "--task", "other,plain"])] == [int]
+
+
+def test_the_first_metric_of_every_task_is_in_tables_and_comparisons():
+    assert [name for name, e in tasks().items() if e.file.ours and e.task.metrics[0].name not in ORDER] == []
 
 
 def test_task_files_import_without_torch():
