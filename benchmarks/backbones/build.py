@@ -11,12 +11,14 @@ from .conv import ConvEncoder
 from .convnext import ConvNextEncoder
 from .encoder import Encoder
 from .eva import EvaEncoder
+from .swinv2 import SwinV2Encoder
 from .xcit import XcitEncoder
 
 ENCODERS = {
     "vit": Encoder,
     "resnet": ConvEncoder,
     "swin": ConvEncoder,
+    "swinv2": SwinV2Encoder,
     "xcit": XcitEncoder,
     "eva": EvaEncoder,
     "convnext": ConvNextEncoder,

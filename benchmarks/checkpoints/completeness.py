@@ -37,7 +37,8 @@ MATRIX = re.compile(r"(.*(?:blocks|layer\d)\.\d+)\.(?:mlp\.fc1|conv2)\.weight") 
 COMPARED = 1 << 16  # values of it
 BLOCK = {
     **dict.fromkeys(("vit", "xcit", "eva"), r"blocks\.(\d+)\."),
-    **{"resnet": r"layer{}\.(\d+)\.", "swin": r"layers\.{}\.blocks\.(\d+)\."},
+    **dict.fromkeys(("swin", "swinv2"), r"layers\.{}\.blocks\.(\d+)\."),
+    "resnet": r"layer{}\.(\d+)\.",
     "convnext": r"stages\.{}\.blocks\.(\d+)\.",
 }
 # Fields that a network's tensors alone decide.
@@ -184,7 +185,7 @@ def unusual(card: Card) -> list[str]:
     elif card.family == "resnet":
         basic = card.block == "basic"
         usual, size = [b for n, b in NAMED_RESNETS.items() if (n in BASIC) == basic], ""
-    elif card.family == "swin":
+    elif card.family in ("swin", "swinv2"):
         usual, size = list(dict.fromkeys(blocks for _, blocks in NAMED_SWINS.values())), ""
     elif card.family in COUNTED:
         usual, size = {"xcit": XCIT_BLOCKS, "eva": EVA_BLOCKS, "convnext": CONVNEXT_BLOCKS}[card.family], ""

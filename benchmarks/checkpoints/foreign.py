@@ -26,7 +26,10 @@ KINDS = {
         r"hiera",
         r"pos_embed_(spatial|temporal|window)$|blocks\.\d+\.proj\.weight$|encoder\.stages\.\d+\.layers\.\d+\.attn\.",
     ),
-    "Swin V2": (r"swinv2", r"(cpb|continuous_position_bias)_mlp\."),
+    "Swin V2 in names of Hugging Face's or torchvision's": (
+        r"swinv2",
+        r"features\.\d+\.\d+\.attn\.cpb_mlp\.|continuous_position_bias_mlp\.",
+    ),
     "ConvNeXt in names of Hugging Face's or torchvision's": (
         r"convnext(v2)?",
         r"encoder\.stages\.\d+\.layers\.\d+\.dwconv\.|features\.\d+\.\d+\.block\.0\.weight$",

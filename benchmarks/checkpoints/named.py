@@ -18,6 +18,7 @@ from .stated import architectures, table_in
 
 # Of a builder's arguments: what names files, or makes no other network of the same weights.
 NOT_BUILT_WITH = ("pretrained", "checkpoint", "cache", "script", "export", "no_jit", "feature", "out_indices", "drop")
+WINDOWS = "pretrained_window_sizes"  # of Swin V2, which change what is computed
 MAX_LAYERS = 128
 ACTS = {"GELU": "gelu (erf)", "GELUTanh": "gelu (tanh)", "SiLU": "swiglu"}
 HEADS = ("head", "fc", "global_pool", "fc_norm", "attn_pool", "patch_drop", "pos_drop", "norm_pre")
@@ -31,7 +32,8 @@ def network_in(meta: Mapping) -> tuple[str, nn.Module] | tuple[None, None]:
     for where, arch, table in architectures(meta):
         given = table_in(table, "model_args") or table_in(table, "model_kwargs")
         pool = pool_in(table)
-        simple = {k: _hashable(v) for k, v in given.items() if isinstance(k, str) and not k.startswith(NOT_BUILT_WITH)}
+        names = [k for k in given if isinstance(k, str) and (k == WINDOWS or not k.startswith(NOT_BUILT_WITH))]
+        simple = {k: _hashable(given[k]) for k in names}
         simple |= {"global_pool": pool} if pool else {}
         for options in (simple, {}):  # those of another version are no reason to forget the name
             small = all(_is_small(k, v) for k, v in options.items())

@@ -218,6 +218,8 @@ def _lacking(card: Card, why: str, weights: Mapping[str, Tensor]) -> list[str]:
     if card.family == "vit" and card.heads is None:
         usual = f" ({card.dim}/64 = {card.dim // 64} is the usual number, and only a guess)"
         found.append(f"{why}: give --heads N{usual if card.dim % 64 == 0 else ''}")
+    if card.family == "swinv2" and card.window is None:
+        found.append("nothing says how large its windows are: give --card window=N (8, 16 or 24 patches are usual)")
     if card.mean is None or card.std is None:
         found.append(
             "nothing says how images are normalised: give --card mean=.. std=.. "

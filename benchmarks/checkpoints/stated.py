@@ -22,6 +22,7 @@ COUNTED = {
     "vit": "depth",
     "resnet": "blocks",
     "swin": "depths",
+    "swinv2": "depths",
     "xcit": "depth",
     "eva": "depth",
     "convnext": "depths",
@@ -134,8 +135,8 @@ def blocks_of(arch: str, card: Card) -> int | tuple[int, ...] | None:
         width = 64 if number in BASIC else 256
         fits = card.widths[0] == width and (card.block == "basic") == (number in BASIC)
         return NAMED_RESNETS.get(number) if fits else None
-    if card.family == "swin":
-        found = re.search(r"swin_(tiny|small|base|large)", arch)
+    if card.family in ("swin", "swinv2"):
+        found = re.search(rf"{card.family}_(tiny|small|base|large)", arch)
         width, blocks = NAMED_SWINS[found[1]] if found else (None, None)
         return blocks if width == card.dim else None
     return None

@@ -96,7 +96,7 @@ def swin(state, prefix: str, reasons: Mapping[str, str], **known) -> tuple[dict,
     dropped, names = drop(state, reasons), own(state, prefix, SWIN_PARTS)
     for name, key in names.items():
         if name.endswith("relative_position_index"):
-            _check_index(name, state[key])
+            check_index(name, state[key])
         if name.endswith(("relative_position_index", "attn_mask")):
             dropped[key] = "rebuilt"
     renamed = swin_names(name for name, key in names.items() if key not in dropped)
@@ -104,7 +104,7 @@ def swin(state, prefix: str, reasons: Mapping[str, str], **known) -> tuple[dict,
     return weights, swin_card(shapes_of(weights), **known), dropped
 
 
-def _check_index(name: str, index: torch.Tensor) -> None:
+def check_index(name: str, index: torch.Tensor) -> None:
     """Is this the index that every Swin has: row times (2 window - 1) plus column of the difference of positions?"""
     side = math.isqrt(index.shape[0]) if index.dim() == 2 else 0
     if not 1 <= side <= MAX_WINDOW or tuple(index.shape) != (side * side, side * side):

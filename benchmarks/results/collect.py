@@ -218,9 +218,9 @@ def backbone_name(card: Mapping) -> str:
     if family == "vit":
         size = {192: "Ti", 384: "S", 768: "B", 1024: "L", 1280: "H"}.get(dim, str(dim))
         return f"ViT-{size}/{card.get('patch')}"
-    if family == "swin":
+    if family in ("swin", "swinv2"):
         deep = {(2, 2, 6, 2): {96: "T"}, (2, 2, 18, 2): {96: "S", 128: "B", 192: "L"}}
-        return f"Swin-{deep.get(tuple(card.get('depths') or ()), {}).get(dim, dim)}"
+        return f"Swin{family[4:].upper()}-{deep.get(tuple(card.get('depths') or ()), {}).get(dim, dim)}"
     if family == "resnet":
         basic, widths = card.get("block") == "basic", card.get("widths") or [0]
         name = f"ResNet-{sum(card.get('blocks') or ()) * (2 if basic else 3) + 2}"

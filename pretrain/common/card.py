@@ -65,6 +65,10 @@ FAMILIES = {
         *("patch", "window", "dim", "depths", "heads", "final_norm", "class_token", "patch_norm", "absolute_pos"),
         *("mlp_ratio", "qkv_bias", "norm_eps", "act", "sizes"),
     ),
+    "swinv2": (
+        *("patch", "window", "dim", "depths", "heads", "final_norm", "mlp_ratio", "qkv_bias", "norm_eps", "act"),
+        "pretrained_windows",
+    ),
     "xcit": (
         *("patch", "dim", "depth", "heads", "cls_depth", "tokens_norm", "class_token", "final_norm", "mlp_ratio"),
         *("qkv_bias", "norm_eps", "act"),
@@ -98,7 +102,8 @@ class Card:
     block: one of BLOCKS; blocks and widths (channels of the output) of each stage; groups and base_width of the 3x3
     convolutions where they are not 1 and 64 (ResNeXt, wide ResNet); stem_widths: channels of the first two of three 3x3
     convolutions that stand for the 7x7 one; avg_down: shortcuts halve by average pooling (both: ResNet-C, -D). sizes: a
-    key of SIZE_RULES.
+    key of SIZE_RULES. Swin V2: as Swin; pretrained_windows: sides by which each stage divides its distances (0: its
+    window); window: None where the file does not say it.
 
     EVA-02: inner_norms: LayerNorms inside a block's parts; rope_grid: side of the grid whose places the rotation has.
     XCiT: cls_depth: blocks of class attention; tokens_norm: do they norm the patches too? ConvNeXt: depths and widths
@@ -149,6 +154,7 @@ class Card:
     rope_grid: int | None = bounded(None, at_least=1, at_most=1024)
     strides: tuple[int, ...] | None = bounded(None, at_least=1, at_most=256)
     probe: str | None = None
+    pretrained_windows: tuple[int, ...] | None = bounded(None, at_least=0, at_most=MAX_WINDOW)
     stem_widths: tuple[int, ...] | None = bounded(None, at_least=1, at_most=MAX_WIDTH)
     avg_down: bool | None = None
 
@@ -161,14 +167,15 @@ class Card:
                 raise UserError(f"the card of {self.family} lacks {', '.join(lacking)}")
             if len(self.strides) != len(self.widths):
                 raise UserError(f"{len(self.strides)} strides and {len(self.widths)} widths: one of each for a block")
-        if self.family in ("resnet", "convnext"):  # none of these has one, and their cards do not speak of it
+        if self.family in ("resnet", "convnext", "swinv2"):  # none of these has one, and their cards do not speak of it
             object.__setattr__(self, "class_token", False)
         if self.family == "vit" and not isinstance(self.heads, int | None):
             raise UserError(f"heads={self.heads}: a ViT has one number of heads")
         if self.family == "vit" and self.pos.startswith("relative") != (self.pos_resize in RELATIVE_RULES):
             raise UserError(f"pos_resize={self.pos_resize} is no rule for positions that are {self.pos}")
         own = FAMILIES.get(self.family, ())
-        if lacking := [key for key in own if key not in MAY_LACK and getattr(self, key) is None]:
+        may_lack = MAY_LACK | ({"window"} if self.family == "swinv2" else set())
+        if lacking := [key for key in own if key not in may_lack and getattr(self, key) is None]:
             raise UserError(f"a card of family {self.family} lacks {', '.join(lacking)}")
 
     @property
@@ -181,8 +188,8 @@ class Card:
         """The network's size in a few words, for messages."""
         if self.own:
             return f"{self.family}, maps {'/'.join(map(str, self.widths))} wide"
-        stages = {"resnet": (self.blocks, self.widths), "swin": (self.depths, (self.dim,))}
-        stages = (stages | {"convnext": (self.depths, self.widths)}).get(self.family)
+        stages = {"resnet": (self.blocks, self.widths), "convnext": (self.depths, self.widths)}
+        stages = (stages | dict.fromkeys(("swin", "swinv2"), (self.depths, (self.dim,)))).get(self.family)
         if stages is None:
             return f"{self.dim} wide, {self.depth} blocks"
         return f"{self.family} of {'/'.join(map(str, stages[0]))} blocks, {'/'.join(map(str, stages[1]))} wide"

@@ -157,6 +157,24 @@ def swin_card(shapes: Mapping[str, tuple], **known) -> Card:
     return Card("swin", **(facts | known))
 
 
+def swinv2_card(shapes: Mapping[str, tuple], **known) -> Card:
+    """The card of a Swin V2, whose window no weight shows; arguments and errors as of the others."""
+    _no_empty(shapes)
+    try:
+        dim, channels, patch, patch_w = shapes["patch_embed.proj.weight"]
+        stages = _count(shapes, r"layers\.(\d{1,9})\.")
+        depths = tuple(_count(shapes, rf"layers\.{i}\.blocks\.(\d{{1,9}})\.") for i in range(stages))
+        heads = tuple(shapes[f"layers.{i}.blocks.0.attn.logit_scale"][0] for i in range(stages))
+        hidden = shapes["layers.0.blocks.0.mlp.fc1.weight"][0]
+    except (KeyError, ValueError, IndexError) as error:
+        raise UserError(f"not a Swin V2: no usable {error}") from None
+    if channels != 3 or patch != patch_w:
+        raise UserError(f"not a Swin V2 on RGB: patch embedding {dim}x{channels}x{patch}x{patch_w}")
+    facts = {"patch": patch, "dim": dim, "depths": depths, "heads": heads, "mlp_ratio": _ratio(hidden, dim)}
+    facts |= {"qkv_bias": "layers.0.blocks.0.attn.q_bias" in shapes, "norm_eps": 1e-5}
+    return Card("swinv2", **(facts | {"pretrained_windows": (0,) * stages} | known))
+
+
 def xcit_card(shapes: Mapping[str, tuple], **known) -> Card:
     """An XCiT's card from the shapes of its timm-named weights; `known` are the facts that the format knows.
 

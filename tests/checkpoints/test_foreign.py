@@ -63,7 +63,7 @@ def test_a_pickled_module(tmp_path):
         (["features.0.0.weight", "features.1.0.block.0.0.weight"], None, "it is an EfficientNet"),
         (["features.0.0.weight", "features.1.block.0.0.weight"], None, "it is an EfficientNet"),
         (["encoder.stages.0.layers.0.layer.0.convolution.weight"], None, ""),
-        (["layers.0.blocks.0.attn.cpb_mlp.0.weight"], None, "it is Swin V2"),
+        (["features.1.0.attn.cpb_mlp.0.weight"], None, "it is Swin V2"),
         (["norm_pre.weight", "blocks.0.norm1.weight"], None, "it is a ViT with a norm before its blocks, as CLIP"),
         (["norm_pre.weight", "attn_pool.latent"], None, "it is a ViT with timm's attention pooling, as SigLIP"),
         (["a.weight"], "no_such_network", "config.json says that it is a network of model_type no_such_network"),

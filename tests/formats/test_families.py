@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from timm.models.beit import Beit
 from timm.models.convnext import ConvNeXt
 from timm.models.eva import Eva
+from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.xcit import Xcit
 from torch import nn
 from torchvision.models import VisionTransformer
@@ -402,7 +403,62 @@ def test_convnext(second, tmp_path):
         encoder(torch.zeros(1, 3, 24, 64))
 
 
-@pytest.mark.parametrize("name", ["torchvision_vit", "beit", "hf_beit", "capi", "xcit", "timm_eva", "convnext"])
+# --- Swin V2
+
+
+def swinv2(size, **more) -> SwinTransformerV2:
+    facts = {"embed_dim": 8, "depths": (2, 2, 2, 1), "num_heads": (1, 2, 2, 4), "window_size": 4, "num_classes": 3}
+    return SwinTransformerV2(img_size=size, **facts, **more)
+
+
+@pytest.mark.parametrize("before", [(0, 0, 0, 0), (6, 6, 6, 3)])
+def test_swinv2(before, tmp_path):
+    """timm's network of each image's size, in official names, which tell the windows, and in timm's, which do not."""
+    network = perturbed(swinv2(64, pretrained_window_sizes=before))
+    official = {"model": families.swinv2_names(network), "optimizer": {}, "epoch": 3}
+    paths = [saved(official, tmp_path, "official.pth"), saved(network.state_dict(), tmp_path)]
+    facts = {"window": 4, "pretrained_windows": ",".join(map(str, before))}
+    encoders = [load(paths[0]), load(paths[1], **facts)]
+    assert encoders[0].card == encoders[1].card
+    assert encoders[0].card.pretrained_windows == before
+    assert open_checkpoint(paths[0]).assumed == ""
+    for size in ((64, 64), (96, 72), (20, 128), (64, 64)):
+        other, x = swinv2(size, pretrained_window_sizes=before).eval(), torch.randn(2, 3, *size)
+        other.load_state_dict(network.state_dict())
+        maps = other.forward_intermediates(x, intermediates_only=True)
+        for encoder in encoders:
+            found = encoder(x, blocks=[0, 1, 2, 3])
+            for stage, wanted in zip(found.patches, maps, strict=True):
+                assert relative(stage, wanted) < PARITY
+            last = other.forward_features(x)
+            assert relative(found.image, other.forward_head(last, pre_logits=True)) < PARITY
+            assert relative(encoder(x).patches[0], last.permute(0, 3, 1, 2)) < PARITY
+
+
+def test_the_window_of_a_swinv2_is_never_guessed(tmp_path):
+    """Named, it is that of timm's network; else it is asked for. Other distances or windows are refused."""
+    state = swinv2(64).state_dict()
+    path = saved({"state_dict": state, "arch": "other"}, tmp_path)
+    with pytest.raises(UserError, match="nothing says how large its windows are: give --card window=N"):
+        load(path)
+    model = {"embed_dim": 8, "depths": [2, 2, 2, 1], "num_heads": [1, 2, 2, 4], "pretrained_window_sizes": [6, 6, 6, 3]}
+    args = {"model": "swinv2_tiny_window8_256", "model_kwargs": model}
+    card = open_checkpoint(saved({"state_dict": state, "arch": args["model"], "args": args}, tmp_path)).card
+    assert (card.window, card.pretrained_windows) == (8, (6, 6, 6, 3))
+    stored = families.swinv2_names(swinv2(64))
+    name = "layers.1.blocks.0.attn.relative_"
+    for key, value, words in (
+        ("coords_table", stored[f"{name}coords_table"] + 0.1, "holds other distances"),
+        ("coords_table", stored["layers.3.blocks.0.attn.relative_coords_table"], "of another window"),
+        ("position_index", stored[f"{name}position_index"].flip(0), "orders relative positions in another way"),
+    ):
+        with pytest.raises(UserError, match=words):
+            open_checkpoint(saved(stored | {name + key: value}, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name", ["torchvision_vit", "beit", "hf_beit", "capi", "xcit", "timm_eva", "convnext", "timm_swinv2"]
+)
 def test_an_export_is_the_same_network(name, tmp_path):
     """What `convert` writes: timm's names with a card beside them, which is then the whole of the evidence."""
     path, facts = format_example(name, tmp_path)
@@ -434,10 +490,11 @@ def test_lost_blocks_and_other_kernels(name, tmp_path):
         (families.XCIT, "XCiT-242/8"),  # 24 wide, 2 blocks
         (Card("xcit", patch=8, dim=384, depth=12, heads=8, cls_depth=2, tokens_norm=True), "XCiT-S12/8"),
         (families.CONVNEXT, "ConvNeXt-8"),
+        (families.SWINV2, "SwinV2-8"),
     ],
 )
 def test_names_and_cards(card, name):
     """What a table calls a network; a card survives JSON, and says whether its maps are those of stages."""
     assert backbone_name(card.as_dict()) == name
     assert Card.from_dict(card.as_dict()) == card
-    assert card.staged == (card.family == "convnext")
+    assert card.staged == (card.family in ("convnext", "swinv2"))

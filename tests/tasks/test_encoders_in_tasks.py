@@ -125,7 +125,7 @@ ASSUMED = {"stored": "dino (assumed)", "window": "bilinear (assumed)"}  # rules 
 
 def rule_of(card: Card) -> tuple[str, str]:
     """How a SIDE x SIDE picture is taken: the entry of the record, from the card alone."""
-    if card.family in ("resnet", "convnext"):
+    if card.family in ("resnet", "convnext", "swinv2"):
         return "size_rule", "any"
     if card.family == "xcit":
         return "pos_rule", "computed"

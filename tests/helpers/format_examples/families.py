@@ -21,6 +21,10 @@ EVA = Card(
     final_norm=False, readout="mean_norm", inner_norms="mlp", rope_grid=16,
 )  # fmt: skip
 CONVNEXT = Card("convnext", patch=4, depths=(1, 1, 2, 1), widths=(8, 16, 16, 24), layer_scale=True, response_norm=False)
+SWINV2 = Card(
+    "swinv2", patch=4, window=4, pretrained_windows=(0, 0, 0, 0), dim=8, depths=(1, 1, 2, 1), heads=(1, 2, 2, 4),
+    norm_eps=1e-5,
+)  # fmt: skip
 
 
 def torchvision_vit(folder: Path) -> Example:
@@ -146,3 +150,24 @@ def convnext(folder: Path) -> Example:
         state[name] = value
     copies = {f"norms.3.{p}": state[f"norm.{p}"] for p in ("weight", "bias")}
     return save_example(folder / "convnext.pth", state | copies)
+
+
+def swinv2_names(network: torch.nn.Module) -> dict:
+    """The state dict of timm's network as the official code writes it: merging closes a stage, windows are stored."""
+    state = {}
+    for name, value in network.state_dict().items():
+        name = re.sub(r"^layers\.(\d)\.downsample\.", lambda m: f"layers.{int(m[1]) - 1}.downsample.", name)
+        state[name.replace("head.fc.", "head.")] = value
+    for name, module in network.named_modules():
+        for key in ("relative_coords_table", "relative_position_index", "attn_mask"):
+            if getattr(module, key, None) is not None:
+                state[f"{name}.{key}"] = getattr(module, key)
+    return state
+
+
+def timm_swinv2(folder: Path) -> Example:
+    """A tiny released network of the official code, of 64x64 images: the last window is 2x2."""
+    encoder = encoder_for(SWINV2)
+    encoder.net.load_state_dict(tiny_weights(SWINV2))
+    encoder(torch.zeros(1, 3, 64, 64))
+    return save_example(folder / "swinv2.pth", {"model": swinv2_names(encoder.net)})
