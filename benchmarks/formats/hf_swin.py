@@ -13,21 +13,11 @@ from ...pretrain.common.errors import UserError
 from ..checkpoints.stated import normalisation_from
 from . import drop, under
 from ._conv import IMAGENET, swin
-from ._transformers import facts_of, root_of
+from ._transformers import PARTS, facts_of, root_of
 
 MODEL_TYPES = ("swin", "donut-swin", "maskformer-swin")
 BLOCK = re.compile(r"encoder\.(layers\.\d+\.blocks\.\d+)\.(.+)\.(weight|bias)")
 TABLE = re.compile(r"encoder\.(layers\.\d+\.blocks\.\d+\.)attention\.\w+\.(relative_position_\w+)")
-PARTS = {
-    "layernorm_before": "norm1",
-    "layernorm_after": "norm2",
-    "attention.output.dense": "attn.proj",
-    "attention.o_proj": "attn.proj",
-    "intermediate.dense": "mlp.fc1",
-    "output.dense": "mlp.fc2",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-}
 STACKED = {f"attention.self.{name}": i for i, name in enumerate(("query", "key", "value"))}
 STACKED |= {f"attention.{name}_proj": i for i, name in enumerate("qkv")}
 WHOLE = (
