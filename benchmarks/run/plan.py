@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...pretrain.common.errors import UserError, naming
+from ..checkpoints.folders import is_run
 from ..datasets.base import Data
 from ..datasets.roots import data_roots
 from ..results.record import Model, done, records
@@ -92,7 +93,7 @@ def expand(models: list[Path | Entry], every: int | None = None) -> list[Path | 
     files, runs = [], 0
     for model in models:
         path = model if isinstance(model, Path) else model.path
-        if not ((path / "config.yaml").is_file() and (path / "checkpoints").is_dir()):
+        if not is_run(path):
             files.append(model)
             continue
         from ...pretrain.export import exports

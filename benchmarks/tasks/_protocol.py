@@ -1,9 +1,10 @@
 """A task's protocol: a dataclass whose fields are its values, and `key=value` that override them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any
 
+from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.keyvalue import key_value
 from ...pretrain.common.ranges import check_value
@@ -53,6 +54,19 @@ def check_patch(key: str, side: int, card: Mapping, whole: bool = False) -> None
     if whole and side % patch:
         nearest = round(side / patch) * patch
         raise UserError(f"{key}={side}: no whole number of the network's patches of {patch} pixels; nearest: {nearest}")
+
+
+def check_channels(values) -> None:
+    """UserError where the protocol's `mean` or `std` is not of three numbers."""
+    for name in ("mean", "std"):
+        if (given := getattr(values, name)) is not None and len(given) != 3:
+            raise UserError(f"{name}={given}: three numbers are needed, for red, green and blue")
+
+
+def normalisation(card, protocol, official_std: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Mean and std in force: overrides, else the official script's numbers for ImageNet's, else the card's own."""
+    official = card.mean == IMAGENET_MEAN and card.std == IMAGENET_STD
+    return list(protocol.mean or card.mean), list(protocol.std or (official_std if official else card.std))
 
 
 WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a word"}

@@ -9,11 +9,10 @@ import cv2
 import numpy as np
 import torch
 
-from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
 from ...pretrain.common.errors import UserError
 from ..datasets.files import read_frame
 from ..datasets.videos import Sequence
-from . import TaskConfig
+from . import TaskConfig, _protocol
 from ._propagation import Propagator, first_labels, labels_to_mask, normalise
 
 # The official scripts all have 0.228 for red; it is part of the protocol.
@@ -57,9 +56,8 @@ def frame_size(size: tuple[int, int], protocol, patch: int) -> tuple[tuple[int, 
 
 
 def normalisation(card, protocol) -> tuple[list[float], list[float]]:
-    """Mean and std in force: overrides, else the official numbers for ImageNet's, else the card's own."""
-    official = card.mean == IMAGENET_MEAN and card.std == IMAGENET_STD
-    return list(protocol.mean or card.mean), list(protocol.std or (OFFICIAL_STD if official else card.std))
+    """Mean and std in force, with the official script's for ImageNet's."""
+    return _protocol.normalisation(card, protocol, OFFICIAL_STD)
 
 
 def prepare(path: Path, size: tuple[int, int], mean: list[float], std: list[float]) -> torch.Tensor:

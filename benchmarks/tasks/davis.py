@@ -27,6 +27,7 @@ from ..datasets.videos import Sequence, Videos
 from ..datasets.videos.results import read_result
 from ..metrics.jf import BOUND, bound_radius, frame_scores, global_scores, summarize
 from . import PICTURES, Data, Flag, Metric, Task, TaskConfig
+from ._protocol import check_channels
 
 AHEAD = 4  # masks that are being written while the network is busy
 
@@ -61,9 +62,7 @@ class Davis(Task):
     def check(self, cfg: TaskConfig) -> Data:
         """Open and check the data set (and the masks to score). Raises UserError that names the file."""
         p = cfg.protocol
-        for name in ("mean", "std"):
-            if (values := getattr(p, name)) is not None and len(values) != 3:
-                raise UserError(f"{name}={values}: three numbers, for red, green and blue")
+        check_channels(p)
         bound_radius((p.size, p.size), p.bound)
         return open_davis(cfg.root, cfg.list_file, cfg.limit, p.frames, cfg.masks, cfg.odd_masks)
 

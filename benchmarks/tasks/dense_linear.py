@@ -13,18 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from ...pretrain.common.ranges import bounded, one_of
-from ..datasets.segmentation.ade import open_labelled_ade
-from ..datasets.segmentation.cityscapes import open_cityscapes
-from ..datasets.segmentation.voc import open_voc
+from ..datasets.segmentation import IGNORED
+from ..datasets.segmentation.sets import OPEN, TASK_NAMES
 from ..metrics.segmentation import confusion, ious
 from . import Data, Metric, Task, TaskConfig, make_key
 from ._protocol import check_patch
 
-OPEN = {
-    "ade20k": ("ade20k", open_labelled_ade),
-    "voc": ("voc2012", open_voc),
-    "cityscapes": ("cityscapes", open_cityscapes),
-}
 SIZES, MOST = (0.5, 2.0), 0.75  # of a training picture's shorter side; of one class in a cut
 
 
@@ -67,7 +61,7 @@ def rate(step: int, lr: float, warmup: int, steps: int) -> float:
 class DenseLinear(Task):
     def check(self, cfg: TaskConfig) -> Data:
         """Open the pictures and label maps. Raises UserError that names what is wrong."""
-        return OPEN[self.name.removesuffix("_linear")][1](cfg.root, cfg.limit)
+        return OPEN[self.dataset](cfg.root, cfg.limit)
 
     def check_card(self, values: Protocol, card: dict) -> None:
         """Pictures of at least a patch."""
@@ -151,7 +145,7 @@ def _count(head, features, data, i: int, p: Protocol, device: str) -> np.ndarray
     image, labels = scaled(data.val, i, p.size, data.ignored == 0)
     with torch.inference_mode():
         best = slide(lambda part: head(features(part)), image[None], p.size, p.stride, labels.shape)
-    return confusion(labels.numpy(), best.cpu().numpy(), head.conv.out_channels, 255)
+    return confusion(labels.numpy(), best.cpu().numpy(), head.conv.out_channels, IGNORED)
 
 
 def scores(counts: np.ndarray) -> dict:
@@ -175,11 +169,11 @@ def _task(name: str) -> DenseLinear:
         protocol_id="seg-linear-dinov3" + "-reconstructed" * (name != "ade20k"),
         protocol=Protocol,
         metrics=tuple(Metric(m, noise=None) for m in ("mIoU_best", "mIoU_last", "aAcc", "mAcc")),
-        dataset=OPEN[name][0],
+        dataset=TASK_NAMES[name],
         kind="segmentation",
         cost="1.5 h",
         published=published,
     )
 
 
-TASKS = {f"{name}_linear": _task(name) for name in OPEN}
+TASKS = {f"{name}_linear": _task(name) for name in TASK_NAMES}

@@ -11,22 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ...pretrain.common.card import IMAGENET_MEAN, IMAGENET_STD
-from ...pretrain.common.errors import UserError
+from ...pretrain.common.card import IMAGENET_STD
 from ...pretrain.common.ranges import bounded, bounds, one_of
 from ..datasets.segmentation import LabelledSet
-from ..datasets.segmentation.ade import open_labelled_ade
-from ..datasets.segmentation.cityscapes import open_cityscapes
-from ..datasets.segmentation.voc import open_voc
+from ..datasets.segmentation.sets import OPEN, TASK_NAMES
 from ..metrics.segmentation import confusion, ious, matched, occurring, renamed
 from . import Data, Metric, Task, TaskConfig
-from ._protocol import check_patch
+from ._protocol import check_channels, check_patch, normalisation
 
-OPEN = {
-    "voc": ("voc2012", open_voc),
-    "ade20k": ("ade20k", open_labelled_ade),
-    "cityscapes": ("cityscapes", open_cityscapes),
-}
 SIZE = 512  # pixels, where the protocol says none: so many whole patches as fit
 OFFICIAL_STD = (0.229, 0.224, 0.255)  # 0.255 for blue is a slip of the official code, and part of the protocol
 MEMORY = 102_400  # patches: 1024 * 10^2, the smallest of the published three
@@ -58,15 +50,12 @@ class Protocol:
 class Hummingbird(Task):
     def check(self, cfg: TaskConfig) -> Data:
         """Open the pictures and label maps. Raises UserError that names what is wrong."""
-        return OPEN[self.name.partition("_")[2]][1](cfg.root, cfg.limit)
+        return OPEN[self.dataset](cfg.root, cfg.limit)
 
     def check_card(self, values: Protocol, card: dict) -> None:
         """Pictures of whole patches, a mean and a std for each channel."""
         check_patch("size", values.size or SIZE, card, whole=values.size is not None)
-        for name in ("mean", "std"):
-            given = getattr(values, name)
-            if given is not None and len(given) != 3:
-                raise UserError(f"{name}={given}: three numbers are needed, for red, green and blue")
+        check_channels(values)
 
     def run(self, encoder, cfg: TaskConfig, out: Path) -> dict:
         """Fill the memory, look up every patch of the validation pictures, count pixels."""
@@ -78,7 +67,9 @@ class Hummingbird(Task):
         p, data = cfg.protocol, cfg.data.content
         train, val = data.train.by_name(), data.val.by_name()
         cell = encoder.strides[-1]
-        memory = Memory(encoder, cfg, data.classes, p.size or SIZE // cell * cell, *normalisation(encoder.card, p))
+        memory = Memory(
+            encoder, cfg, data.classes, p.size or SIZE // cell * cell, *normalisation(encoder.card, p, OFFICIAL_STD)
+        )
         total = p.passes * len(train) + len(val)
         memory.fill(train, lambda done: cfg.progress(done, total, f"memory {done}/{total - len(val)}"))
         counts = np.zeros((data.classes, data.classes), np.int64)
@@ -108,12 +99,6 @@ def scores(counts: np.ndarray, data: LabelledSet) -> tuple[dict, dict, str]:
     return metrics, {"classes": classes, "matching": {data.names[i]: data.names[mapping[i]] for i in others}}, matching
 
 
-def normalisation(card, protocol: Protocol) -> tuple[list[float], list[float]]:
-    """Mean and std in force: overrides, else the official numbers for ImageNet's, else the card's own."""
-    official = card.mean == IMAGENET_MEAN and card.std == IMAGENET_STD
-    return list(protocol.mean or card.mean), list(protocol.std or (OFFICIAL_STD if official else card.std))
-
-
 def _task(name: str) -> Hummingbird:
     return Hummingbird(
         version=1,
@@ -122,7 +107,7 @@ def _task(name: str) -> Hummingbird:
         # The patches of a bounded memory are drawn: on 40 pictures 13.6 with a deviation of 1.0 over three seeds, and
         # less on the whole sets.
         metrics=tuple(Metric(m, noise=None) for m in ("mIoU", "mIoU_identity", "mIoU_present", "pixel_accuracy")),
-        dataset=OPEN[name][0],
+        dataset=TASK_NAMES[name],
         kind="segmentation",
         cost="minutes",
         published=((f"hummingbird_{name}", "hbird_mem1024e2"),),
@@ -135,4 +120,4 @@ def _task(name: str) -> Hummingbird:
     )
 
 
-TASKS = {f"hummingbird_{name}": _task(name) for name in OPEN}
+TASKS = {f"hummingbird_{name}": _task(name) for name in TASK_NAMES}

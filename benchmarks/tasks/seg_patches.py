@@ -11,14 +11,12 @@ import numpy as np
 
 from ...pretrain.common.errors import UserError
 from ...pretrain.common.ranges import bounded, bounds, one_of
-from ..datasets.segmentation.ade import open_labelled_ade
-from ..datasets.segmentation.voc import open_voc
+from ..datasets.segmentation import IGNORED
+from ..datasets.segmentation.sets import OPEN
 from ..metrics.segmentation import confusion, ious
 from . import Data, Metric, Task, TaskConfig
 from ._protocol import check_patch
 
-OPEN = {"ade20k": open_labelled_ade, "voc2012": open_voc}
-IGNORED = 255
 FEWEST = 10  # training pictures: a tenth of them is held out
 
 

@@ -10,14 +10,13 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as T
 
-from ...datasets.segmentation import Labelled
+from ...datasets.segmentation import IGNORED, Labelled
 from .. import TaskConfig
 from .._features import effective
 from .dense import as_tensor, batches, patches, shares, squeezed
 from .search import nearest
 from .views import random_cut
 
-VOID = 255  # counted as class 0 in the memory
 JITTER, CHANCE = 0.1, 0.5  # of brightness, contrast, saturation and hue, each
 AREA = (0.5, 2.0)  # of a training picture's cut
 
@@ -42,7 +41,7 @@ class Memory:
             for images, labels in batches(read, len(pictures)):
                 found = patches(self.encoder, images, self.cfg, self.mean, self.std)
                 grid = found.shape[1:3]
-                counts = shares(torch.where(labels == VOID, 0, labels), grid, self.classes)
+                counts = shares(torch.where(labels == IGNORED, 0, labels), grid, self.classes)
                 vectors, counts = found.flatten(1, 2), counts.flatten(1, 2)
                 if each is not None:
                     at = rarest(counts, uniform(counts, draws), each)

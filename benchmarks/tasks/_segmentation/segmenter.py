@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from ....pretrain.common.atomic import write_atomic
 from ....pretrain.common.errors import UserError
 from ....pretrain.common.reading.state import load_state
+from ...datasets.segmentation import IGNORED
 from .._features import ahead
 
-IGNORED = 255
 Images = tuple[Tensor, Tensor]  # pictures [B, 3, H, W], labels [B, H, W]
 
 
@@ -85,6 +85,7 @@ def in_order(count: int, batch: int, seed: int | None) -> Callable[[int], tuple[
     """`Course.numbers` of an endless stream over all pictures, shuffled anew each time by (seed, epoch); None: as they
     are."""
 
+    @lru_cache(2)  # of the many steps of an epoch
     def order(epoch: int) -> list[int]:
         if seed is None:
             return list(range(count))
@@ -124,7 +125,8 @@ def fit(
     file: where the state is kept, for an interrupted run with the same `key`. Raises UserError for a loss that is not
     finite.
     """
-    step, found, losses = _resume(head, optimiser, file, key)
+    step, found = _resume(head, optimiser, file, key)
+    losses: list[float] = []
     device = next(head.parameters()).device
     for images, labels in _stream(course, range(step, course.steps)):
         head.train()
@@ -151,16 +153,17 @@ def fit(
     return losses, found
 
 
-def _resume(head: nn.Module, optimiser, file: Path, key: str) -> tuple[int, list[dict], list[float]]:
+def _resume(head: nn.Module, optimiser, file: Path, key: str) -> tuple[int, list[dict]]:
+    """Take over the state of an interrupted run; -> steps that are done, and what was evaluated."""
     try:
         state = load_state(file)
     except UserError:  # there is none, or it is damaged: the steps are made again
-        return 0, [], []
+        return 0, []
     if not isinstance(state, dict) or state.get("key") != key:
-        return 0, [], []
+        return 0, []
     head.load_state_dict(state["head"])
     optimiser.load_state_dict(state["optimiser"])
-    return state["step"], state["found"], []
+    return state["step"], state["found"]
 
 
 def _stream(course: Course, steps: range) -> Iterator[Images]:
